@@ -1,0 +1,8 @@
+"""Hand-written kernels for the classic convolutional network, as drop-in torch modules and functions."""
+
+from kernels import functional, nn, optim
+from kernels._version import __version__
+from kernels.backend import Backend, backends, use_backend
+from kernels.swap import SwapReport, swap
+
+__all__ = ["Backend", "SwapReport", "backends", "functional", "nn", "optim", "swap", "use_backend"]

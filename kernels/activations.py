@@ -1,0 +1,141 @@
+"""Activation functions phi of a neuron: relu, sigmoid and step, element by element.
+
+    relu(x)    = max(x, 0)             relu'(x)    = 1 where y > 0, else 0
+    sigmoid(x) = 1 / (1 + exp(-x))     sigmoid'(x) = y (1 - y)
+    step(x)    = 1 where x > 0, else 0 step'(x)    = 0
+
+The gradients need the output y alone. Step is the perceptron's function: its gradient is zero wherever it exists, so
+nothing in front of it learns by gradient descent; use it to run a network, not to train one.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.backend import chosen
+from kernels.checks import check_tensors
+from kernels.primitive import primitive
+
+
+@primitive("(Tensor input, str backend) -> Tensor")
+def relu_forward(input, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(input)
+
+
+@primitive("(Tensor dy, Tensor y, str backend) -> Tensor")
+def relu_backward(dy, y, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(dy)
+
+
+@primitive("(Tensor input, str backend) -> Tensor")
+def sigmoid_forward(input, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(input)
+
+
+@primitive("(Tensor dy, Tensor y, str backend) -> Tensor")
+def sigmoid_backward(dy, y, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(dy)
+
+
+@primitive("(Tensor input, str backend) -> Tensor")
+def step_forward(input, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(input)
+
+
+class Relu(torch.autograd.Function):
+    """y = max(input, 0)."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
+        y = relu_forward(input, backend)
+        ctx.save_for_backward(y)
+        ctx.backend = backend
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return ReluBackward.apply(dy, *ctx.saved_tensors, ctx.backend), None
+
+
+class ReluBackward(torch.autograd.Function):
+    """dx = dy where y > 0, else 0: linear in dy, constant in y."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, y: Tensor, backend: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(y)
+        ctx.backend = backend
+        return relu_backward(dy, y, backend)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return ReluBackward.apply(ddx, *ctx.saved_tensors, ctx.backend), None, None
+
+
+class Sigmoid(torch.autograd.Function):
+    """y = 1 / (1 + exp(-input))."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
+        y = sigmoid_forward(input, backend)
+        ctx.save_for_backward(y)
+        ctx.backend = backend
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return SigmoidBackward.apply(dy, *ctx.saved_tensors, ctx.backend), None
+
+
+class SigmoidBackward(torch.autograd.Function):
+    """dx = dy y (1 - y)."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: Tensor, y: Tensor, backend: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(dy, y)
+        ctx.backend = backend
+        return sigmoid_backward(dy, y, backend)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        dy, y = ctx.saved_tensors
+        return SigmoidBackward.apply(ddx, y, ctx.backend), ddx * dy * (1 - 2 * y), None
+
+
+class Step(torch.autograd.Function):
+    """y = 1 where input > 0, else 0; the gradient is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
+        return step_forward(input, backend)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return torch.zeros_like(dy), None
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(input, 0) of any shape and real dtype but bool; NaN stays NaN. Raises RuntimeError, TypeError as torch does."""
+    _check_real("relu", input)
+    if input.dtype == torch.bool:
+        raise RuntimeError("relu: expected input to be of a number dtype, got torch.bool")
+    y = Relu.apply(input, chosen())
+    return input.copy_(y) if inplace else y
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + exp(-input)) of any shape; integers give the default float dtype. Raises TypeError, RuntimeError."""
+    _check_real("sigmoid", input)
+    return Sigmoid.apply(input if input.is_floating_point() else input.to(torch.get_default_dtype()), chosen())
+
+
+def step(input: Tensor) -> Tensor:
+    """1 where input > 0, else 0 (NaN gives 0), in the input's shape and dtype; its gradient is zero everywhere."""
+    _check_real("step", input)
+    return Step.apply(input, chosen())
+
+
+def _check_real(name: str, input: Any) -> None:
+    check_tensors(name, input=input)
+    if input.dtype.is_complex:
+        raise NotImplementedError(f"{name}: expected input to be of a real dtype, got {input.dtype}")

@@ -1,0 +1,97 @@
+"""Which backend runs: NumPy for CPU tensors, Triton (else CuPy) for CUDA tensors, or the one that was asked for."""
+
+import functools
+import importlib
+import importlib.util
+import os
+import threading
+import warnings
+from types import ModuleType, TracebackType
+from typing import NamedTuple
+
+NAMES = ("numpy", "triton", "cupy")
+AUTOMATIC = {"cpu": ("numpy",), "cuda": ("triton", "cupy")}
+
+
+class Backend(NamedTuple):
+    """One row of `backends()`: `why_not` is empty where the backend is available."""
+
+    name: str
+    available: bool
+    why_not: str
+
+
+class _Choice(threading.local):
+    name = os.environ.get("KERNELS_BACKEND", "")  # "" leaves the choice to the device of the input
+
+
+_choice = _Choice()
+
+
+def chosen() -> str:
+    """The backend this thread asked for, "" where it left the choice to the tensors' device."""
+    return _choice.name
+
+
+class use_backend:
+    """Runs the operations of this thread on the backend `name`: as a plain call from here on, in `with` for its block.
+
+    `None` gives the choice back to the device of the input. The environment variable KERNELS_BACKEND sets what every
+    thread starts with. Raises ValueError for an unknown name, RuntimeError for a backend that cannot run here.
+    """
+
+    def __init__(self, name: str | None) -> None:
+        if name is not None:
+            load(name)
+        self._previous = _choice.name
+        _choice.name = name or ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _choice.name = self._previous
+
+
+def backends() -> list[Backend]:
+    """Every backend by name, whether it is available here, and why not where it is not."""
+    return [Backend(name, not (reason := _why_not(name)), reason) for name in NAMES]
+
+
+@functools.cache
+def _why_not(name: str) -> str:
+    if importlib.util.find_spec(f"kernels.{name}") is None:
+        return "this version of lenet-kernels does not contain it"
+    try:
+        importlib.import_module(f"kernels.{name}")
+    except ImportError as error:
+        return str(error)
+    return ""
+
+
+def load(name: str) -> ModuleType:
+    """The package of the backend `name`; raises ValueError if there is none, RuntimeError if it cannot run here."""
+    if name not in NAMES:
+        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(NAMES)}")
+    if reason := _why_not(name):
+        raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+    return importlib.import_module(f"kernels.{name}")
+
+
+@functools.cache
+def resolve(name: str, device_type: str) -> ModuleType:
+    """The package that serves tensors on `device_type`: `name`, or the first that can run where `name` is ""."""
+    if name:
+        if name == "numpy" and device_type != "cpu":
+            raise RuntimeError(f"backend 'numpy' takes tensors on the CPU, got tensors on {device_type!r}")
+        return load(name)
+    first, *_ = candidates = AUTOMATIC[device_type]
+    for candidate in candidates:
+        if not _why_not(candidate):
+            if candidate != first:
+                warnings.warn(f"backend {first!r} cannot run: {_why_not(first)}; using {candidate!r}", stacklevel=2)
+            return load(candidate)
+    reasons = "; ".join(f"{candidate!r}: {_why_not(candidate)}" for candidate in candidates)
+    raise RuntimeError(f"no backend can run on {device_type!r}: {reasons}")

@@ -1,0 +1,205 @@
+"""Two-dimensional convolution (cross-correlation), as torch.nn.functional.conv2d.
+
+    y[n, o, i, j] = bias[o] + sum over c, p, q of input[n, c, i sh + p dh - ph, j sw + q dw - pw] weight[o, c, p, q]
+
+Each output map o of group g sums over that group's input maps c; what lies outside the input counts as zero.
+The three primitives are each other's derivatives: y is bilinear in (input, weight), and so are both its gradients.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+from kernels.backend import chosen
+from kernels.checks import check_float, check_same, pair
+from kernels.primitive import new_image, primitive
+
+Pair = tuple[int, int]
+
+
+@primitive(
+    "(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
+    " SymInt groups, str backend) -> Tensor"
+)
+def conv2d_forward(input, weight, bias, stride, padding, dilation, groups, backend):  # type: ignore[no-untyped-def]
+    n, _, h, w = input.shape
+    oh, ow = output_size((h, w), weight.shape[2:], stride, padding, dilation)
+    return new_image(input, (n, weight.shape[0], oh, ow), backend)
+
+
+@primitive(
+    "(Tensor dy, Tensor weight, SymInt[2] input_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
+    " SymInt groups, str backend) -> Tensor"
+)
+def conv2d_input_grad(dy, weight, input_size, stride, padding, dilation, groups, backend):  # type: ignore[no-untyped-def]
+    return new_image(dy, (dy.shape[0], weight.shape[1] * groups, *input_size), backend)
+
+
+@primitive(
+    "(Tensor dy, Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
+    " SymInt groups, bool with_bias, str backend) -> (Tensor, Tensor)"
+)
+def conv2d_weight_grad(dy, input, kernel_size, stride, padding, dilation, groups, with_bias, backend):  # type: ignore[no-untyped-def]
+    c_out = dy.shape[1]
+    dweight = dy.new_empty((c_out, input.shape[1] // groups, *kernel_size))
+    return dweight, dy.new_empty((c_out if with_bias else 0,))
+
+
+class Conv2d(torch.autograd.Function):
+    """y = conv2d(input, weight) + bias."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.geometry, ctx.backend = geometry, backend
+        return conv2d_forward(input, weight, bias, *geometry, backend)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return *gradients(ctx, dy, *ctx.saved_tensors), None, None
+
+
+class Conv2dInputGrad(torch.autograd.Function):
+    """dx, the gradient of the input: linear in dy and in weight."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, dy: Tensor, weight: Tensor, input_size: Pair, geometry: tuple, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(dy, weight)
+        ctx.geometry, ctx.backend = geometry, backend
+        return conv2d_input_grad(dy, weight, input_size, *geometry, backend)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dy, weight = ctx.saved_tensors
+        ddy = dweight = None
+        if ctx.needs_input_grad[0]:
+            ddy = Conv2d.apply(ddx, weight, None, ctx.geometry, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            dweight, _ = Conv2dWeightGrad.apply(dy, ddx, weight.shape[2:], ctx.geometry, False, ctx.backend)
+        return ddy, dweight, None, None, None
+
+
+class Conv2dWeightGrad(torch.autograd.Function):
+    """(dweight, dbias), the gradients of weight and bias: linear in dy and in input; dbias is empty if not wanted."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, dy: Tensor, input: Tensor, kernel_size: Pair, geometry: tuple, with_bias: bool, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(dy, input)
+        ctx.geometry, ctx.with_bias, ctx.backend = geometry, with_bias, backend
+        return conv2d_weight_grad(dy, input, kernel_size, *geometry, with_bias, backend)
+
+    @staticmethod
+    def backward(ctx: Any, ddweight: Tensor, ddbias: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dy, input = ctx.saved_tensors
+        ddy = dinput = None
+        if ctx.needs_input_grad[0]:
+            ddy = Conv2d.apply(input, ddweight, ddbias if ctx.with_bias else None, ctx.geometry, ctx.backend)
+        if ctx.needs_input_grad[1]:
+            dinput = Conv2dInputGrad.apply(dy, ddweight, input.shape[2:], ctx.geometry, ctx.backend)
+        return ddy, dinput, None, None, None, None
+
+
+def gradients(
+    ctx: Any, dy: Tensor, input: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(dinput, dweight, dbias) of a Function whose first three inputs are input, weight and bias, as far as asked for."""
+    dinput = dweight = dbias = None
+    if ctx.needs_input_grad[0]:
+        dinput = Conv2dInputGrad.apply(dy, weight, input.shape[2:], ctx.geometry, ctx.backend)
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        with_bias = ctx.needs_input_grad[2]
+        dweight, dbias = Conv2dWeightGrad.apply(dy, input, weight.shape[2:], ctx.geometry, with_bias, ctx.backend)
+        dbias = dbias if with_bias else None
+    return dinput, dweight, dbias
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolves input (N, C, H, W) or (C, H, W) with weight (O, C/groups, KH, KW), adds bias (O), gives (N, O, OH, OW).
+
+    OH = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1; padding may be 'valid' (none) or 'same' (OH = H).
+    float16, bfloat16 (summed in float32), float32, float64. Raises RuntimeError, TypeError, ValueError as torch does.
+    """
+    images, geometry = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    y = Conv2d.apply(images, weight, bias, geometry, chosen())
+    return y if input.dim() == 4 else y.squeeze(0)
+
+
+def output_size(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(OH, OW) of a convolution over an input of the size (H, W)."""
+    (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw) = size, kernel_size, stride, padding, dilation
+    return (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+
+
+def prepare(  # type: ignore[no-untyped-def]
+    name: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int
+) -> tuple[Tensor, tuple[Pair, Pair, Pair, int]]:
+    """Checks the arguments; gives the input as a batch (padded where 'same' is lopsided) and the geometry in pairs."""
+    check_same(name, input=input, weight=weight, bias=bias)
+    check_float(name, input)
+    if weight.dim() != 4:
+        raise RuntimeError(f"{name}: expected weight to be 4D (O, C/groups, KH, KW), got shape {tuple(weight.shape)}")
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W), got shape {tuple(input.shape)}"
+        )
+    if not isinstance(groups, int | torch.SymInt):
+        raise TypeError(f"{name}: expected groups to be an int, got {type(groups).__name__}")
+    stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
+    if groups <= 0:
+        raise RuntimeError(f"{name}: expected groups to be at least 1, got {groups}")
+    c_out, c_group, kh, kw = weight.shape
+    if c_out % groups or c_out == 0:
+        raise RuntimeError(f"{name}: expected weight.shape[0] to be a multiple of groups={groups}, got {c_out}")
+    if input.shape[-3] != c_group * groups:
+        raise RuntimeError(
+            f"{name}: expected input to have weight.shape[1] * groups = {c_group * groups} channels,"
+            f" got {input.shape[-3]} (input {tuple(input.shape)}, weight {tuple(weight.shape)})"
+        )
+    if bias is not None and bias.shape != (c_out,):
+        raise RuntimeError(f"{name}: expected bias to have shape ({c_out},), got {tuple(bias.shape)}")
+    if kh < 1 or kw < 1 or c_group < 1:
+        raise RuntimeError(f"{name}: expected weight to have no empty dimension, got shape {tuple(weight.shape)}")
+    images = input if input.dim() == 4 else input.unsqueeze(0)
+    if isinstance(padding, str):
+        images, padding = _named_padding(name, images, padding, (kh, kw), stride, dilation)
+    padding = pair(name, "padding", padding, 0)
+    oh, ow = output_size(images.shape[2:], (kh, kw), stride, padding, dilation)
+    if oh < 1 or ow < 1:
+        raise RuntimeError(
+            f"{name}: expected the padded input to be at least as large as the kernel, got input {tuple(input.shape)},"
+            f" weight {tuple(weight.shape)}, padding {padding}, dilation {dilation}: output size would be {(oh, ow)}"
+        )
+    return images, (stride, padding, dilation, groups)
+
+
+def _named_padding(
+    name: str, input: Tensor, padding: str, kernel_size: Pair, stride: Pair, dilation: Pair
+) -> tuple[Tensor, Pair]:
+    if padding == "valid":
+        return input, (0, 0)
+    if padding != "same":
+        raise RuntimeError(f"{name}: expected padding to be an int, a pair, 'same' or 'valid', got {padding!r}")
+    if stride != (1, 1):
+        raise RuntimeError(f"{name}: padding='same' needs stride 1, got stride {stride}")
+    (top, left) = ((d * (k - 1)) // 2 for d, k in zip(dilation, kernel_size, strict=True))
+    (bottom, right) = (d * (k - 1) % 2 for d, k in zip(dilation, kernel_size, strict=True))
+    if bottom or right:
+        input = torch_functional.pad(input, (0, right, 0, bottom))
+    return input, (top, left)

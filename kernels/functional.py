@@ -1,0 +1,30 @@
+"""Mirrors torch.nn.functional: our operations under torch's names; every other name is torch's own."""
+
+from typing import Any
+
+import torch.nn.functional as _torch
+
+from kernels.activations import relu, sigmoid, step
+from kernels.conv2d import conv2d
+from kernels.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
+from kernels.linear import linear, linear_relu
+from kernels.max_pool2d import max_pool2d
+from kernels.mse_loss import mse_loss
+from kernels.softmax import softmax
+
+__all__ = [
+    "conv2d",
+    "conv2d_relu_max_pool2d",
+    "linear",
+    "linear_relu",
+    "max_pool2d",
+    "mse_loss",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "step",
+]
+
+
+def __getattr__(name: str) -> Any:
+    return getattr(_torch, name)

@@ -1,0 +1,174 @@
+"""Two-dimensional max-pooling, as torch.nn.functional.max_pool2d.
+
+    y[n, c, i, j] = max over p, q of input[n, c, i sh + p dh - ph, j sw + q dw - pw]
+
+Outside the input lies minus infinity. The first maximum wins; NaN counts as larger than anything, the last NaN wins.
+Forward keeps the maximum's position p KW + q in its window, one byte where windows have at most 256 positions: the
+input gradient sends dy there, and its own derivative gathers from there.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.backend import chosen
+from kernels.checks import check_tensors, pair
+from kernels.primitive import new_image, primitive
+
+Pair = tuple[int, int]
+
+
+def position_dtype(kernel_size: Sequence[int]) -> torch.dtype:
+    """The dtype of the positions in a window of this size."""
+    return torch.uint8 if kernel_size[0] * kernel_size[1] <= 256 else torch.int32
+
+
+@primitive(
+    "(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool ceil_mode,"
+    " str backend) -> (Tensor, Tensor)"
+)
+def max_pool2d_forward(input, kernel_size, stride, padding, dilation, ceil_mode, backend):  # type: ignore[no-untyped-def]
+    size = output_size(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    y = new_image(input, (*input.shape[:2], *size), backend)
+    return y, torch.empty_like(y, dtype=position_dtype(kernel_size))
+
+
+@primitive(
+    "(Tensor dy, Tensor positions, SymInt[2] input_size, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding,"
+    " SymInt[2] dilation, str backend) -> Tensor"
+)
+def max_pool2d_input_grad(dy, positions, input_size, kernel_size, stride, padding, dilation, backend):  # type: ignore[no-untyped-def]
+    return new_image(dy, (*dy.shape[:2], *input_size), backend)
+
+
+@primitive(
+    "(Tensor input, Tensor positions, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
+    " str backend) -> Tensor"
+)
+def max_pool2d_gather(input, positions, kernel_size, stride, padding, dilation, backend):  # type: ignore[no-untyped-def]
+    return new_image(input, tuple(positions.shape), backend)
+
+
+class MaxPool2d(torch.autograd.Function):
+    """(y, positions) of the maxima of input's windows."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, windows: tuple, ceil_mode: bool, backend: str) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y, positions = max_pool2d_forward(input, *windows, ceil_mode, backend)
+        ctx.save_for_backward(positions)
+        ctx.mark_non_differentiable(positions)
+        ctx.set_materialize_grads(False)
+        ctx.input_size, ctx.windows, ctx.backend = input.shape[2:], windows, backend
+        return y, positions
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if dy is None:
+            return None, None, None, None
+        (positions,) = ctx.saved_tensors
+        return MaxPool2dInputGrad.apply(dy, positions, ctx.input_size, ctx.windows, ctx.backend), None, None, None
+
+
+class MaxPool2dInputGrad(torch.autograd.Function):
+    """dx: each dy added at the position of its window's maximum."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, dy: Tensor, positions: Tensor, input_size: Pair, windows: tuple, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(positions)
+        ctx.windows, ctx.backend = windows, backend
+        return max_pool2d_input_grad(dy, positions, input_size, *windows, backend)
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (positions,) = ctx.saved_tensors
+        return MaxPool2dGather.apply(ddx, positions, ctx.windows, ctx.backend), None, None, None, None
+
+
+class MaxPool2dGather(torch.autograd.Function):
+    """What lies in input at each window's stored position."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, positions: Tensor, windows: tuple, backend: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(positions)
+        ctx.input_size, ctx.windows, ctx.backend = input.shape[2:], windows, backend
+        return max_pool2d_gather(input, positions, *windows, backend)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (positions,) = ctx.saved_tensors
+        return MaxPool2dInputGrad.apply(dy, positions, ctx.input_size, ctx.windows, ctx.backend), None, None, None
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Pools input (N, C, H, W) or (C, H, W) to the maxima of its windows, (N, C, OH, OW) of the same dtype.
+
+    OH = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1, rounded up with ceil_mode unless that window would
+    start right of the input. return_indices adds the maxima's places in the flattened H x W plane, int64.
+    Any real dtype but bool. Raises RuntimeError and TypeError as torch does.
+    """
+    name = "max_pool2d"
+    check_tensors(name, input=input)
+    if input.dtype.is_complex or input.dtype == torch.bool:
+        raise NotImplementedError(f"{name}: expected input to be of a real dtype other than bool, got {input.dtype}")
+    kernel_size = pair(name, "kernel_size", kernel_size, 1)
+    stride = kernel_size if stride is None or stride == [] or stride == () else pair(name, "stride", stride, 1)
+    padding, dilation = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
+    for p, k, d in zip(padding, kernel_size, dilation, strict=True):
+        if p > (d * (k - 1) + 1) // 2:
+            raise RuntimeError(
+                f"{name}: expected padding to be at most half of the dilated kernel size, got padding {padding},"
+                f" kernel_size {kernel_size}, dilation {dilation}"
+            )
+    if input.dim() not in (3, 4) or 0 in input.shape[-3:]:
+        raise RuntimeError(
+            f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W) with none but N empty,"
+            f" got shape {tuple(input.shape)}"
+        )
+    images = input if input.dim() == 4 else input.unsqueeze(0)
+    size = output_size(images.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
+    if min(size) < 1:
+        raise RuntimeError(
+            f"{name}: expected the padded input to be at least as large as the window, got input {tuple(input.shape)},"
+            f" kernel_size {kernel_size}, padding {padding}, dilation {dilation}: output size would be {size}"
+        )
+    windows = (kernel_size, stride, padding, dilation)
+    y, positions = MaxPool2d.apply(images, windows, bool(ceil_mode), chosen())
+    if input.dim() == 3:
+        y, positions = y.squeeze(0), positions.squeeze(0)
+    return (y, plane_indices(positions, images.shape[3], *windows)) if return_indices else y
+
+
+def plane_indices(
+    positions: Tensor, width: int, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    """torch's indices, int64 places h W + w in the input plane, of positions in the windows."""
+    oh, ow = positions.shape[-2:]
+    rows = torch.arange(oh, device=positions.device) * stride[0] - padding[0]
+    columns = torch.arange(ow, device=positions.device) * stride[1] - padding[1]
+    p, q = positions.long() // kernel_size[1], positions.long() % kernel_size[1]
+    return (rows[:, None] + p * dilation[0]) * width + columns + q * dilation[1]
+
+
+def output_size(
+    size: Sequence[int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+) -> Pair:
+    """(OH, OW) of the pooled plane; a window must start inside the input or its left padding."""
+    oh, ow = (_output_length(*lengths, ceil_mode) for lengths in zip(size, kernel_size, stride, padding, dilation))  # noqa: B905
+    return oh, ow
+
+
+def _output_length(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
+    length = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
+    return length - 1 if ceil_mode and (length - 1) * s >= n + p else length

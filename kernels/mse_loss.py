@@ -1,0 +1,107 @@
+"""Mean squared error, as torch.nn.functional.mse_loss.
+
+    loss = reduction over i of (input_i - target_i)^2     dinput_i = 2 (input_i - target_i) dloss / n,  dtarget = -dinput
+
+n is the number of elements for 'mean', 1 for 'sum' and 'none' (where dloss has one value an element).
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.backend import chosen
+from kernels.checks import check_float, check_tensors
+from kernels.primitive import primitive
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@primitive("(Tensor input, Tensor target, str reduction, str backend) -> Tensor")
+def mse_loss_forward(input, target, reduction, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(input) if reduction == "none" else input.new_empty(())
+
+
+@primitive("(Tensor dloss, Tensor input, Tensor target, str reduction, str backend) -> Tensor")
+def mse_loss_backward(dloss, input, target, reduction, backend):  # type: ignore[no-untyped-def]
+    return torch.empty_like(input)
+
+
+class MseLoss(torch.autograd.Function):
+    """loss of input and target of one shape and dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, reduction: str, backend: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(input, target)
+        ctx.reduction, ctx.backend = reduction, backend
+        return mse_loss_forward(input, target, reduction, backend)
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dinput = MseLossBackward.apply(dloss, *ctx.saved_tensors, ctx.reduction, ctx.backend)
+        need_input, need_target = ctx.needs_input_grad[:2]
+        return dinput if need_input else None, -dinput if need_target else None, None, None
+
+
+class MseLossBackward(torch.autograd.Function):
+    """dinput = 2 (input - target) dloss / n: bilinear in dloss and input - target."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, dloss: Tensor, input: Tensor, target: Tensor, reduction: str, backend: str
+    ) -> Tensor:
+        ctx.save_for_backward(dloss, input, target)
+        ctx.scale = 2 / max(input.numel(), 1) if reduction == "mean" else 2
+        return mse_loss_backward(dloss, input, target, reduction, backend)
+
+    @staticmethod
+    def backward(ctx: Any, ddinput: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dloss, input, target = ctx.saved_tensors
+        ddloss = (ddinput * (input - target) * ctx.scale).sum_to_size(dloss.shape)
+        dinput = ddinput * dloss * ctx.scale
+        return ddloss, dinput, -dinput, None, None
+
+
+def mse_loss(
+    input: Tensor,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Squared error of input and target (broadcast, with a warning), their mean or sum as a scalar, or each ('none').
+
+    size_average and reduce are torch's deprecated spelling of reduction. A weight of the input's shape multiplies the
+    squared errors; 'mean' then divides by the sum of the weights. Raises ValueError for an unknown reduction or a
+    weight of another shape, RuntimeError for shapes that do not broadcast, TypeError for what is no tensor.
+    """
+    name = "mse_loss"
+    check_tensors(name, input=input, target=target, weight=weight)
+    if size_average is not None or reduce is not None:
+        warnings.warn(f"{name}: size_average and reduce are deprecated, use reduction", stacklevel=2)
+        reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{name}: expected reduction to be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    if weight is not None and weight.shape != input.shape:
+        raise ValueError(
+            f"{name}: expected weight to have the shape of input, {tuple(input.shape)}, got {tuple(weight.shape)}"
+        )
+    if input.device != target.device:
+        raise RuntimeError(f"{name}: expected target to be on the device of input, {input.device}, got {target.device}")
+    if input.shape != target.shape:
+        warnings.warn(
+            f"{name}: target of shape {tuple(target.shape)} is broadcast against input of shape {tuple(input.shape)},"
+            " which is probably not meant; give them the same shape",
+            stacklevel=2,
+        )
+        input, target = torch.broadcast_tensors(input, target)
+    if input.dtype != target.dtype:
+        dtype = torch.promote_types(input.dtype, target.dtype)
+        input, target = input.to(dtype), target.to(dtype)
+    check_float(name, input)
+    if weight is None:
+        return MseLoss.apply(input, target, reduction, chosen())
+    weighted = MseLoss.apply(input, target, "none", chosen()) * weight
+    return weighted if reduction == "none" else weighted.sum() / (weight.sum() if reduction == "mean" else 1)

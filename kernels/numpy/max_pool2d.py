@@ -1,0 +1,153 @@
+"""Max-pooling in NumPy: a window's q-th elements, over all windows, are one strided slice of the (C, H, W, N) images.
+
+So the maximum runs over KH KW slices. The later of two equal values never wins, and positions grow from slice to slice,
+so the position of the maximum is the largest of those at which a new one was found.
+"""
+
+import numpy as np
+
+from kernels.numpy.arrays import Array, batch_innermost, keep
+from kernels.numpy.threads import for_each, scratch, tiles
+
+Pair = tuple[int, int]
+
+
+def forward(
+    input: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+) -> tuple[Array, Array]:
+    """(y, positions) (N, C, OH, OW) of input (N, C, H, W)."""
+    n, c, *size = input.shape
+    out = [_length(*lengths, ceil_mode) for lengths in zip(size, kernel, stride, padding, dilation, strict=True)]
+    memory, y = batch_innermost((n, c, *out), input.dtype)
+    memory_positions, positions = batch_innermost((n, c, *out), np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32)
+    images = input.transpose(1, 2, 3, 0)
+    first = first_positions(out, kernel, stride, padding, dilation).astype(positions.dtype)
+
+    def run(tile: slice) -> None:
+        border = bordered(images[..., tile], out, kernel, stride, padding, dilation)
+        maximum, position = maxima(slices(border, out, kernel, stride, dilation), first)
+        np.copyto(memory[..., tile], maximum)
+        np.copyto(memory_positions[..., tile], position)
+
+    for_each(tiles(n, 2 * input[:1].nbytes), run)
+    return y, positions
+
+
+def input_grad(
+    dy: Array, positions: Array, input_size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> Array:
+    """dx (N, C, H, W) of dy (N, C, OH, OW)."""
+    n, c, *out = dy.shape
+    memory, dx = batch_innermost((n, c, *input_size), dy.dtype)
+    dimages, places = dy.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
+    height, width = _reach(input_size, out, kernel, stride, padding, dilation)
+    (h, w), (ph, pw) = input_size, padding
+
+    def run(tile: slice) -> None:
+        border = scratch("border", (c, height, width, tile.stop - tile.start), dy.dtype)
+        border.fill(0)
+        scatter(dimages[..., tile], places[..., tile], slices(border, out, kernel, stride, dilation))
+        np.copyto(memory[..., tile], border[:, ph : ph + h, pw : pw + w])
+
+    for_each(tiles(n, 4 * c * height * width), run)
+    return dx
+
+
+def gather(input: Array, positions: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
+    """What lies in input (N, C, H, W) at the positions (N, C, OH, OW) of its windows."""
+    out = positions.shape[2:]
+    memory, y = batch_innermost(positions.shape, input.dtype)
+    images, places = input.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
+
+    def run(tile: slice) -> None:
+        border = bordered(images[..., tile], out, kernel, stride, padding, dilation)
+        taken = scratch("maximum", memory[..., tile].shape, input.dtype)
+        found = memory[..., tile]
+        found.fill(0)
+        for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
+            keep(values, np.equal(places[..., tile], k), out=taken)
+            np.add(found, taken, out=found)
+
+    for_each(tiles(input.shape[0], 2 * input[:1].nbytes), run)
+    return y
+
+
+# The steps, each on one tile of n images, (C, H, W, n)
+
+
+def slices(images: Array, out: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> list[Array]:
+    """For each position in the window, the view (C, OH, OW, n) of what all windows have there."""
+    (oh, ow), (kh, kw), (sh, sw), (dh, dw) = out, kernel, stride, dilation
+    return [
+        images[..., p * dh : p * dh + (oh - 1) * sh + 1 : sh, q * dw : q * dw + (ow - 1) * sw + 1 : sw, :]
+        for p in range(kh)
+        for q in range(kw)
+    ]
+
+
+def maxima(slices: list[Array], first: Array) -> tuple[Array, Array]:
+    """The largest of each window and its position, in scratch memory; `first` is where each window's positions start."""
+    maximum, position = _scan(slices, first, nan=False)
+    if maximum.dtype.kind == "f" and maximum.size and np.isnan(maximum.max()):
+        return _scan(slices, first, nan=True)
+    return maximum, position
+
+
+def _scan(slices: list[Array], first: Array, nan: bool) -> tuple[Array, Array]:
+    shape = slices[0].shape
+    maximum, position = scratch("maximum", shape, slices[0].dtype), scratch("position", shape, first.dtype)
+    larger, candidate = scratch("larger", shape, bool), scratch("candidate", shape, first.dtype)
+    np.copyto(maximum, slices[0])
+    np.copyto(position, first)
+    for k, values in enumerate(slices[1:], 1):
+        np.greater(values, maximum, out=larger)
+        if nan:
+            np.logical_or(larger, np.isnan(values), out=larger)
+        np.maximum(maximum, values, out=maximum)
+        np.multiply(larger.view(np.uint8), first.dtype.type(k), out=candidate)
+        np.maximum(position, candidate, out=position)
+    return maximum, position
+
+
+def scatter(dy: Array, positions: Array, slices: list[Array]) -> None:
+    """Adds dy at its position among the slices of zeroed images."""
+    taken, mask = scratch("maximum", dy.shape, dy.dtype), scratch("larger", dy.shape, bool)
+    for k, values in enumerate(slices):
+        keep(dy, np.equal(positions, k, out=mask), out=taken)
+        np.add(values, taken, out=values)
+
+
+def first_positions(out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
+    """(OH, OW, 1): the first position of each window that lies in the image, 0 where there is no padding."""
+    rows, columns = (
+        -(np.minimum(np.arange(length) * s - p, 0) // d)
+        for length, s, p, d in zip(out, stride, padding, dilation, strict=True)
+    )
+    return (rows[:, None] * kernel[1] + columns)[..., None]
+
+
+def bordered(images: Array, out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
+    """The tile inside the lowest value, as far as the windows reach, with the batch innermost."""
+    c, h, w, n = images.shape
+    ph, pw = padding
+    height, width = _reach((h, w), out, kernel, stride, padding, dilation)
+    if (height, width) == (h, w) and (n == 1 or images.strides[3] == images.itemsize):
+        return images
+    border = scratch("border", (c, height, width, n), images.dtype)
+    if (height, width) != (h, w):
+        border.fill(-np.inf if images.dtype.kind == "f" else np.iinfo(images.dtype).min)
+    np.copyto(border[:, ph : ph + h, pw : pw + w], images)
+    return border
+
+
+def _reach(size: Pair, out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    height, width = (
+        max(length + 2 * p, (o - 1) * s + d * (k - 1) + 1)
+        for length, o, k, s, p, d in zip(size, out, kernel, stride, padding, dilation, strict=True)
+    )
+    return height, width
+
+
+def _length(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
+    length = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
+    return length - 1 if ceil_mode and (length - 1) * s >= n + p else length

@@ -1,0 +1,22 @@
+"""Mean squared error in NumPy; sums are pairwise."""
+
+import numpy as np
+
+from kernels.numpy.arrays import Array
+
+
+def forward(input: Array, target: Array, reduction: str) -> Array:
+    """The squared errors, their mean or their sum."""
+    squares = np.subtract(input, target)
+    np.square(squares, out=squares)
+    if reduction == "none":
+        return squares
+    total = squares.sum()
+    return np.array(total / squares.size if reduction == "mean" else total, input.dtype)
+
+
+def backward(dloss: Array, input: Array, target: Array, reduction: str) -> Array:
+    """2 (input - target) dloss / n."""
+    dinput = np.subtract(input, target)
+    scale = dloss * input.dtype.type(2 / max(input.size, 1) if reduction == "mean" else 2)
+    return np.multiply(dinput, scale, out=dinput)

@@ -1,0 +1,23 @@
+"""Softmax in NumPy."""
+
+import numpy as np
+
+from kernels.numpy.arrays import Array
+
+
+def forward(input: Array, dim: int) -> Array:
+    """exp(input - max) / sum of it, along dim."""
+    if not input.size or not input.ndim:
+        return np.ones_like(input)
+    y = np.subtract(input, input.max(axis=dim, keepdims=True))
+    np.exp(y, out=y)
+    return np.divide(y, y.sum(axis=dim, keepdims=True), out=y)
+
+
+def backward(dy: Array, y: Array, dim: int) -> Array:
+    """y (dy - sum(dy y)), along dim."""
+    if not dy.ndim:
+        return np.zeros_like(dy)
+    dx = np.multiply(dy, y)
+    np.subtract(dy, dx.sum(axis=dim, keepdims=True), out=dx)
+    return np.multiply(dx, y, out=dx)

@@ -1,0 +1,141 @@
+"""The batch in tiles that stay in the L2 cache, on several threads, with work buffers that are used again.
+
+Two Python threads run NumPy in parallel only inside its calls, and each hand-over of the interpreter lock costs about as
+much as NumPy needs for 100 kB; so threads are used only for batches of several tiles, and each then has one BLAS thread.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TILE = 32  # images where one thread runs them
+THREADED_TILE = 64  # images where several threads do: longer NumPy calls, fewer waits for the lock
+LARGEST_TILE_BYTES = 8 << 20
+PIECE = 1 << 17  # elements of a piece of a large array
+KEPT_BYTES = 32 << 20  # larger work buffers are not kept
+
+
+def tiles(n: int, bytes_per_image: int) -> list[slice]:
+    """A batch of n images in equal slices, whatever the number of threads, so that sums are the same on any machine."""
+    size = THREADED_TILE if n >= 4 * THREADED_TILE else TILE
+    size = max(1, min(size, LARGEST_TILE_BYTES // max(bytes_per_image, 1)))
+    count = -(-n // size)
+    edges = [n * i // count for i in range(count + 1)] if count else [0]
+    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
+    """function(item) for each item, in order of the items, on as many threads as torch.get_num_threads() allows."""
+    threads = min(torch.get_num_threads(), len(items) // 2)
+    if threads < 2:
+        return [function(item) for item in items]
+    results: list[Any] = [None] * len(items)
+    queue = iter(range(len(items)))  # next() on it is atomic
+
+    def work() -> None:
+        with np.errstate(all="ignore"):
+            for i in queue:
+                results[i] = function(items[i])
+
+    with blas_threads(1):
+        helpers = [_pool(threads).submit(work) for _ in range(threads - 1)]
+        try:
+            work()
+        finally:
+            for helper in helpers:
+                helper.result()
+    return results
+
+
+class _Buffers(threading.local):
+    def __init__(self) -> None:
+        self.by_name: dict[str, Array] = {}
+
+
+_buffers = _Buffers()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """An uninitialised work array of this thread, valid until the same thread asks for `name` again."""
+    dtype = np.dtype(dtype)
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    buffer = _buffers.by_name.get(name)
+    if buffer is None or buffer.nbytes < size:
+        buffer = torch.empty(size, dtype=torch.uint8).numpy()  # torch aligns to cache lines
+        if size <= KEPT_BYTES:
+            _buffers.by_name[name] = buffer
+    return np.ndarray(shape, dtype, buffer)  # type: ignore[arg-type]
+
+
+_executor: ThreadPoolExecutor | None = None
+_executor_threads = 0
+_lock = threading.Lock()
+_blas = ThreadpoolController().select(user_api="blas")
+_BLAS_THREADS = max((library.num_threads for library in _blas.lib_controllers), default=1)
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    global _executor, _executor_threads
+    with _lock:
+        if _executor is None or _executor_threads < threads:
+            _executor, _executor_threads = ThreadPoolExecutor(threads, "lenet-kernels"), threads
+        return _executor
+
+
+class blas_threads:
+    """Lets NumPy's BLAS use at most `limit` threads in a `with` block; while blocks overlap, the first one's limit holds."""
+
+    _users = 0
+    _limiter: Any = None
+
+    def __init__(self, limit: int) -> None:
+        self._needed = limit < _BLAS_THREADS
+        self._limit = limit
+
+    def __enter__(self) -> None:
+        if self._needed:
+            with _lock:
+                if blas_threads._users == 0:
+                    blas_threads._limiter = _blas.limit(limits=self._limit)
+                blas_threads._users += 1
+
+    def __exit__(self, *error: object) -> None:
+        if self._needed:
+            with _lock:
+                blas_threads._users -= 1
+                if blas_threads._users == 0:
+                    blas_threads._limiter.restore_original_limits()
+
+
+def _forget_threads() -> None:
+    global _executor, _lock
+    _executor, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+def elementwise(function: Callable[..., Any], *inputs: Array, out: Array | None = None) -> Array:
+    """function(*inputs, out) in pieces; out is new, in the first input's memory order, where it is not given."""
+    out = np.empty_like(inputs[0]) if out is None else out
+    arrays = (*inputs, out)
+    if out.size < 2 * PIECE or any(array.strides != out.strides for array in arrays):
+        function(*arrays)
+        return out
+    flat = [array.ravel(order="K") for array in arrays]
+    if not all(np.shares_memory(f, a) for f, a in zip(flat, arrays)):
+        function(*arrays)
+    else:
+        for_each(
+            [slice(i, i + PIECE) for i in range(0, out.size, PIECE)], lambda piece: function(*(f[piece] for f in flat))
+        )
+    return out

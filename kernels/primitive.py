@@ -1,0 +1,48 @@
+"""How a primitive becomes a torch operator: a schema, a fake and the backends behind the CPU and CUDA keys."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from kernels.backend import resolve
+
+_library = torch.library.Library("lenet_kernels", "DEF")
+
+
+def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes the function below it the fake of `torch.ops.lenet_kernels.<its name>`, and returns that operator.
+
+    A call runs the function of the same name in the package of the backend that the last argument, `backend`, names
+    ("" takes the automatic one); that function gets the other arguments. Gradients are the autograd.Functions' matter.
+    """
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        name = fake.__name__  # type: ignore[attr-defined]
+        _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        for device_type in ("cpu", "cuda"):
+            _library.impl(name, _implementation(name, device_type), device_type.upper())
+        _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=_library)
+        return getattr(torch.ops.lenet_kernels, name).default
+
+    return register
+
+
+def _implementation(name: str, device_type: str) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        *rest, backend = arguments
+        return getattr(resolve(backend, device_type), name)(*rest)
+
+    return run
+
+
+def new_image(like: torch.Tensor, shape: tuple[int, ...], backend: str) -> torch.Tensor:
+    """An uninitialised (N, C, H, W) tensor in the memory order of the backend's results.
+
+    The NumPy backend keeps the batch innermost, (C, H, W, N) in memory; the others are contiguous.
+    """
+    if backend == "numpy" or (not backend and like.device.type == "cpu"):
+        n, c, h, w = shape
+        return like.new_empty((c, h, w, n)).permute(3, 0, 1, 2)
+    return like.new_empty(shape)

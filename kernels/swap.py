@@ -1,0 +1,63 @@
+"""Puts our modules in the place of torch's in a finished model."""
+
+from typing import NamedTuple
+
+import torch
+
+from kernels import nn
+
+REPLACEMENTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    ours.__base__: ours for ours in (nn.Conv2d, nn.MaxPool2d, nn.Linear, nn.ReLU, nn.Sigmoid, nn.Softmax, nn.MSELoss)
+}
+
+
+class Replaced(NamedTuple):
+    """A module that is ours now; `name` is its path in the model, "" the model itself."""
+
+    name: str
+    type: str
+
+
+class Left(NamedTuple):
+    """A module that stayed torch's (or the model's own) and why."""
+
+    name: str
+    type: str
+    reason: str
+
+
+class SwapReport(NamedTuple):
+    """What `swap` replaced and what it left; containers that only hold other modules are not listed."""
+
+    replaced: list[Replaced]
+    left: list[Left]
+
+    def __str__(self) -> str:
+        lines = [f"replaced {name or 'the model'} ({kind})" for name, kind in self.replaced]
+        return "\n".join(lines + [f"left {name or 'the model'} ({kind}): {why}" for name, kind, why in self.left])
+
+
+def swap(model: torch.nn.Module) -> SwapReport:
+    """Makes every torch module of `model` that we have ours, in place, and reports what it replaced and what it left.
+
+    A replaced module stays the same object: its parameters, buffers, hooks and training mode are untouched, and
+    optimisers keep working. Subclasses stay, for their own code must run. Raises TypeError for what is no Module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"swap: expected model to be a torch.nn.Module, got {type(model).__name__}")
+    report = SwapReport([], [])
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind in REPLACEMENTS:
+            if "forward" in vars(module):
+                report.left.append(Left(name, kind.__name__, "its forward was replaced on the instance"))
+                continue
+            module.__class__ = REPLACEMENTS[kind]
+            report.replaced.append(Replaced(name, kind.__name__))
+        elif isinstance(module, tuple(REPLACEMENTS.values())):
+            report.left.append(Left(name, kind.__name__, "already ours"))
+        elif isinstance(module, tuple(REPLACEMENTS)):
+            report.left.append(Left(name, kind.__name__, "a subclass that may have a forward of its own"))
+        elif next(module.children(), None) is None:
+            report.left.append(Left(name, kind.__name__, "no counterpart in kernels.nn"))
+    return report
