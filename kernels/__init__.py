@@ -5,4 +5,4 @@ from kernels._version import __version__
 from kernels.backend import Backend, backends, use_backend
 from kernels.swap import SwapReport, swap
 
-__all__ = ["Backend", "SwapReport", "backends", "functional", "nn", "optim", "swap", "use_backend"]
+__all__ = ["Backend", "SwapReport", "__version__", "backends", "functional", "nn", "optim", "swap", "use_backend"]

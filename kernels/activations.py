@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_tensors
-from kernels.primitive import primitive
+from kernels.primitive import differentiable, primitive
 
 
 @primitive("(Tensor input, str backend) -> Tensor")
@@ -55,7 +55,7 @@ class Relu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return ReluBackward.apply(dy, *ctx.saved_tensors, ctx.backend), None
+        return relu_grad(dy, *ctx.saved_tensors, ctx.backend), None
 
 
 class ReluBackward(torch.autograd.Function):
@@ -69,7 +69,7 @@ class ReluBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return ReluBackward.apply(ddx, *ctx.saved_tensors, ctx.backend), None, None
+        return relu_grad(ddx, *ctx.saved_tensors, ctx.backend), None, None
 
 
 class Sigmoid(torch.autograd.Function):
@@ -84,7 +84,7 @@ class Sigmoid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return SigmoidBackward.apply(dy, *ctx.saved_tensors, ctx.backend), None
+        return sigmoid_grad(dy, *ctx.saved_tensors, ctx.backend), None
 
 
 class SigmoidBackward(torch.autograd.Function):
@@ -99,7 +99,7 @@ class SigmoidBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         dy, y = ctx.saved_tensors
-        return SigmoidBackward.apply(ddx, y, ctx.backend), ddx * dy * (1 - 2 * y), None
+        return sigmoid_grad(ddx, y, ctx.backend), ddx * dy * (1 - 2 * y), None
 
 
 class Step(torch.autograd.Function):
@@ -114,25 +114,32 @@ class Step(torch.autograd.Function):
         return torch.zeros_like(dy), None
 
 
+phi_relu = differentiable(Relu, relu_forward)
+relu_grad = differentiable(ReluBackward, relu_backward)
+phi_sigmoid = differentiable(Sigmoid, sigmoid_forward)
+sigmoid_grad = differentiable(SigmoidBackward, sigmoid_backward)
+phi_step = differentiable(Step, step_forward)
+
+
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(input, 0) of any shape and real dtype but bool; NaN stays NaN. Raises RuntimeError, TypeError as torch does."""
     _check_real("relu", input)
     if input.dtype == torch.bool:
         raise RuntimeError("relu: expected input to be of a number dtype, got torch.bool")
-    y = Relu.apply(input, chosen())
+    y = phi_relu(input, chosen())
     return input.copy_(y) if inplace else y
 
 
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(-input)) of any shape; integers give the default float dtype. Raises TypeError, RuntimeError."""
     _check_real("sigmoid", input)
-    return Sigmoid.apply(input if input.is_floating_point() else input.to(torch.get_default_dtype()), chosen())
+    return phi_sigmoid(input if input.is_floating_point() else input.to(torch.get_default_dtype()), chosen())
 
 
 def step(input: Tensor) -> Tensor:
     """1 where input > 0, else 0 (NaN gives 0), in the input's shape and dtype; its gradient is zero everywhere."""
     _check_real("step", input)
-    return Step.apply(input, chosen())
+    return phi_step(input, chosen())
 
 
 def _check_real(name: str, input: Any) -> None:

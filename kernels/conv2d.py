@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_float, check_same, pair
-from kernels.primitive import new_image, primitive
+from kernels.primitive import differentiable, new_image, primitive
 
 Pair = tuple[int, int]
 
@@ -39,10 +39,10 @@ def conv2d_input_grad(dy, weight, input_size, stride, padding, dilation, groups,
 
 
 @primitive(
-    "(Tensor dy, Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
-    " SymInt groups, bool with_bias, str backend) -> (Tensor, Tensor)"
+    "(Tensor dy, Tensor input, SymInt[2] kernel_size, bool with_bias, SymInt[2] stride, SymInt[2] padding,"
+    " SymInt[2] dilation, SymInt groups, str backend) -> (Tensor, Tensor)"
 )
-def conv2d_weight_grad(dy, input, kernel_size, stride, padding, dilation, groups, with_bias, backend):  # type: ignore[no-untyped-def]
+def conv2d_weight_grad(dy, input, kernel_size, with_bias, stride, padding, dilation, groups, backend):  # type: ignore[no-untyped-def]
     c_out = dy.shape[1]
     dweight = dy.new_empty((c_out, input.shape[1] // groups, *kernel_size))
     return dweight, dy.new_empty((c_out if with_bias else 0,))
@@ -52,38 +52,35 @@ class Conv2d(torch.autograd.Function):
     """y = conv2d(input, weight) + bias."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple, backend: str
-    ) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(input, weight)
-        ctx.geometry, ctx.backend = geometry, backend
-        return conv2d_forward(input, weight, bias, *geometry, backend)
+        ctx.geometry = geometry
+        return conv2d_forward(input, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return *gradients(ctx, dy, *ctx.saved_tensors), None, None
+        input, weight = ctx.saved_tensors
+        return *gradients(dy, input, weight, ctx.geometry, ctx.needs_input_grad), *[None] * len(ctx.geometry)
 
 
 class Conv2dInputGrad(torch.autograd.Function):
     """dx, the gradient of the input: linear in dy and in weight."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, dy: Tensor, weight: Tensor, input_size: Pair, geometry: tuple, backend: str
-    ) -> Tensor:
+    def forward(ctx: Any, dy: Tensor, weight: Tensor, input_size: Pair, *geometry: Any) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(dy, weight)
-        ctx.geometry, ctx.backend = geometry, backend
-        return conv2d_input_grad(dy, weight, input_size, *geometry, backend)
+        ctx.geometry = geometry
+        return conv2d_input_grad(dy, weight, input_size, *geometry)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dy, weight = ctx.saved_tensors
         ddy = dweight = None
         if ctx.needs_input_grad[0]:
-            ddy = Conv2d.apply(ddx, weight, None, ctx.geometry, ctx.backend)
+            ddy = convolve(ddx, weight, None, *ctx.geometry)
         if ctx.needs_input_grad[1]:
-            dweight, _ = Conv2dWeightGrad.apply(dy, ddx, weight.shape[2:], ctx.geometry, False, ctx.backend)
-        return ddy, dweight, None, None, None
+            dweight, _ = weight_grad(dy, ddx, weight.shape[2:], False, *ctx.geometry)
+        return ddy, dweight, None, *[None] * len(ctx.geometry)
 
 
 class Conv2dWeightGrad(torch.autograd.Function):
@@ -91,35 +88,40 @@ class Conv2dWeightGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, dy: Tensor, input: Tensor, kernel_size: Pair, geometry: tuple, with_bias: bool, backend: str
+        ctx: Any, dy: Tensor, input: Tensor, kernel_size: Pair, with_bias: bool, *geometry: Any
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(dy, input)
-        ctx.geometry, ctx.with_bias, ctx.backend = geometry, with_bias, backend
-        return conv2d_weight_grad(dy, input, kernel_size, *geometry, with_bias, backend)
+        ctx.with_bias, ctx.geometry = with_bias, geometry
+        return conv2d_weight_grad(dy, input, kernel_size, with_bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, ddweight: Tensor, ddbias: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dy, input = ctx.saved_tensors
         ddy = dinput = None
         if ctx.needs_input_grad[0]:
-            ddy = Conv2d.apply(input, ddweight, ddbias if ctx.with_bias else None, ctx.geometry, ctx.backend)
+            ddy = convolve(input, ddweight, ddbias if ctx.with_bias else None, *ctx.geometry)
         if ctx.needs_input_grad[1]:
-            dinput = Conv2dInputGrad.apply(dy, ddweight, input.shape[2:], ctx.geometry, ctx.backend)
-        return ddy, dinput, None, None, None, None
+            dinput = input_grad(dy, ddweight, input.shape[2:], *ctx.geometry)
+        return ddy, dinput, None, None, *[None] * len(ctx.geometry)
+
+
+convolve = differentiable(Conv2d, conv2d_forward)
+input_grad = differentiable(Conv2dInputGrad, conv2d_input_grad)
+weight_grad = differentiable(Conv2dWeightGrad, conv2d_weight_grad)
 
 
 def gradients(
-    ctx: Any, dy: Tensor, input: Tensor, weight: Tensor
+    dy: Tensor, input: Tensor, weight: Tensor, geometry: tuple[Any, ...], needed: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(dinput, dweight, dbias) of a Function whose first three inputs are input, weight and bias, as far as asked for."""
+    """(dinput, dweight, dbias) of a convolution, as far as they are needed."""
     dinput = dweight = dbias = None
-    if ctx.needs_input_grad[0]:
-        dinput = Conv2dInputGrad.apply(dy, weight, input.shape[2:], ctx.geometry, ctx.backend)
-    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-        with_bias = ctx.needs_input_grad[2]
-        dweight, dbias = Conv2dWeightGrad.apply(dy, input, weight.shape[2:], ctx.geometry, with_bias, ctx.backend)
-        dbias = dbias if with_bias else None
-    return dinput, dweight, dbias
+    if needed[0]:
+        dinput = input_grad(dy, weight, input.shape[2:], *geometry)
+    if needed[1]:
+        dweight, dbias = weight_grad(dy, input, weight.shape[2:], needed[2], *geometry)
+    elif needed[2]:
+        dbias = dy.sum((0, 2, 3))
+    return dinput, dweight, dbias if needed[2] else None
 
 
 def conv2d(
@@ -137,7 +139,7 @@ def conv2d(
     float16, bfloat16 (summed in float32), float32, float64. Raises RuntimeError, TypeError, ValueError as torch does.
     """
     images, geometry = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
-    y = Conv2d.apply(images, weight, bias, geometry, chosen())
+    y = convolve(images, weight, bias, *geometry, chosen())
     return y if input.dim() == 4 else y.squeeze(0)
 
 

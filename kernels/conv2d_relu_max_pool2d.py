@@ -2,9 +2,9 @@
 
     y = max_pool2d(relu(conv2d(input, weight, bias)), 2)
 
-Only the pooled y and one byte a window (the maximum's position) are kept; the convolution's output, four times as
-large, never reaches memory. ReLU and maximum commute, so the first maximum before ReLU is the one that counts: where it
-is positive it is also the first after ReLU, elsewhere y = 0 and no gradient flows.
+Only the pooled y and one byte a window are kept; the convolution's output, four times as large, never reaches memory.
+The byte is the position of the window's first maximum, 255 where ReLU makes it zero and no gradient flows: all that the
+gradient needs. ReLU and maximum commute: a positive maximum is the first one before ReLU and after it.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.activations import ReluBackward
 from kernels.backend import chosen
 from kernels.conv2d import gradients, output_size, prepare
-from kernels.max_pool2d import MaxPool2dInputGrad
-from kernels.primitive import new_image, primitive
+from kernels.max_pool2d import input_grad as max_pool2d_grad
+from kernels.primitive import differentiable, new_image, primitive
 
 WINDOWS = ((2, 2), (2, 2), (0, 0), (1, 1))  # kernel_size, stride, padding, dilation
 
@@ -33,14 +32,14 @@ def conv2d_relu_max_pool2d_forward(input, weight, bias, stride, padding, dilatio
 
 
 @primitive(
-    "(Tensor dy, Tensor y, Tensor positions, Tensor input, Tensor weight, SymInt[2] stride, SymInt[2] padding,"
-    " SymInt[2] dilation, SymInt groups, bool[3] output_mask, str backend) -> (Tensor, Tensor, Tensor)"
+    "(Tensor dy, Tensor positions, Tensor input, Tensor weight, bool[3] needed, SymInt[2] stride, SymInt[2] padding,"
+    " SymInt[2] dilation, SymInt groups, str backend) -> (Tensor, Tensor, Tensor)"
 )
 def conv2d_relu_max_pool2d_backward(  # type: ignore[no-untyped-def]
-    dy, y, positions, input, weight, stride, padding, dilation, groups, output_mask, backend
+    dy, positions, input, weight, needed, stride, padding, dilation, groups, backend
 ):
-    """(dinput, dweight, dbias), each empty where output_mask does not ask for it."""
-    need_input, need_weight, need_bias = output_mask
+    """(dinput, dweight, dbias), each empty where it is not needed."""
+    need_input, need_weight, need_bias = needed
     return (
         new_image(dy, tuple(input.shape) if need_input else (0, 0, 0, 0), backend),
         dy.new_empty(weight.shape if need_weight else (0,)),
@@ -49,33 +48,34 @@ def conv2d_relu_max_pool2d_backward(  # type: ignore[no-untyped-def]
 
 
 class Conv2dReluMaxPool2d(torch.autograd.Function):
-    """(y, positions); differentiating its gradient again takes the unfused primitives."""
+    """(y, positions); a gradient that will be differentiated again takes the unfused primitives."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple, backend: str
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
     ) -> tuple[Tensor, Tensor]:
-        y, positions = conv2d_relu_max_pool2d_forward(input, weight, bias, *geometry, backend)
-        ctx.save_for_backward(input, weight, y, positions)
+        y, positions = conv2d_relu_max_pool2d_forward(input, weight, bias, *geometry)
+        ctx.save_for_backward(input, weight, positions)
         ctx.mark_non_differentiable(positions)
         ctx.set_materialize_grads(False)
-        ctx.geometry, ctx.backend = geometry, backend
+        ctx.geometry = geometry
         return y, positions
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if dy is None:
-            return None, None, None, None, None
-        input, weight, y, positions = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            size = output_size(input.shape[2:], weight.shape[2:], *ctx.geometry[:3])
-            dconv = MaxPool2dInputGrad.apply(
-                ReluBackward.apply(dy, y, ctx.backend), positions, size, WINDOWS, ctx.backend
-            )
-            return *gradients(ctx, dconv, input, weight), None, None
-        mask = ctx.needs_input_grad[:3]
-        grads = conv2d_relu_max_pool2d_backward(dy, y, positions, input, weight, *ctx.geometry, mask, ctx.backend)
-        return *(grad if needed else None for grad, needed in zip(grads, mask, strict=True)), None, None
+        input, weight, positions = ctx.saved_tensors
+        needed, geometry = ctx.needs_input_grad[:3], ctx.geometry
+        grads: Sequence[Tensor | None] = (None, None, None)
+        if dy is not None and torch.is_grad_enabled():
+            size = output_size(input.shape[2:], weight.shape[2:], *geometry[:3])
+            dconv = max_pool2d_grad(dy, positions, size, *WINDOWS, geometry[-1])
+            grads = gradients(dconv, input, weight, geometry, needed)
+        elif dy is not None:
+            grads = conv2d_relu_max_pool2d_backward(dy, positions, input, weight, needed, *geometry)
+        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *[None] * len(geometry)
+
+
+fused = differentiable(Conv2dReluMaxPool2d, conv2d_relu_max_pool2d_forward)
 
 
 def conv2d_relu_max_pool2d(
@@ -96,5 +96,5 @@ def conv2d_relu_max_pool2d(
     size = output_size(images.shape[2:], weight.shape[2:], *geometry[:3])
     if min(size) < 2:
         raise RuntimeError(f"{name}: expected the convolution's output to be at least 2 x 2, got {size}")
-    y, _ = Conv2dReluMaxPool2d.apply(images, weight, bias, geometry, chosen())
+    y, _ = fused(images, weight, bias, *geometry, chosen())
     return y if input.dim() == 4 else y.squeeze(0)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.activations import ReluBackward, SigmoidBackward
+from kernels.activations import relu_grad, sigmoid_grad
 from kernels.backend import chosen
 from kernels.checks import check_float, check_same
-from kernels.primitive import primitive
+from kernels.primitive import differentiable, primitive
 
 ACTIVATIONS = ("relu", "sigmoid", "step")
 
@@ -24,15 +24,28 @@ def linear_forward(input, weight, bias, activation, backend):  # type: ignore[no
     return new_rows(input, weight.shape[0])
 
 
-@primitive("(Tensor dy, Tensor? y, Tensor weight, str? activation, str backend) -> Tensor")
-def linear_input_grad(dy, y, weight, activation, backend):  # type: ignore[no-untyped-def]
+@primitive("(Tensor dy, Tensor weight, str backend) -> Tensor")
+def linear_input_grad(dy, weight, backend):  # type: ignore[no-untyped-def]
     return new_rows(dy, weight.shape[1])
 
 
-@primitive("(Tensor dy, Tensor? y, Tensor input, str? activation, bool with_bias, str backend) -> (Tensor, Tensor)")
-def linear_weight_grad(dy, y, input, activation, with_bias, backend):  # type: ignore[no-untyped-def]
-    features = dy.shape[1]
-    return dy.new_empty((features, input.shape[1])), dy.new_empty((features if with_bias else 0,))
+@primitive("(Tensor dy, Tensor input, str backend) -> Tensor")
+def linear_weight_grad(dy, input, backend):  # type: ignore[no-untyped-def]
+    return dy.new_empty((dy.shape[1], input.shape[1]))
+
+
+@primitive(
+    "(Tensor dy, Tensor? y, Tensor input, Tensor weight, bool[3] needed, str? activation, str backend)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+def linear_backward(dy, y, input, weight, needed, activation, backend):  # type: ignore[no-untyped-def]
+    """(dinput, dweight, dbias), each empty where it is not needed."""
+    need_input, need_weight, need_bias = needed
+    return (
+        new_rows(dy, weight.shape[1]) if need_input else dy.new_empty((0, 0)),
+        dy.new_empty(weight.shape if need_weight else (0, 0)),
+        dy.new_empty((weight.shape[0] if need_bias else 0,)),
+    )
 
 
 def new_rows(like: Tensor, features: int) -> Tensor:
@@ -58,70 +71,62 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight, y = ctx.saved_tensors
-        activation = ctx.activation
-        if activation and torch.is_grad_enabled():  # the gradient will be differentiated: let autograd see phi'
-            dy, y, activation = activation_backward(dy, y, activation, ctx.backend), None, None
-        dinput = dweight = dbias = None
-        if ctx.needs_input_grad[0]:
-            dinput = LinearInputGrad.apply(dy, y, weight, activation, ctx.backend)
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            with_bias = ctx.needs_input_grad[2]
-            dweight, dbias = LinearWeightGrad.apply(dy, y, input, activation, with_bias, ctx.backend)
-            dbias = dbias if with_bias else None
-        return dinput, dweight, dbias, None, None
+        needed, backend = ctx.needs_input_grad[:3], ctx.backend
+        if torch.is_grad_enabled():  # the gradient will be differentiated: let autograd see each step
+            dz = activation_backward(dy, y, ctx.activation, backend)
+            dinput = input_grad(dz, weight, backend) if needed[0] else None
+            dweight = weight_grad(dz, input, backend) if needed[1] else None
+            return dinput, dweight, dz.sum(0) if needed[2] else None, None, None
+        grads = linear_backward(dy, y, input, weight, needed, ctx.activation, backend)
+        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None
 
 
 class LinearInputGrad(torch.autograd.Function):
-    """dinput = dz weight; differentiable where there is no activation, dz = dy."""
+    """dinput = dz weight."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, dy: Tensor, y: Tensor | None, weight: Tensor, activation: str | None, backend: str
-    ) -> Tensor:
-        ctx.save_for_backward(dy, weight)
+    def forward(ctx: Any, dz: Tensor, weight: Tensor, backend: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(dz, weight)
         ctx.backend = backend
-        return linear_input_grad(dy, y, weight, activation, backend)
+        return linear_input_grad(dz, weight, backend)
 
     @staticmethod
     def backward(ctx: Any, ddinput: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        dy, weight = ctx.saved_tensors
-        ddy = dweight = None
-        if ctx.needs_input_grad[0]:
-            ddy = Linear.apply(ddinput, weight, None, None, ctx.backend)
-        if ctx.needs_input_grad[2]:
-            dweight, _ = LinearWeightGrad.apply(dy, None, ddinput, None, False, ctx.backend)
-        return ddy, None, dweight, None, None
+        dz, weight = ctx.saved_tensors
+        ddz = layer(ddinput, weight, None, None, ctx.backend) if ctx.needs_input_grad[0] else None
+        dweight = weight_grad(dz, ddinput, ctx.backend) if ctx.needs_input_grad[1] else None
+        return ddz, dweight, None
 
 
 class LinearWeightGrad(torch.autograd.Function):
-    """(dweight, dbias) = (dz^T input, sum dz); differentiable where there is no activation; dbias empty if not wanted."""
+    """dweight = dz^T input."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, dy: Tensor, y: Tensor | None, input: Tensor, activation: str | None, with_bias: bool, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(dy, input)
-        ctx.with_bias, ctx.backend = with_bias, backend
-        return linear_weight_grad(dy, y, input, activation, with_bias, backend)
+    def forward(ctx: Any, dz: Tensor, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(dz, input)
+        ctx.backend = backend
+        return linear_weight_grad(dz, input, backend)
 
     @staticmethod
-    def backward(ctx: Any, ddweight: Tensor, ddbias: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        dy, input = ctx.saved_tensors
-        ddy = dinput = None
-        if ctx.needs_input_grad[0]:
-            ddy = Linear.apply(input, ddweight, ddbias if ctx.with_bias else None, None, ctx.backend)
-        if ctx.needs_input_grad[2]:
-            dinput = LinearInputGrad.apply(dy, None, ddweight, None, ctx.backend)
-        return ddy, None, dinput, None, None, None
+    def backward(ctx: Any, ddweight: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dz, input = ctx.saved_tensors
+        ddz = layer(input, ddweight, None, None, ctx.backend) if ctx.needs_input_grad[0] else None
+        dinput = input_grad(dz, ddweight, ctx.backend) if ctx.needs_input_grad[1] else None
+        return ddz, dinput, None
 
 
-def activation_backward(dy: Tensor, y: Tensor, activation: str, backend: str) -> Tensor:
+layer = differentiable(Linear, linear_forward)
+input_grad = differentiable(LinearInputGrad, linear_input_grad)
+weight_grad = differentiable(LinearWeightGrad, linear_weight_grad)
+
+
+def activation_backward(dy: Tensor, y: Tensor | None, activation: str | None, backend: str) -> Tensor:
     """dz = dy phi'(z), differentiable."""
     if activation == "relu":
-        return ReluBackward.apply(dy, y, backend)
+        return relu_grad(dy, y, backend)
     if activation == "sigmoid":
-        return SigmoidBackward.apply(dy, y, backend)
-    return torch.zeros_like(dy)
+        return sigmoid_grad(dy, y, backend)
+    return dy if activation is None else torch.zeros_like(dy)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -157,5 +162,5 @@ def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | No
     if bias is not None and bias.shape != (weight.shape[0],):
         bias = bias.expand(weight.shape[0])
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
-    y = Linear.apply(rows, weight, bias, activation, chosen())
+    y = layer(rows, weight, bias, activation, chosen())
     return y if input.dim() == 2 else y.reshape(*input.shape[:-1], weight.shape[0])

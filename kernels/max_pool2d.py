@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_tensors, pair
-from kernels.primitive import new_image, primitive
+from kernels.primitive import differentiable, new_image, primitive
 
 Pair = tuple[int, int]
 
@@ -26,10 +26,10 @@ def position_dtype(kernel_size: Sequence[int]) -> torch.dtype:
 
 
 @primitive(
-    "(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool ceil_mode,"
+    "(Tensor input, bool ceil_mode, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
     " str backend) -> (Tensor, Tensor)"
 )
-def max_pool2d_forward(input, kernel_size, stride, padding, dilation, ceil_mode, backend):  # type: ignore[no-untyped-def]
+def max_pool2d_forward(input, ceil_mode, kernel_size, stride, padding, dilation, backend):  # type: ignore[no-untyped-def]
     size = output_size(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     y = new_image(input, (*input.shape[:2], *size), backend)
     return y, torch.empty_like(y, dtype=position_dtype(kernel_size))
@@ -55,52 +55,54 @@ class MaxPool2d(torch.autograd.Function):
     """(y, positions) of the maxima of input's windows."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, windows: tuple, ceil_mode: bool, backend: str) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        y, positions = max_pool2d_forward(input, *windows, ceil_mode, backend)
+    def forward(ctx: Any, input: Tensor, ceil_mode: bool, *windows: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y, positions = max_pool2d_forward(input, ceil_mode, *windows)
         ctx.save_for_backward(positions)
         ctx.mark_non_differentiable(positions)
         ctx.set_materialize_grads(False)
-        ctx.input_size, ctx.windows, ctx.backend = input.shape[2:], windows, backend
+        ctx.input_size, ctx.windows = input.shape[2:], windows
         return y, positions
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if dy is None:
-            return None, None, None, None
         (positions,) = ctx.saved_tensors
-        return MaxPool2dInputGrad.apply(dy, positions, ctx.input_size, ctx.windows, ctx.backend), None, None, None
+        dx = None if dy is None else input_grad(dy, positions, ctx.input_size, *ctx.windows)
+        return dx, None, *[None] * len(ctx.windows)
 
 
 class MaxPool2dInputGrad(torch.autograd.Function):
     """dx: each dy added at the position of its window's maximum."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, dy: Tensor, positions: Tensor, input_size: Pair, windows: tuple, backend: str
-    ) -> Tensor:
+    def forward(ctx: Any, dy: Tensor, positions: Tensor, input_size: Pair, *windows: Any) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(positions)
-        ctx.windows, ctx.backend = windows, backend
-        return max_pool2d_input_grad(dy, positions, input_size, *windows, backend)
+        ctx.windows = windows
+        return max_pool2d_input_grad(dy, positions, input_size, *windows)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (positions,) = ctx.saved_tensors
-        return MaxPool2dGather.apply(ddx, positions, ctx.windows, ctx.backend), None, None, None, None
+        return gather(ddx, positions, *ctx.windows), None, None, *[None] * len(ctx.windows)
 
 
 class MaxPool2dGather(torch.autograd.Function):
     """What lies in input at each window's stored position."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, positions: Tensor, windows: tuple, backend: str) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, input: Tensor, positions: Tensor, *windows: Any) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(positions)
-        ctx.input_size, ctx.windows, ctx.backend = input.shape[2:], windows, backend
-        return max_pool2d_gather(input, positions, *windows, backend)
+        ctx.input_size, ctx.windows = input.shape[2:], windows
+        return max_pool2d_gather(input, positions, *windows)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (positions,) = ctx.saved_tensors
-        return MaxPool2dInputGrad.apply(dy, positions, ctx.input_size, ctx.windows, ctx.backend), None, None, None
+        return input_grad(dy, positions, ctx.input_size, *ctx.windows), None, *[None] * len(ctx.windows)
+
+
+pool = differentiable(MaxPool2d, max_pool2d_forward)
+input_grad = differentiable(MaxPool2dInputGrad, max_pool2d_input_grad)
+gather = differentiable(MaxPool2dGather, max_pool2d_gather)
 
 
 def max_pool2d(
@@ -144,7 +146,7 @@ def max_pool2d(
             f" kernel_size {kernel_size}, padding {padding}, dilation {dilation}: output size would be {size}"
         )
     windows = (kernel_size, stride, padding, dilation)
-    y, positions = MaxPool2d.apply(images, windows, bool(ceil_mode), chosen())
+    y, positions = pool(images, bool(ceil_mode), *windows, chosen())
     if input.dim() == 3:
         y, positions = y.squeeze(0), positions.squeeze(0)
     return (y, plane_indices(positions, images.shape[3], *windows)) if return_indices else y

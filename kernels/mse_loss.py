@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_float, check_tensors
-from kernels.primitive import primitive
+from kernels.primitive import differentiable, primitive
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -39,7 +39,7 @@ class MseLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        dinput = MseLossBackward.apply(dloss, *ctx.saved_tensors, ctx.reduction, ctx.backend)
+        dinput = squared_error_grad(dloss, *ctx.saved_tensors, ctx.reduction, ctx.backend)
         need_input, need_target = ctx.needs_input_grad[:2]
         return dinput if need_input else None, -dinput if need_target else None, None, None
 
@@ -61,6 +61,10 @@ class MseLossBackward(torch.autograd.Function):
         ddloss = (ddinput * (input - target) * ctx.scale).sum_to_size(dloss.shape)
         dinput = ddinput * dloss * ctx.scale
         return ddloss, dinput, -dinput, None, None
+
+
+squared_error = differentiable(MseLoss, mse_loss_forward)
+squared_error_grad = differentiable(MseLossBackward, mse_loss_backward)
 
 
 def mse_loss(
@@ -102,6 +106,6 @@ def mse_loss(
         input, target = input.to(dtype), target.to(dtype)
     check_float(name, input)
     if weight is None:
-        return MseLoss.apply(input, target, reduction, chosen())
-    weighted = MseLoss.apply(input, target, "none", chosen()) * weight
+        return squared_error(input, target, reduction, chosen())
+    weighted = squared_error(input, target, "none", chosen()) * weight
     return weighted if reduction == "none" else weighted.sum() / (weight.sum() if reduction == "mean" else 1)

@@ -24,7 +24,7 @@ class Conv2d(_torch.Conv2d):
         if epilogue not in (None, "relu_max_pool2d"):
             raise ValueError(f"Conv2d: expected epilogue to be None or 'relu_max_pool2d', got {epilogue!r}")
         convolve = functional.conv2d if epilogue is None else functional.conv2d_relu_max_pool2d
-        padding = self.padding
+        padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = _torch.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0

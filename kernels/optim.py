@@ -38,18 +38,18 @@ class SGD(torch.optim.SGD):
             return
         if any(p.grad.is_sparse for p in params):
             raise RuntimeError("SGD: expected dense gradients, got a sparse one; use torch.optim.SGD for it")
-        momentum = group["momentum"]
-        if not momentum:
+        if not group["momentum"]:
             self._update(params, [], group, first=False)
             return
-        fresh = [p for p in params if self.state[p].get("momentum_buffer") is None]
-        if fresh:
-            for p in fresh:
-                self.state[p]["momentum_buffer"] = torch.empty_like(p.grad)
-            self._update(fresh, [self.state[p]["momentum_buffer"] for p in fresh], group, first=True)
-            params = [p for p in params if not any(p is q for q in fresh)]
-        if params:
-            self._update(params, [self.state[p]["momentum_buffer"] for p in params], group, first=False)
+        fresh: list[Any] = []
+        seen: list[Any] = []
+        for p in params:
+            (fresh if self.state[p].get("momentum_buffer") is None else seen).append(p)
+        for p in fresh:
+            self.state[p]["momentum_buffer"] = torch.empty_like(p.grad)
+        for some, first in ((fresh, True), (seen, False)):
+            if some:
+                self._update(some, [self.state[p]["momentum_buffer"] for p in some], group, first)
 
     def _update(self, params: list[Any], buffers: list[Any], group: dict[str, Any], first: bool) -> None:
         lr = group["lr"]

@@ -29,10 +29,23 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return register
 
 
+def differentiable(function: type[torch.autograd.Function], primitive: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls `function.apply` where autograd records, else the bare `primitive` of the same arguments, which is quicker."""
+
+    def call(*arguments: Any) -> Any:
+        return function.apply(*arguments) if torch.is_grad_enabled() else primitive(*arguments)
+
+    return call
+
+
 def _implementation(name: str, device_type: str) -> Callable[..., Any]:
+    functions: dict[str, Callable[..., Any]] = {}  # by backend
+
     def run(*arguments: Any) -> Any:
-        *rest, backend = arguments
-        return getattr(resolve(backend, device_type), name)(*rest)
+        backend = arguments[-1]
+        if backend not in functions:
+            functions[backend] = getattr(resolve(backend, device_type), name)
+        return functions[backend](*arguments[:-1])
 
     return run
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_float, check_tensors
-from kernels.primitive import primitive
+from kernels.primitive import differentiable, primitive
 
 
 @primitive("(Tensor input, int dim, str backend) -> Tensor")
@@ -36,7 +36,7 @@ class Softmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return SoftmaxBackward.apply(dy, *ctx.saved_tensors, ctx.dim, ctx.backend), None, None
+        return softmax_grad(dy, *ctx.saved_tensors, ctx.dim, ctx.backend), None, None
 
 
 class SoftmaxBackward(torch.autograd.Function):
@@ -51,10 +51,14 @@ class SoftmaxBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         dy, y = ctx.saved_tensors
-        ddy = SoftmaxBackward.apply(ddx, y, ctx.dim, ctx.backend)
+        ddy = softmax_grad(ddx, y, ctx.dim, ctx.backend)
         dy_mean = (dy * y).sum(ctx.dim, keepdim=True)
         ddx_mean = (ddx * y).sum(ctx.dim, keepdim=True)
         return ddy, ddx * (dy - dy_mean) - dy * ddx_mean, None, None
+
+
+normalise = differentiable(Softmax, softmax_forward)
+softmax_grad = differentiable(SoftmaxBackward, softmax_backward)
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
@@ -77,4 +81,4 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     if dtype is not None:
         input = input.to(dtype)
     check_float("softmax", input)
-    return Softmax.apply(input, dim % -least, chosen())
+    return normalise(input, dim % -least, chosen())

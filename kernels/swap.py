@@ -7,7 +7,13 @@ import torch
 from kernels import nn
 
 REPLACEMENTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
-    ours.__base__: ours for ours in (nn.Conv2d, nn.MaxPool2d, nn.Linear, nn.ReLU, nn.Sigmoid, nn.Softmax, nn.MSELoss)
+    torch.nn.Conv2d: nn.Conv2d,
+    torch.nn.Linear: nn.Linear,
+    torch.nn.MSELoss: nn.MSELoss,
+    torch.nn.MaxPool2d: nn.MaxPool2d,
+    torch.nn.ReLU: nn.ReLU,
+    torch.nn.Sigmoid: nn.Sigmoid,
+    torch.nn.Softmax: nn.Softmax,
 }
 
 

@@ -13,7 +13,12 @@ def relu(input: Array, out: Array | None = None) -> Array:
 
 def relu_backward(dy: Array, y: Array) -> Array:
     """dy where y is not <= 0 (NaN counts as positive, as in torch), else 0."""
-    return elementwise(lambda dy, y, dx: keep(dy, np.logical_not(np.less_equal(y, 0)), out=dx), dy, y)
+
+    def run(dy: Array, y: Array, dx: Array) -> None:
+        mask = np.less_equal(y, 0, out=np.empty_like(y, bool))
+        keep(dy, np.logical_not(mask, out=mask), out=dx)
+
+    return elementwise(run, dy, y)
 
 
 def sigmoid(input: Array, out: Array | None = None) -> Array:

@@ -18,26 +18,26 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def on_tensors(*arguments: Any) -> Any:
         dtype = arguments[0].dtype
-        low = dtype in LOW_PRECISION
-        arrays = [_array(a, low) if isinstance(a, torch.Tensor) else a for a in arguments]
+        if dtype in LOW_PRECISION:
+            results = on_tensors(*(_raised(a) if isinstance(a, torch.Tensor) else a for a in arguments))
+            lower = lambda result: result.to(dtype) if result.dtype == torch.float32 else result  # noqa: E731
+            return tuple(map(lower, results)) if isinstance(results, tuple) else lower(results)
+        arrays = [_plain(a) for a in arguments]
         with blas_threads(torch.get_num_threads()), np.errstate(all="ignore"):
             results = function(*arrays)
-        if isinstance(results, tuple):
-            return tuple(_tensor(result, dtype, low) for result in results)
-        return _tensor(results, dtype, low)
+        return tuple(map(torch.from_numpy, results)) if isinstance(results, tuple) else torch.from_numpy(results)
 
     return on_tensors
 
 
-def _array(tensor: torch.Tensor, low: bool) -> Array:
-    if low and tensor.dtype in LOW_PRECISION:
-        tensor = tensor.float()
-    return tensor.detach().numpy()
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return argument.detach().numpy()
+    return tuple(argument) if isinstance(argument, list) else argument
 
 
-def _tensor(array: Array, dtype: torch.dtype, low: bool) -> torch.Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.to(dtype) if low and tensor.dtype == torch.float32 else tensor
+def _raised(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in LOW_PRECISION else tensor
 
 
 def batch_innermost(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:

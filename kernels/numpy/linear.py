@@ -1,5 +1,8 @@
 """Fully connected layer in NumPy, in the memory order of its input: rows, or the batch innermost."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from kernels.numpy import activations
@@ -12,24 +15,39 @@ def forward(input: Array, weight: Array, bias: Array | None, activation: str | N
     if bias is not None:
         np.add(y, bias, out=y)
     if activation is not None:
-        IN_PLACE[activation](y, out=y)
+        FORWARD[activation](y, out=y)
     return y
 
 
-def input_grad(dy: Array, y: Array | None, weight: Array, activation: str | None) -> Array:
-    """dinput (N, I) of dy and y (N, O)."""
-    return product(masked(dy, y, activation), weight)
+def input_grad(dz: Array, weight: Array) -> Array:
+    """dinput (N, I) of dz (N, O)."""
+    return product(dz, weight)
 
 
-def weight_grad(
-    dy: Array, y: Array | None, input: Array, activation: str | None, with_bias: bool
-) -> tuple[Array, Array]:
-    """dweight (O, I), and dbias (O) or an empty array."""
-    dz = masked(dy, y, activation)
-    return np.matmul(dz.T, input), dz.sum(axis=0) if with_bias else np.empty(0, dy.dtype)
+def weight_grad(dz: Array, input: Array) -> Array:
+    """dweight (O, I) of dz (N, O) and input (N, I)."""
+    return np.multiply(dz.T, input) if len(input) == 1 else np.matmul(dz.T, input)  # BLAS is slow on single rows
 
 
-IN_PLACE = {"relu": activations.relu, "sigmoid": activations.sigmoid, "step": activations.step}
+def backward(
+    dy: Array, y: Array | None, input: Array, weight: Array, needed: tuple[bool, bool, bool], activation: str | None
+) -> tuple[Array, Array, Array]:
+    """(dinput, dweight, dbias), each empty where it is not needed."""
+    dz = BACKWARD[activation](dy, y)
+    return (
+        input_grad(dz, weight) if needed[0] else np.empty((0, 0), dy.dtype),
+        weight_grad(dz, input) if needed[1] else np.empty((0, 0), dy.dtype),
+        np.add.reduce(dz, axis=0) if needed[2] else np.empty(0, dy.dtype),
+    )
+
+
+FORWARD = {"relu": activations.relu, "sigmoid": activations.sigmoid, "step": activations.step}
+BACKWARD: dict[str | None, Callable[[Array, Any], Array]] = {
+    None: lambda dy, y: dy,
+    "relu": activations.relu_backward,
+    "sigmoid": activations.sigmoid_backward,
+    "step": lambda dy, y: np.zeros_like(dy),
+}
 
 
 def product(rows: Array, matrix: Array) -> Array:
@@ -37,12 +55,3 @@ def product(rows: Array, matrix: Array) -> Array:
     if rows.flags.f_contiguous and not rows.flags.c_contiguous:
         return np.matmul(matrix.T, rows.T).T
     return np.matmul(rows, matrix)
-
-
-def masked(dy: Array, y: Array | None, activation: str | None) -> Array:
-    """dz = dy phi'(z)."""
-    if activation is None or y is None:
-        return dy
-    if activation == "step":
-        return np.zeros_like(dy)
-    return activations.relu_backward(dy, y) if activation == "relu" else activations.sigmoid_backward(dy, y)

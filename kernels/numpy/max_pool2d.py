@@ -1,33 +1,37 @@
-"""Max-pooling in NumPy: a window's q-th elements, over all windows, are one strided slice of the (C, H, W, N) images.
+"""Max-pooling in NumPy: what all windows have at one position is one strided slice of the (C, H, W, N) images.
 
 So the maximum runs over KH KW slices. The later of two equal values never wins, and positions grow from slice to slice,
 so the position of the maximum is the largest of those at which a new one was found.
 """
 
+from typing import Any
+
 import numpy as np
 
 from kernels.numpy.arrays import Array, batch_innermost, keep
-from kernels.numpy.threads import for_each, scratch, tiles
+from kernels.numpy.threads import for_each, scratch, tiles, workspace
 
 Pair = tuple[int, int]
 
 
 def forward(
-    input: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+    input: Array, ceil_mode: bool, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> tuple[Array, Array]:
     """(y, positions) (N, C, OH, OW) of input (N, C, H, W)."""
     n, c, *size = input.shape
-    out = [_length(*lengths, ceil_mode) for lengths in zip(size, kernel, stride, padding, dilation, strict=True)]
+    oh, ow = (_length(*lengths, ceil_mode) for lengths in zip(size, kernel, stride, padding, dilation, strict=True))
+    out = (oh, ow)
     memory, y = batch_innermost((n, c, *out), input.dtype)
     memory_positions, positions = batch_innermost((n, c, *out), np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32)
     images = input.transpose(1, 2, 3, 0)
     first = first_positions(out, kernel, stride, padding, dilation).astype(positions.dtype)
 
-    def run(tile: slice) -> None:
-        border = bordered(images[..., tile], out, kernel, stride, padding, dilation)
-        maximum, position = maxima(slices(border, out, kernel, stride, dilation), first)
-        np.copyto(memory[..., tile], maximum)
-        np.copyto(memory_positions[..., tile], position)
+    def run(part: slice) -> None:
+        border = bordered(images[..., part], out, kernel, stride, padding, dilation)
+        scan = workspace(Scan, (c, *out, border.shape[3]), input.dtype, positions.dtype)
+        maximum, position = scan.maxima(slices(border, out, kernel, stride, dilation), first)
+        np.copyto(memory[..., part], maximum)
+        np.copyto(memory_positions[..., part], position)
 
     for_each(tiles(n, 2 * input[:1].nbytes), run)
     return y, positions
@@ -37,19 +41,23 @@ def input_grad(
     dy: Array, positions: Array, input_size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Array:
     """dx (N, C, H, W) of dy (N, C, OH, OW)."""
-    n, c, *out = dy.shape
+    n, c, oh, ow = dy.shape
+    out = (oh, ow)
     memory, dx = batch_innermost((n, c, *input_size), dy.dtype)
     dimages, places = dy.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
     height, width = _reach(input_size, out, kernel, stride, padding, dilation)
     (h, w), (ph, pw) = input_size, padding
 
-    def run(tile: slice) -> None:
-        border = scratch("border", (c, height, width, tile.stop - tile.start), dy.dtype)
+    def run(part: slice) -> None:
+        border = scratch("border", (c, height, width, part.stop - part.start), dy.dtype)
         border.fill(0)
-        scatter(dimages[..., tile], places[..., tile], slices(border, out, kernel, stride, dilation))
-        np.copyto(memory[..., tile], border[:, ph : ph + h, pw : pw + w])
+        taken = scratch("maximum", dimages[..., part].shape, dy.dtype)
+        for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
+            keep(dimages[..., part], np.equal(places[..., part], k), out=taken)
+            np.add(values, taken, out=values)
+        np.copyto(memory[..., part], border[:, ph : ph + h, pw : pw + w])
 
-    for_each(tiles(n, 4 * c * height * width), run)
+    for_each(tiles(n, 2 * c * height * width * dy.itemsize), run)
     return dx
 
 
@@ -59,24 +67,21 @@ def gather(input: Array, positions: Array, kernel: Pair, stride: Pair, padding: 
     memory, y = batch_innermost(positions.shape, input.dtype)
     images, places = input.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
 
-    def run(tile: slice) -> None:
-        border = bordered(images[..., tile], out, kernel, stride, padding, dilation)
-        taken = scratch("maximum", memory[..., tile].shape, input.dtype)
-        found = memory[..., tile]
+    def run(part: slice) -> None:
+        border = bordered(images[..., part], out, kernel, stride, padding, dilation)
+        found = memory[..., part]
         found.fill(0)
+        taken = scratch("maximum", found.shape, input.dtype)
         for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
-            keep(values, np.equal(places[..., tile], k), out=taken)
+            keep(values, np.equal(places[..., part], k), out=taken)
             np.add(found, taken, out=found)
 
     for_each(tiles(input.shape[0], 2 * input[:1].nbytes), run)
     return y
 
 
-# The steps, each on one tile of n images, (C, H, W, n)
-
-
 def slices(images: Array, out: Pair, kernel: Pair, stride: Pair, dilation: Pair) -> list[Array]:
-    """For each position in the window, the view (C, OH, OW, n) of what all windows have there."""
+    """For each position in the window, the view (..., OH, OW, n) of what all windows have there."""
     (oh, ow), (kh, kw), (sh, sw), (dh, dw) = out, kernel, stride, dilation
     return [
         images[..., p * dh : p * dh + (oh - 1) * sh + 1 : sh, q * dw : q * dw + (ow - 1) * sw + 1 : sw, :]
@@ -85,36 +90,32 @@ def slices(images: Array, out: Pair, kernel: Pair, stride: Pair, dilation: Pair)
     ]
 
 
-def maxima(slices: list[Array], first: Array) -> tuple[Array, Array]:
-    """The largest of each window and its position, in scratch memory; `first` is where each window's positions start."""
-    maximum, position = _scan(slices, first, nan=False)
-    if maximum.dtype.kind == "f" and maximum.size and np.isnan(maximum.max()):
-        return _scan(slices, first, nan=True)
-    return maximum, position
+class Scan:
+    """Work arrays of the shape (C, OH, OW, n) for the search of maxima."""
 
+    def __init__(self, shape: tuple[int, ...], dtype: Any, position_dtype: Any) -> None:
+        self._maximum, self._position = scratch("maximum", shape, dtype), scratch("position", shape, position_dtype)
+        self._larger, self._candidate = scratch("larger", shape, bool), scratch("candidate", shape, position_dtype)
 
-def _scan(slices: list[Array], first: Array, nan: bool) -> tuple[Array, Array]:
-    shape = slices[0].shape
-    maximum, position = scratch("maximum", shape, slices[0].dtype), scratch("position", shape, first.dtype)
-    larger, candidate = scratch("larger", shape, bool), scratch("candidate", shape, first.dtype)
-    np.copyto(maximum, slices[0])
-    np.copyto(position, first)
-    for k, values in enumerate(slices[1:], 1):
-        np.greater(values, maximum, out=larger)
-        if nan:
-            np.logical_or(larger, np.isnan(values), out=larger)
-        np.maximum(maximum, values, out=maximum)
-        np.multiply(larger.view(np.uint8), first.dtype.type(k), out=candidate)
-        np.maximum(position, candidate, out=position)
-    return maximum, position
+    def maxima(self, slices: list[Array], first: Array) -> tuple[Array, Array]:
+        """The largest of each window and its position, where positions start at `first`; in work memory."""
+        self._scan(slices, first, nan=False)
+        if self._maximum.dtype.kind == "f" and np.isnan(np.maximum.reduce(self._maximum, axis=None, initial=0)):
+            self._scan(slices, first, nan=True)
+        return self._maximum, self._position
 
-
-def scatter(dy: Array, positions: Array, slices: list[Array]) -> None:
-    """Adds dy at its position among the slices of zeroed images."""
-    taken, mask = scratch("maximum", dy.shape, dy.dtype), scratch("larger", dy.shape, bool)
-    for k, values in enumerate(slices):
-        keep(dy, np.equal(positions, k, out=mask), out=taken)
-        np.add(values, taken, out=values)
+    def _scan(self, slices: list[Array], first: Array, nan: bool) -> None:
+        maximum, position, larger, candidate = self._maximum, self._position, self._larger, self._candidate
+        larger_bytes = larger.view(np.uint8)
+        np.copyto(maximum, slices[0])
+        np.copyto(position, first)
+        for k, values in enumerate(slices[1:], 1):
+            np.greater(values, maximum, out=larger)
+            if nan:
+                np.logical_or(larger, np.isnan(values), out=larger)
+            np.maximum(maximum, values, out=maximum)
+            np.multiply(larger_bytes, position.dtype.type(k), out=candidate)
+            np.maximum(position, candidate, out=position)
 
 
 def first_positions(out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:

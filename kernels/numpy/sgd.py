@@ -1,11 +1,11 @@
 """SGD in NumPy: every parameter in place."""
 
+from typing import Any
+
 import numpy as np
-import torch
 from torch import Tensor
 
-from kernels.numpy.arrays import LOW_PRECISION
-from kernels.numpy.threads import scratch
+from kernels.numpy.arrays import LOW_PRECISION, Array
 
 
 def sgd(
@@ -21,25 +21,30 @@ def sgd(
     maximize: bool,
     first: bool,
 ) -> None:
-    """One step; `first` fills the momentum buffers."""
-    if lr_tensor is not None:
-        lr = lr_tensor.item()
-    for i, param in enumerate(params):
-        tensors = [param, grads[i]] + ([momentum_buffers[i]] if momentum else [])
-        low = param.dtype in LOW_PRECISION
-        p, g, *buffers = (t.detach().float().numpy() if low else t.detach().numpy() for t in tensors)
+    """One step; `first` fills the momentum buffers; float16 and bfloat16 are updated in float32."""
+    rate = lr if lr_tensor is None else lr_tensor.item()
+
+    def update(p: Array, g: Array, b: Array | None) -> None:
         if maximize:
             g = -g
         if weight_decay:
             g = g + weight_decay * p
-        for b in buffers:
+        if b is not None:
             if first:
                 np.copyto(b, g)
             else:
                 np.multiply(b, momentum, out=b)
-                np.add(b, g if not dampening else (1 - dampening) * g, out=b)
+                np.add(b, (1 - dampening) * g if dampening else g, out=b)
             g = g + momentum * b if nesterov else b
-        np.subtract(p, np.multiply(g, lr, out=scratch("update", p.shape, p.dtype)), out=p)
-        if low:
-            for tensor, array in zip((param, *tensors[2:]), (p, *buffers), strict=True):
-                tensor.copy_(torch.from_numpy(array))
+        np.subtract(p, rate * g, out=p)
+
+    buffers: list[Any] = momentum_buffers or [None] * len(params)
+    for param, grad, buffer in zip(params, grads, buffers, strict=True):
+        if param.dtype in LOW_PRECISION:
+            tensors = [t if t is None else t.float() for t in (param.detach(), grad, buffer)]
+            update(*(t if t is None else t.numpy() for t in tensors))
+            for target, source in zip((param, buffer), (tensors[0], tensors[2]), strict=True):
+                if target is not None:
+                    target.copy_(source)
+        else:
+            update(param.detach().numpy(), grad.numpy(), None if buffer is None else buffer.numpy())

@@ -4,6 +4,7 @@ Two Python threads run NumPy in parallel only inside its calls, and each hand-ov
 much as NumPy needs for 100 kB; so threads are used only for batches of several tiles, and each then has one BLAS thread.
 """
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -19,9 +20,11 @@ TILE = 32  # images where one thread runs them
 THREADED_TILE = 64  # images where several threads do: longer NumPy calls, fewer waits for the lock
 LARGEST_TILE_BYTES = 8 << 20
 PIECE = 1 << 17  # elements of a piece of a large array
+KEPT_WORKSPACES = 64
 KEPT_BYTES = 32 << 20  # larger work buffers are not kept
 
 
+@functools.lru_cache(maxsize=256)
 def tiles(n: int, bytes_per_image: int) -> list[slice]:
     """A batch of n images in equal slices, whatever the number of threads, so that sums are the same on any machine."""
     size = THREADED_TILE if n >= 4 * THREADED_TILE else TILE
@@ -54,12 +57,27 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
     return results
 
 
-class _Buffers(threading.local):
+class _Local(threading.local):
     def __init__(self) -> None:
-        self.by_name: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.workspaces: dict[tuple[Any, ...], Any] = {}
+        self.oversized = False
 
 
-_buffers = _Buffers()
+_local = _Local()
+
+
+def workspace(kind: Callable[..., Any], *key: Any) -> Any:
+    """kind(*key), an object that holds `scratch` arrays and views of them, as this thread made it before."""
+    found = _local.workspaces.get((kind, key))
+    if found is None:
+        _local.oversized = False
+        found = kind(*key)
+        if len(_local.workspaces) >= KEPT_WORKSPACES:
+            _local.workspaces.clear()
+        if not _local.oversized:
+            _local.workspaces[kind, key] = found
+    return found
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -68,19 +86,21 @@ def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Array:
     size = dtype.itemsize
     for length in shape:
         size *= length
-    buffer = _buffers.by_name.get(name)
+    buffer = _local.buffers.get(name)
     if buffer is None or buffer.nbytes < size:
         buffer = torch.empty(size, dtype=torch.uint8).numpy()  # torch aligns to cache lines
         if size <= KEPT_BYTES:
-            _buffers.by_name[name] = buffer
+            _local.buffers[name] = buffer
+        else:
+            _local.oversized = True
     return np.ndarray(shape, dtype, buffer)  # type: ignore[arg-type]
 
 
 _executor: ThreadPoolExecutor | None = None
 _executor_threads = 0
 _lock = threading.Lock()
-_blas = ThreadpoolController().select(user_api="blas")
-_BLAS_THREADS = max((library.num_threads for library in _blas.lib_controllers), default=1)
+_blas = ThreadpoolController().select(user_api="blas").lib_controllers
+_BLAS_THREADS = max((library.num_threads for library in _blas), default=1)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -95,25 +115,27 @@ class blas_threads:
     """Lets NumPy's BLAS use at most `limit` threads in a `with` block; while blocks overlap, the first one's limit holds."""
 
     _users = 0
-    _limiter: Any = None
+    _before: list[int] = []
 
     def __init__(self, limit: int) -> None:
-        self._needed = limit < _BLAS_THREADS
         self._limit = limit
 
     def __enter__(self) -> None:
-        if self._needed:
+        if self._limit < _BLAS_THREADS:
             with _lock:
                 if blas_threads._users == 0:
-                    blas_threads._limiter = _blas.limit(limits=self._limit)
+                    blas_threads._before = [library.get_num_threads() for library in _blas]
+                    for library in _blas:
+                        library.set_num_threads(self._limit)
                 blas_threads._users += 1
 
     def __exit__(self, *error: object) -> None:
-        if self._needed:
+        if self._limit < _BLAS_THREADS:
             with _lock:
                 blas_threads._users -= 1
                 if blas_threads._users == 0:
-                    blas_threads._limiter.restore_original_limits()
+                    for library, threads in zip(_blas, blas_threads._before, strict=True):
+                        library.set_num_threads(threads)
 
 
 def _forget_threads() -> None:
@@ -132,7 +154,7 @@ def elementwise(function: Callable[..., Any], *inputs: Array, out: Array | None 
         function(*arrays)
         return out
     flat = [array.ravel(order="K") for array in arrays]
-    if not all(np.shares_memory(f, a) for f, a in zip(flat, arrays)):
+    if not all(np.shares_memory(f, a) for f, a in zip(flat, arrays, strict=True)):
         function(*arrays)
     else:
         for_each(
