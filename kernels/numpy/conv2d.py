@@ -240,7 +240,7 @@ def summed_weight_shares(shares: list[Array], g: Geometry, dtype: Any) -> Array:
     kh, kw = g.kernel
     total = functools.reduce(np.add, shares, np.zeros((g.groups, kh * g.channels * kw, g.features), dtype))
     dweight = total.reshape(g.groups, kh, g.channels, kw, g.features).transpose(0, 4, 2, 1, 3)
-    return dweight.reshape(-1, g.channels, kh, kw)
+    return np.ascontiguousarray(dweight).reshape(-1, g.channels, kh, kw)
 
 
 def summed_bias_shares(shares: list[Array], features: int, dtype: Any) -> Array:

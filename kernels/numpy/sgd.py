@@ -41,10 +41,11 @@ def sgd(
     buffers: list[Any] = momentum_buffers or [None] * len(params)
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
         if param.dtype in LOW_PRECISION:
-            tensors = [t if t is None else t.float() for t in (param.detach(), grad, buffer)]
-            update(*(t if t is None else t.numpy() for t in tensors))
-            for target, source in zip((param, buffer), (tensors[0], tensors[2]), strict=True):
-                if target is not None:
-                    target.copy_(source)
+            raised = param.detach().float()
+            raised_buffer = None if buffer is None else buffer.float()
+            update(raised.numpy(), grad.float().numpy(), None if buffer is None else raised_buffer.numpy())
+            param.detach().copy_(raised)
+            if buffer is not None:
+                buffer.copy_(raised_buffer)
         else:
             update(param.detach().numpy(), grad.numpy(), None if buffer is None else buffer.numpy())
