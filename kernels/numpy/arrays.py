@@ -1,43 +1,53 @@
 """Between tensors and arrays: conversion, low-precision inputs, output memory."""
 
+import contextlib
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from kernels.numpy.threads import Array, blas_threads
+from kernels.numpy.threads import Array, one_blas_thread
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
+BLAS_STAYS_SINGLE = 4096  # elements of the first array; OpenBLAS starts threads for larger products only
+NO_LIMIT = contextlib.nullcontext()
 
 
 def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a function on arrays take and return tensors; float16 and bfloat16 are computed in float32."""
+    """Lets a function whose first parameters are arrays take and return tensors there.
+
+    float16 and bfloat16 are computed in float32.
+    """
+    annotations = [str(parameter.annotation) for parameter in inspect.signature(function).parameters.values()]
+    count = sum("ndarray" in annotation for annotation in annotations)
 
     @functools.wraps(function)
     def on_tensors(*arguments: Any) -> Any:
-        dtype = arguments[0].dtype
+        tensors = arguments[:count]
+        dtype = tensors[0].dtype
         if dtype in LOW_PRECISION:
-            results = on_tensors(*(_raised(a) if isinstance(a, torch.Tensor) else a for a in arguments))
-            lower = lambda result: result.to(dtype) if result.dtype == torch.float32 else result  # noqa: E731
-            return tuple(map(lower, results)) if isinstance(results, tuple) else lower(results)
-        arrays = [_plain(a) for a in arguments]
-        with blas_threads(torch.get_num_threads()), np.errstate(all="ignore"):
-            results = function(*arrays)
+            results = on_tensors(*map(_raised, tensors), *arguments[count:])
+            return (
+                tuple(_lowered(r, dtype) for r in results) if isinstance(results, tuple) else _lowered(results, dtype)
+            )
+        arrays: list[Any] = [tensor if tensor is None else tensor.detach().numpy() for tensor in tensors]
+        rest = [tuple(value) if type(value) is list else value for value in arguments[count:]]
+        with np.errstate(all="ignore"), NO_LIMIT if arrays[0].size < BLAS_STAYS_SINGLE else one_blas_thread():
+            results = function(*arrays, *rest)
         return tuple(map(torch.from_numpy, results)) if isinstance(results, tuple) else torch.from_numpy(results)
 
     return on_tensors
 
 
-def _plain(argument: Any) -> Any:
-    if isinstance(argument, torch.Tensor):
-        return argument.detach().numpy()
-    return tuple(argument) if isinstance(argument, list) else argument
+def _raised(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor.float() if tensor is not None and tensor.dtype in LOW_PRECISION else tensor
 
 
-def _raised(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in LOW_PRECISION else tensor
+def _lowered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
 
 
 def batch_innermost(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:

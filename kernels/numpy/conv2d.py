@@ -137,26 +137,26 @@ class Tile:
         self.g = g
         self._columns = [slice(q * dw, q * dw + (ow - 1) * sw + 1, sw) for q in range(kw)]  # under the window's q-th
 
-        self._padded = scratch("padded", (g.groups * g.channels, h + 2 * ph, w + 2 * pw, n), dtype)
+        self._padded = scratch("border", (g.groups * g.channels, h + 2 * ph, w + 2 * pw, n), dtype)
         self._inside = self._padded[:, ph : ph + h, pw : pw + w]
         self._height = (oh - 1) * sh + dh * (kh - 1) + 1
         rows = scratch("rows", (g.groups, self._height, g.channels, kw, ow, n), dtype)
         self._row_columns = [rows[:, :, :, q] for q in range(kw)]
         self._windows = Windows(rows.reshape(g.groups, self._height, g.channels * kw, ow * n), 0, kh, sh, dh, oh)
-        y = scratch("y", (g.groups, g.features, oh, ow * n), dtype)
+        y = scratch("maps", (g.groups, g.features, oh, ow * n), dtype)
         self._y_rows, self._y = y.transpose(0, 2, 1, 3), y.reshape(-1, oh, ow, n)
 
         above = dh * (kh - 1)  # rows of zeros above dy, and below
         end = above + (oh - 1) * sh + 1
-        self._dy_rows = scratch("dy", (g.groups, max(h + ph + above, end), g.features, ow, n), dtype)
+        self._dy_rows = scratch("maps", (g.groups, max(h + ph + above, end), g.features, ow, n), dtype)
         self.dy = self._dy_rows[:, above:end:sh]
         self._around_dy = [self._dy_rows[:, :above], self._dy_rows[:, end:]] if sh == 1 else [self._dy_rows]
         self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
         self._dy_windows = Windows(self._dy_rows.reshape(*self._dy_rows.shape[:3], ow * n), ph, kh, 1, dh, h)
-        self._lowered_dx = scratch("lowered_dx", (g.groups, h, g.channels * kw, ow * n), dtype)
+        self._lowered_dx = scratch("rows", (g.groups, h, g.channels * kw, ow * n), dtype)
         lowered_dx = self._lowered_dx.reshape(g.groups, h, g.channels, kw, ow, n)
         width = max(w + 2 * pw, (ow - 1) * sw + dw * (kw - 1) + 1)
-        self._dx = scratch("dx", (g.groups, h, g.channels, width, n), dtype)
+        self._dx = scratch("border", (g.groups, h, g.channels, width, n), dtype)
         self._dx_inside = self._dx[:, :, :, pw : pw + w]
         self._dx_columns = [(self._dx[:, :, :, c], lowered_dx[:, :, :, q]) for q, c in enumerate(self._columns)]
 

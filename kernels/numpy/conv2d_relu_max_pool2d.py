@@ -24,6 +24,7 @@ from kernels.numpy.threads import for_each, scratch, tiles, workspace
 
 WINDOW = ((2, 2), (2, 2), (1, 1))  # kernel_size, stride, dilation
 FIRST = np.zeros((), np.uint8)
+POSITIONS = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1, 1, 1)
 
 
 def forward(
@@ -86,12 +87,12 @@ class PooledTile(Tile):
         super().__init__(g, n, dtype)
         pooled = (g.out[0] // 2, g.out[1] // 2)
         self._windows_of_y = max_pool2d.slices(self._y, pooled, *WINDOW)
-        self._scan = max_pool2d.Scan(self._windows_of_y[0].shape, dtype, FIRST.dtype)
+        self._scan = max_pool2d.Scan(self._windows_of_y[0].shape, 4, dtype, np.uint8)
         self._dead = scratch("larger", self._windows_of_y[0].shape, bool)
         windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
         self._bits = f"i{self.dy.itemsize}"
         self._windows_of_dy_bits = [window.view(self._bits) for window in windows_of_dy]
-        self._mask = scratch("larger", windows_of_dy[0].shape, bool)
+        self._masks = scratch("larger", (4, *windows_of_dy[0].shape), bool)
 
     def maxima(self, images: Array, matrix: Array, bias: Array | None) -> tuple[Array, Array]:
         """The largest of each window, bias added, and its position, 255 where ReLU gives zero; in work memory."""
@@ -105,8 +106,9 @@ class PooledTile(Tile):
 
     def unpool(self, dy: Array, positions: Array) -> None:
         """Fills `dy` of the convolution from the pooled dy (O, OH // 2, OW // 2, n), bit by bit: infinity times 0 is 0."""
-        shape, mask_bits = self._mask.shape, self._mask.view(np.int8)
-        dy_bits, positions = dy.reshape(shape).view(self._bits), positions.reshape(shape)
-        for k, window_bits in enumerate(self._windows_of_dy_bits):
-            np.equal(positions, k, out=self._mask)
-            np.bitwise_and(dy_bits, np.negative(mask_bits, out=mask_bits), out=window_bits)
+        shape, masks = self._masks.shape[1:], self._masks.view(np.int8)
+        np.equal(positions.reshape(shape), POSITIONS, out=self._masks)
+        np.negative(masks, out=masks)
+        dy_bits = dy.reshape(shape).view(self._bits)
+        for window_bits, mask in zip(self._windows_of_dy_bits, masks, strict=True):
+            np.bitwise_and(dy_bits, mask, out=window_bits)

@@ -1,5 +1,6 @@
 """Fully connected layer in NumPy, in the memory order of its input: rows, or the batch innermost."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,26 +8,47 @@ import numpy as np
 
 from kernels.numpy import activations
 from kernels.numpy.arrays import Array
+from kernels.numpy.threads import for_each, parts
+
+ROWS = 256  # of a part of the batch
+
+FORWARD = {"relu": activations.relu, "sigmoid": activations.sigmoid, "step": activations.step}
+BACKWARD: dict[str | None, Callable[[Array, Any], Array]] = {
+    None: lambda dy, y: dy,
+    "relu": activations.relu_backward,
+    "sigmoid": activations.sigmoid_backward,
+    "step": lambda dy, y: np.zeros_like(dy),
+}
 
 
 def forward(input: Array, weight: Array, bias: Array | None, activation: str | None) -> Array:
     """y (N, O) of input (N, I), weight (O, I) and bias (O)."""
-    y = product(input, weight.T)
-    if bias is not None:
-        np.add(y, bias, out=y)
-    if activation is not None:
-        FORWARD[activation](y, out=y)
+    y = empty_rows(input, len(weight))
+
+    def run(part: slice) -> None:
+        rows = np.matmul(input[part], weight.T, out=y[part])
+        if bias is not None:
+            np.add(rows, bias, out=rows)
+        if activation is not None:
+            FORWARD[activation](rows, out=rows)
+
+    for_each(parts(len(input), ROWS), run)
     return y
 
 
 def input_grad(dz: Array, weight: Array) -> Array:
-    """dinput (N, I) of dz (N, O)."""
-    return product(dz, weight)
+    """dinput (N, I) of dz (N, O) and weight (O, I)."""
+    dinput = empty_rows(dz, weight.shape[1])
+    for_each(parts(len(dz), ROWS), lambda part: np.matmul(dz[part], weight, out=dinput[part]))
+    return dinput
 
 
 def weight_grad(dz: Array, input: Array) -> Array:
-    """dweight (O, I) of dz (N, O) and input (N, I)."""
-    return np.multiply(dz.T, input) if len(input) == 1 else np.matmul(dz.T, input)  # BLAS is slow on single rows
+    """dweight (O, I) of dz (N, O) and input (N, I); the parts' shares are added up in a fixed order."""
+    if len(dz) == 1:
+        return np.multiply(dz.T, input)  # BLAS is slow on a single row
+    shares = for_each(parts(len(dz), ROWS), lambda part: np.matmul(dz[part].T, input[part]))
+    return functools.reduce(np.add, shares, np.zeros((dz.shape[1], input.shape[1]), dz.dtype))
 
 
 def backward(
@@ -41,17 +63,7 @@ def backward(
     )
 
 
-FORWARD = {"relu": activations.relu, "sigmoid": activations.sigmoid, "step": activations.step}
-BACKWARD: dict[str | None, Callable[[Array, Any], Array]] = {
-    None: lambda dy, y: dy,
-    "relu": activations.relu_backward,
-    "sigmoid": activations.sigmoid_backward,
-    "step": lambda dy, y: np.zeros_like(dy),
-}
-
-
-def product(rows: Array, matrix: Array) -> Array:
-    """rows @ matrix, with the batch innermost in memory where it is in rows."""
-    if rows.flags.f_contiguous and not rows.flags.c_contiguous:
-        return np.matmul(matrix.T, rows.T).T
-    return np.matmul(rows, matrix)
+def empty_rows(like: Array, features: int) -> Array:
+    """New memory (N, features), with the batch innermost where it is in `like`."""
+    innermost = like.flags.f_contiguous and not like.flags.c_contiguous
+    return np.empty((len(like), features), like.dtype, order="F" if innermost else "C")

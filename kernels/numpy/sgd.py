@@ -40,12 +40,11 @@ def sgd(
 
     buffers: list[Any] = momentum_buffers or [None] * len(params)
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
-        if param.dtype in LOW_PRECISION:
-            raised = param.detach().float()
-            raised_buffer = None if buffer is None else buffer.float()
-            update(raised.numpy(), grad.float().numpy(), None if buffer is None else raised_buffer.numpy())
-            param.detach().copy_(raised)
-            if buffer is not None:
-                buffer.copy_(raised_buffer)
-        else:
+        if param.dtype not in LOW_PRECISION:
             update(param.detach().numpy(), grad.numpy(), None if buffer is None else buffer.numpy())
+            continue
+        targets = [param.detach(), buffer] if buffer is not None else [param.detach()]
+        raised = [target.float() for target in targets]
+        update(raised[0].numpy(), grad.float().numpy(), raised[1].numpy() if buffer is not None else None)
+        for target, value in zip(targets, raised, strict=True):
+            target.copy_(value)

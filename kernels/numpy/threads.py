@@ -1,7 +1,8 @@
 """The batch in tiles that stay in the L2 cache, on several threads, with work buffers that are used again.
 
 Two Python threads run NumPy in parallel only inside its calls, and each hand-over of the interpreter lock costs about as
-much as NumPy needs for 100 kB; so threads are used only for batches of several tiles, and each then has one BLAS thread.
+much as NumPy needs for 100 kB; so threads are used only for batches of several tiles. The BLAS stays on one thread: its
+own threads wait for each other in every small product, which is ruinous where something else holds a core.
 """
 
 import functools
@@ -24,14 +25,17 @@ KEPT_WORKSPACES = 64
 KEPT_BYTES = 32 << 20  # larger work buffers are not kept
 
 
-@functools.lru_cache(maxsize=256)
 def tiles(n: int, bytes_per_image: int) -> list[slice]:
-    """A batch of n images in equal slices, whatever the number of threads, so that sums are the same on any machine."""
+    """A batch of n images in parts whose work arrays stay in the L2 cache."""
     size = THREADED_TILE if n >= 4 * THREADED_TILE else TILE
-    size = max(1, min(size, LARGEST_TILE_BYTES // max(bytes_per_image, 1)))
+    return parts(n, max(1, min(size, LARGEST_TILE_BYTES // max(bytes_per_image, 1))))
+
+
+@functools.lru_cache(maxsize=256)
+def parts(n: int, size: int) -> list[slice]:
+    """range(n) in equal slices of at most `size`, whatever the number of threads, so that sums are always the same."""
     count = -(-n // size)
-    edges = [n * i // count for i in range(count + 1)] if count else [0]
-    return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
 def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
@@ -47,13 +51,12 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
             for i in queue:
                 results[i] = function(items[i])
 
-    with blas_threads(1):
-        helpers = [_pool(threads).submit(work) for _ in range(threads - 1)]
-        try:
-            work()
-        finally:
-            for helper in helpers:
-                helper.result()
+    helpers = [_pool(threads).submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        for helper in helpers:
+            helper.result()
     return results
 
 
@@ -100,7 +103,6 @@ _executor: ThreadPoolExecutor | None = None
 _executor_threads = 0
 _lock = threading.Lock()
 _blas = ThreadpoolController().select(user_api="blas").lib_controllers
-_BLAS_THREADS = max((library.num_threads for library in _blas), default=1)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -111,31 +113,26 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         return _executor
 
 
-class blas_threads:
-    """Lets NumPy's BLAS use at most `limit` threads in a `with` block; while blocks overlap, the first one's limit holds."""
+class one_blas_thread:
+    """Keeps NumPy's BLAS from starting threads of its own in a `with` block, in all threads of the process."""
 
     _users = 0
     _before: list[int] = []
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-
     def __enter__(self) -> None:
-        if self._limit < _BLAS_THREADS:
-            with _lock:
-                if blas_threads._users == 0:
-                    blas_threads._before = [library.get_num_threads() for library in _blas]
-                    for library in _blas:
-                        library.set_num_threads(self._limit)
-                blas_threads._users += 1
+        with _lock:
+            if one_blas_thread._users == 0:
+                one_blas_thread._before = [library.get_num_threads() for library in _blas]
+                for library in _blas:
+                    library.set_num_threads(1)
+            one_blas_thread._users += 1
 
     def __exit__(self, *error: object) -> None:
-        if self._limit < _BLAS_THREADS:
-            with _lock:
-                blas_threads._users -= 1
-                if blas_threads._users == 0:
-                    for library, threads in zip(_blas, blas_threads._before, strict=True):
-                        library.set_num_threads(threads)
+        with _lock:
+            one_blas_thread._users -= 1
+            if one_blas_thread._users == 0:
+                for library, threads in zip(_blas, one_blas_thread._before, strict=True):
+                    library.set_num_threads(threads)
 
 
 def _forget_threads() -> None:
