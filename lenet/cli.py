@@ -1,0 +1,26 @@
+"""The command line's way in and out: one clear line for what a user can mend, and the exit status."""
+
+import sys
+
+from lenet.errors import LenetError
+
+EXTRA = {"matplotlib", "PIL", "pooch", "sklearn", "tqdm", "typer"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `lenet` with `arguments`, by default the process's; 0 for success, 2 for bad input, 130 after Ctrl-C."""
+    try:
+        from lenet.commands import run
+
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("lenet: interrupted", file=sys.stderr)
+        return 130
+    except (LenetError, OSError) as error:
+        message = str(error)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRA:
+            raise
+        message = f"{error.name} is missing: pip install 'lenet-kernels[lenet]'"
+    print("lenet: error:", " ".join(message.split()), file=sys.stderr)
+    return 2

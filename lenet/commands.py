@@ -1,0 +1,237 @@
+"""The commands `lenet train`, `evaluate`, `predict` and `info`.
+
+Each imports what it needs when it runs, so that --help answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lenet.errors import LenetError
+
+app = typer.Typer(
+    help="Train and use LeNet, a small convolutional network, on hand-written kernels.",
+    epilog="Example: `lenet train`, then `lenet predict seven.png`",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+OUT = Path("lenet-run")
+DATA_HELP = "digits (scikit-learn's, offline), mnist, fashion-mnist, or a folder with the four IDX files."
+
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder with the four files of mnist or fashion-mnist.",
+        show_default="$MNIST_DIR or $FASHION_MNIST_DIR, else downloaded once",
+    ),
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Whose kernels compute: numpy, triton or cupy.",
+        show_default="triton on a GPU, else numpy",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="cpu, cuda, cuda:1 ...", show_default="cuda if there is a GPU, else cpu"),
+]
+Checkpoint = Annotated[Path, typer.Option(metavar="FILE", help="The checkpoint.pt that `lenet train` left.")]
+
+
+@app.command(epilog="Example: `lenet train --data mnist --epochs 4 --out mnist-run`")
+def train(
+    ctx: typer.Context,
+    data: Annotated[str, typer.Option(metavar="NAME|DIR", help=DATA_HELP)] = "digits",
+    data_dir: DataDir = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training images.", show_default="20 for digits, else 4"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Learning rate; with one-cycle the highest.",
+            show_default="0.5 for mse, 0.05 for cross-entropy",
+        ),
+    ] = None,
+    momentum: Annotated[float, typer.Option(min=0, help="Momentum of gradient descent.")] = 0.9,
+    schedule: Annotated[
+        Literal["one-cycle", "constant"],
+        typer.Option(help="Whether the learning rate rises and falls once over the run or stays."),
+    ] = "one-cycle",
+    loss: Annotated[
+        Literal["mse", "cross-entropy"], typer.Option(help="Mean squared error to one-hot targets, or cross-entropy.")
+    ] = "mse",
+    backend: Backend = None,
+    device: Device = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides first weights and order of images.")] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for checkpoint, metrics and pictures.")] = OUT,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the run in --out with its own settings; without one, begin it."),
+    ] = False,
+) -> None:
+    """Train the network and measure it.
+
+    Leaves in --out: checkpoint.pt, metrics.jsonl (one line an epoch; accuracies from 0 to 1), curves.png,
+    confusion.png and filters.png. The same seed on the same machine gives the same weights, bit for bit, also if the
+    run was stopped (Ctrl-C) or killed at any moment and continued with --resume.
+    """
+    from lenet.checkpoint import load_checkpoint, settings_of
+    from lenet.compute import computing
+    from lenet.data import SOURCES, load
+    from lenet.plots import save_pictures
+    from lenet.run import Run
+    from lenet.settings import Settings, resumed
+    from lenet.train import train as train_run
+
+    settings = Settings(
+        data=data if data in ("digits", *SOURCES) else str(Path(data).resolve()),
+        data_dir=str(Path(data_dir).resolve()) if data_dir else None,
+        epochs=epochs or (20 if data == "digits" else 4),
+        batch_size=batch_size,
+        lr=lr if lr is not None else (0.5 if loss == "mse" else 0.05),
+        momentum=momentum,
+        schedule=schedule,
+        loss=loss,
+        seed=seed,
+    )
+    path = out / "checkpoint.pt"
+    if path.exists() and not resume:
+        raise LenetError(f"{out} already holds a run: continue it with --resume, or choose another folder with --out")
+    checkpoint = load_checkpoint(path) if path.exists() else None
+    if checkpoint:
+        given = {name for name in vars(settings) if is_given(ctx, name)}
+        settings = resumed(settings_of(checkpoint, path), checkpoint["epoch"], settings, given)
+
+    with computing(backend, device) as where:
+        dataset = load(settings.data, settings.data_dir).to(where)
+        out.mkdir(parents=True, exist_ok=True)
+        run = Run(settings, len(dataset.train_labels), where)
+        if checkpoint:
+            run.restore(checkpoint, path)
+        elif resume:
+            print(f"{out} holds no run yet: beginning one")
+        train_run(run, dataset, out)
+        save_pictures(out, run, dataset)
+    print(f"test accuracy {run.history[-1]['test_accuracy']:.2%} after {run.epoch} epochs; results are in {out}")
+
+
+def is_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+@app.command(epilog="Example: `lenet evaluate --checkpoint mnist-run/checkpoint.pt`")
+def evaluate(
+    checkpoint: Checkpoint = OUT / "checkpoint.pt",
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|DIR", help=DATA_HELP, show_default="what the network was trained on")
+    ] = None,
+    data_dir: DataDir = None,
+    backend: Backend = None,
+    device: Device = None,
+) -> None:
+    """Measure a trained network on a test set.
+
+    Prints loss, accuracy, a table of the classes and the confusion matrix: a row for each true class, a column for
+    each predicted one.
+    """
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    from lenet.checkpoint import load_trained
+    from lenet.compute import computing
+    from lenet.data import class_names, load
+    from lenet.evaluate import loss_and_accuracy, scores_of
+
+    with computing(backend, device) as where:
+        model, settings = load_trained(checkpoint, where)
+        if data is None:
+            data, data_dir = settings.data, data_dir or settings.data_dir
+        dataset = load(data, data_dir).to(where)
+        scores = scores_of(model, dataset.test_images)
+        loss, accuracy = loss_and_accuracy(scores, dataset.test_labels, settings.loss)
+    print(f"{len(scores)} test images of {data}: loss {loss:.4f} ({settings.loss}), accuracy {accuracy:.2%}\n")
+    labels, predicted = dataset.test_labels.cpu(), scores.argmax(1).cpu()
+    every = range(10)
+    names = class_names(data)
+    print(classification_report(labels, predicted, labels=every, target_names=names, digits=3, zero_division=0))
+    print(confusion_matrix(labels, predicted, labels=every))
+
+
+@app.command(epilog="Example: `lenet predict seven.png photo.jpg`")
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files with one digit each.")],
+    checkpoint: Checkpoint = OUT / "checkpoint.pt",
+    backend: Backend = None,
+    device: Device = None,
+) -> None:
+    """Say which digit is on each image, with the probability of every class.
+
+    Any size and any kind of image, dark on light or light on dark, on a plain background.
+    """
+    import torch
+
+    from lenet.checkpoint import load_trained
+    from lenet.compute import computing
+    from lenet.data import class_names
+    from lenet.evaluate import scores_of
+    from lenet.image import load_image
+    from lenet.losses import LOSSES
+
+    digits = torch.stack([load_image(path) for path in images])
+    with computing(backend, device) as where:
+        model, settings = load_trained(checkpoint, where)
+        rows = LOSSES[settings.loss].probabilities(scores_of(model, digits.to(where))).tolist()
+    names = class_names(settings.data)
+    for path, row in zip(images, rows, strict=True):
+        print(f"{path}: {names[row.index(max(row))]}")
+        print("  " + "  ".join(f"{name} {probability:.1%}" for name, probability in zip(names, row, strict=True)))
+
+
+@app.command(epilog="Example: `lenet info`")
+def info() -> None:
+    """Show versions, backends, devices and the network."""
+    import platform
+
+    import numpy
+    import torch
+
+    import kernels
+    from lenet.model import LeNet
+
+    print(
+        f"lenet-kernels {kernels.__version__}, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, numpy {numpy.__version__}"
+    )
+    for backend in kernels.backends():
+        print(f"backend {backend.name}: {'available' if backend.available else backend.why_not}")
+    print(f"device cpu: {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        print(f"device cuda:{index}: {torch.cuda.get_device_name(index)}")
+    model = LeNet()
+    print(model)
+    print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command that `arguments` name; the exit status. LenetError: they name none, or bad ones."""
+    try:
+        status = app(arguments or ["--help"], prog_name="lenet", standalone_mode=False) or 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise LenetError(error.format_message()) from error  # a usage error: click's, or Typer's own since 0.29
+    if status == 130:  # what newer versions of Typer make of Ctrl-C
+        raise KeyboardInterrupt
+    return status

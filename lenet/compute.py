@@ -1,0 +1,39 @@
+"""Where the network runs: which backend's kernels, on which device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+import kernels
+from lenet.errors import LenetError
+from lenet.model import LeNet
+
+
+@contextmanager
+def computing(backend: str | None, device: str | None) -> Iterator[torch.device]:
+    """The device `device`, by default the GPU where there is one, with the kernels of `backend` in use on it.
+
+    LenetError: unknown or unusable backend or device, or one that does not run on the other.
+    """
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=chosen)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        raise LenetError(f"--device {device}: {first_line(error)}") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise LenetError(f"--device {device}: the kernels run on cpu and cuda only")
+    try:
+        using = kernels.use_backend(backend) if backend else nullcontext()
+    except (ValueError, RuntimeError) as error:
+        raise LenetError(f"--backend {backend}: {first_line(error)}") from error
+    with using:
+        try:
+            LeNet().to(chosen)(torch.zeros(1, 1, 32, 32, device=chosen))
+        except (NotImplementedError, RuntimeError, ValueError) as error:
+            raise LenetError(f"--backend {backend or 'automatic'} --device {chosen}: {first_line(error)}") from error
+        yield chosen
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
