@@ -3,6 +3,6 @@
 from kernels import functional, nn, optim
 from kernels._version import __version__
 from kernels.backend import Backend, backends, use_backend
-from kernels.swap import SwapReport, swap
+from kernels.swapping import SwapReport, swap
 
 __all__ = ["Backend", "SwapReport", "__version__", "backends", "functional", "nn", "optim", "swap", "use_backend"]

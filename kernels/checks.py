@@ -9,9 +9,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_tensors(name: str, **tensors: Any) -> None:
-    """TypeError where an argument is neither a tensor nor None."""
+    """TypeError where an argument is no tensor; only a bias may be None."""
     for argument, tensor in tensors.items():
-        if tensor is not None and not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) and (tensor is not None or argument != "bias"):
             raise TypeError(f"{name}: expected {argument} to be a Tensor, got {type(tensor).__name__}")
 
 

@@ -27,4 +27,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("__"):  # torch's __path__ would make Python load torch's files again as ours
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(_torch, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch)})

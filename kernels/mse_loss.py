@@ -82,7 +82,7 @@ def mse_loss(
     weight of another shape, RuntimeError for shapes that do not broadcast, TypeError for what is no tensor.
     """
     name = "mse_loss"
-    check_tensors(name, input=input, target=target, weight=weight)
+    check_tensors(name, input=input, target=target, **({} if weight is None else {"weight": weight}))
     if size_average is not None or reduce is not None:
         warnings.warn(f"{name}: size_average and reduce are deprecated, use reduction", stacklevel=2)
         reduction = "none" if reduce is False else "sum" if size_average is False else "mean"

@@ -13,7 +13,13 @@ __all__ = ["Conv2d", "Linear", "LinearReLU", "MSELoss", "MaxPool2d", "ReLU", "Si
 
 
 def __getattr__(name: str) -> Any:
+    if name.startswith("__"):  # torch's __path__ would make Python load torch's files again as ours
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(_torch, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch)})
 
 
 class Conv2d(_torch.Conv2d):

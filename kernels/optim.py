@@ -1,15 +1,28 @@
-"""Mirrors torch.optim: SGD with one backend call for all parameters."""
+"""Mirrors torch.optim: SGD with one backend call for all parameters; every other name is torch's own."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.optim as _torch
 
 from kernels.backend import chosen
 from kernels.sgd import sgd
 
+__all__ = ["SGD"]
 
-class SGD(torch.optim.SGD):
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):  # torch's __path__ would make Python load torch's files again as ours
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_torch, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *dir(_torch)})
+
+
+class SGD(_torch.SGD):
     """torch.optim.SGD step for step: the same arguments, errors, param_groups and state_dict.
 
     `foreach` and `fused`, which choose between torch's implementations, change nothing here. A tensor `lr` is read on
@@ -33,30 +46,36 @@ class SGD(torch.optim.SGD):
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        params = [p for p in group["params"] if p.grad is not None]
-        if not params:
-            return
-        if any(p.grad.is_sparse for p in params):
-            raise RuntimeError("SGD: expected dense gradients, got a sparse one; use torch.optim.SGD for it")
-        if not group["momentum"]:
-            self._update(params, [], group, first=False)
-            return
-        fresh: list[Any] = []
-        seen: list[Any] = []
-        for p in params:
-            (fresh if self.state[p].get("momentum_buffer") is None else seen).append(p)
-        for p in fresh:
-            self.state[p]["momentum_buffer"] = torch.empty_like(p.grad)
-        for some, first in ((fresh, True), (seen, False)):
-            if some:
-                self._update(some, [self.state[p]["momentum_buffer"] for p in some], group, first)
+        steady: tuple[list[Any], list[Any], list[Any]] = ([], [], [])  # parameters, gradients, momentum buffers
+        first: tuple[list[Any], list[Any], list[Any]] = ([], [], [])  # the same where there was no momentum buffer yet
+        for p in group["params"]:
+            grad = p.grad
+            if grad is None:
+                continue
+            if grad.is_sparse:
+                raise RuntimeError("SGD: expected dense gradients, got a sparse one; use torch.optim.SGD for it")
+            lists = steady
+            if group["momentum"]:
+                state = self.state[p]
+                buffer = state.get("momentum_buffer")
+                if buffer is None:
+                    lists, buffer = first, torch.empty_like(grad)
+                    state["momentum_buffer"] = buffer
+                lists[2].append(buffer)
+            lists[0].append(p)
+            lists[1].append(grad)
+        for lists in (first, steady):
+            if lists[0]:
+                self._update(*lists, group, lists is first)
 
-    def _update(self, params: list[Any], buffers: list[Any], group: dict[str, Any], first: bool) -> None:
+    def _update(
+        self, params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any], first: bool
+    ) -> None:
         lr = group["lr"]
         lr, lr_tensor = (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
         sgd(
             params,
-            [p.grad for p in params],
+            grads,
             buffers,
             lr,
             lr_tensor,

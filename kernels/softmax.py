@@ -71,7 +71,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
         dim = 0 if input.dim() in (0, 1, 3) else 1
         warnings.warn(
             f"softmax: the implicit choice of dim is deprecated; took dim={dim}, pass it to say so",
-            stacklevel=_stacklevel,
+            stacklevel=_stacklevel - 1,  # torch's counts one function more
         )
     if not isinstance(dim, int):
         raise TypeError(f"softmax: expected dim to be an int, got {type(dim).__name__}")

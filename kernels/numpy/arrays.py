@@ -2,9 +2,8 @@
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
 
     float16 and bfloat16 are computed in float32.
     """
-    annotations = [str(parameter.annotation) for parameter in inspect.signature(function).parameters.values()]
-    count = sum("ndarray" in annotation for annotation in annotations)
+    hints = get_type_hints(function)
+    count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name != "return")
 
     @functools.wraps(function)
     def on_tensors(*arguments: Any) -> Any:

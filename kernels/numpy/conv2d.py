@@ -17,6 +17,9 @@ from kernels.numpy.threads import for_each, scratch, tiles, workspace
 
 Pair = tuple[int, int]
 EMPTY = np.empty(0)
+SMALL_PRODUCT = 10**6  # multiplications up to which OpenBLAS (AVX-512) skips packing, which would cost as much again
+SHORTEST_PIECE = 64  # columns
+WORTH_TRANSPOSING = 8  # columns of a matrix, from which BLAS saves more than the copy to contiguous rows costs
 
 
 @dataclass(frozen=True)
@@ -152,6 +155,11 @@ class Tile:
         self.dy = self._dy_rows[:, above:end:sh]
         self._around_dy = [self._dy_rows[:, :above], self._dy_rows[:, end:]] if sh == 1 else [self._dy_rows]
         self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
+        self._dy_columns = self._dy_matrix.transpose(0, 1, 3, 2)
+        self._pieces = pieces_of(ow * n, g.channels * kh * kw * g.features)
+        self._dy_transposed = None
+        if g.features >= WORTH_TRANSPOSING:
+            self._dy_transposed = scratch("dy columns", self._dy_columns.shape, dtype)
         self._dy_windows = Windows(self._dy_rows.reshape(*self._dy_rows.shape[:3], ow * n), ph, kh, 1, dh, h)
         self._lowered_dx = scratch("rows", (g.groups, h, g.channels * kw, ow * n), dtype)
         lowered_dx = self._lowered_dx.reshape(g.groups, h, g.channels, kw, ow, n)
@@ -162,14 +170,14 @@ class Tile:
 
     def product(self, images: Array, matrix: Array) -> Array:
         """The convolution (O, OH, OW, n) of images (C, H, W, n), in work memory."""
-        np.matmul(matrix, self.lower(images), out=self._y_rows)
+        small_products(matrix, self.lower(images), self._y_rows)
         return self._y
 
     def lower(self, images: Array) -> Array:
         """The windows of images (C, H, W, n) as (groups, OH, KH C KW, OW n)."""
         if self.g.padding != (0, 0):
             self._padded.fill(0)
-        if self.g.padding != (0, 0) or (images.strides[3] != images.itemsize and images.shape[3] > 1):
+        if self.g.padding != (0, 0) or not rows_contiguous(images):
             np.copyto(self._inside, images)
             images = self._padded
         rows = by_group(images, self.g)[:, : self._height]
@@ -179,7 +187,16 @@ class Tile:
 
     def weight_share(self, images: Array) -> Array:
         """These images' share of dweight, transposed to (groups, KH C KW, O), once `dy` is filled."""
-        return np.add.reduce(np.matmul(self.lower(images), self._dy_matrix.transpose(0, 1, 3, 2)), axis=1)
+        columns = self._dy_columns
+        if self._dy_transposed is not None:
+            columns = self._dy_transposed
+            np.copyto(columns, self._dy_columns)
+        pieces = self._pieces
+        groups, oh, m, features = columns.shape
+        shares = np.matmul(
+            split(self.lower(images), pieces), columns.reshape(groups, oh, pieces, m // pieces, features)
+        )
+        return np.add.reduce(shares, axis=(1, 2))
 
     def bias_share(self) -> Array:
         """These images' share of dbias (O), once `dy` is filled."""
@@ -192,7 +209,7 @@ class Tile:
 
     def fold(self, matrix: Array, dx: Array) -> None:
         """Writes dx (C, H, W, n), once `dy` is cleared and filled."""
-        np.matmul(matrix, self._dy_windows(), out=self._lowered_dx)
+        small_products(matrix, self._dy_windows(), self._lowered_dx)
         self._dx.fill(0)
         for target, columns in self._dx_columns:
             np.add(target, columns, out=target)
@@ -216,6 +233,33 @@ class Windows:
 
     def __call__(self) -> Array:
         return self._rows[:, self._places].reshape(self._shape) if self._view is None else self._view
+
+
+def small_products(matrix: Array, columns: Array, out: Array) -> None:
+    """out (..., r, m) = matrix (..., r, k) @ columns (..., k, m), in pieces of the m columns that BLAS is quick with."""
+    pieces = pieces_of(columns.shape[-1], matrix.shape[-2] * matrix.shape[-1])
+    np.matmul(matrix[..., None, :, :], split(columns, pieces), out=split(out, pieces))
+
+
+def split(columns: Array, pieces: int) -> Array:
+    """A view of (..., k, m) as (..., pieces, k, m / pieces)."""
+    *outer, k, m = columns.shape
+    return columns.reshape(*outer, k, pieces, m // pieces).swapaxes(-3, -2)
+
+
+@functools.lru_cache(maxsize=256)
+def pieces_of(m: int, multiplications: int) -> int:
+    """In how many equal pieces m columns, with that many multiplications each, make SMALL_PRODUCTs; else 1."""
+    for pieces in range(1, m // SHORTEST_PIECE + 1):
+        if m % pieces == 0 and m // pieces * multiplications <= SMALL_PRODUCT:
+            return pieces
+    return 1
+
+
+def rows_contiguous(images: Array) -> bool:
+    """Whether each row (W, n) of (C, H, W, n) images is contiguous: not for other layouts, nor for a part of a batch."""
+    n, item = images.shape[3], images.itemsize
+    return images.strides[2] == n * item and (n == 1 or images.strides[3] == item)
 
 
 def by_group(images: Array, g: Geometry) -> Array:

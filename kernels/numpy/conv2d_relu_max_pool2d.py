@@ -87,12 +87,13 @@ class PooledTile(Tile):
         super().__init__(g, n, dtype)
         pooled = (g.out[0] // 2, g.out[1] // 2)
         self._windows_of_y = max_pool2d.slices(self._y, pooled, *WINDOW)
-        self._scan = max_pool2d.Scan(self._windows_of_y[0].shape, 4, dtype, np.uint8)
+        self._scan = max_pool2d.Scan(self._windows_of_y[0].shape, dtype, np.uint8)
         self._dead = scratch("larger", self._windows_of_y[0].shape, bool)
         windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
         self._bits = f"i{self.dy.itemsize}"
         self._windows_of_dy_bits = [window.view(self._bits) for window in windows_of_dy]
         self._masks = scratch("larger", (4, *windows_of_dy[0].shape), bool)
+        self._pooled_dy = scratch("maximum", windows_of_dy[0].shape, dtype)
 
     def maxima(self, images: Array, matrix: Array, bias: Array | None) -> tuple[Array, Array]:
         """The largest of each window, bias added, and its position, 255 where ReLU gives zero; in work memory."""
@@ -106,9 +107,9 @@ class PooledTile(Tile):
 
     def unpool(self, dy: Array, positions: Array) -> None:
         """Fills `dy` of the convolution from the pooled dy (O, OH // 2, OW // 2, n), bit by bit: infinity times 0 is 0."""
-        shape, masks = self._masks.shape[1:], self._masks.view(np.int8)
+        shape, masks, pooled_dy = self._masks.shape[1:], self._masks.view(np.int8), self._pooled_dy
         np.equal(positions.reshape(shape), POSITIONS, out=self._masks)
         np.negative(masks, out=masks)
-        dy_bits = dy.reshape(shape).view(self._bits)
+        np.copyto(pooled_dy, dy.reshape(shape))
         for window_bits, mask in zip(self._windows_of_dy_bits, masks, strict=True):
-            np.bitwise_and(dy_bits, mask, out=window_bits)
+            np.bitwise_and(pooled_dy.view(self._bits), mask, out=window_bits)

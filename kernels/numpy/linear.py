@@ -45,10 +45,8 @@ def input_grad(dz: Array, weight: Array) -> Array:
 
 def weight_grad(dz: Array, input: Array) -> Array:
     """dweight (O, I) of dz (N, O) and input (N, I); the parts' shares are added up in a fixed order."""
-    if len(dz) == 1:
-        return np.multiply(dz.T, input)  # BLAS is slow on a single row
-    shares = for_each(parts(len(dz), ROWS), lambda part: np.matmul(dz[part].T, input[part]))
-    return functools.reduce(np.add, shares, np.zeros((dz.shape[1], input.shape[1]), dz.dtype))
+    shares = for_each(parts(len(dz), ROWS), lambda part: np.dot(dz[part].T, input[part]))  # matmul is slow on one row
+    return functools.reduce(np.add, shares) if shares else np.zeros((dz.shape[1], input.shape[1]), dz.dtype)
 
 
 def backward(

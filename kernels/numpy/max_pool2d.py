@@ -28,7 +28,7 @@ def forward(
 
     def run(part: slice) -> None:
         border = bordered(images[..., part], out, kernel, stride, padding, dilation)
-        scan = workspace(Scan, (c, *out, border.shape[3]), kernel[0] * kernel[1], input.dtype, positions.dtype)
+        scan = workspace(Scan, (c, *out, border.shape[3]), input.dtype, positions.dtype)
         maximum, position = scan.maxima(slices(border, out, kernel, stride, dilation), first)
         np.copyto(memory[..., part], maximum)
         np.copyto(memory_positions[..., part], position)
@@ -91,14 +91,12 @@ def slices(images: Array, out: Pair, kernel: Pair, stride: Pair, dilation: Pair)
 
 
 class Scan:
-    """Work arrays of the shape (C, OH, OW, n) for the search of the maxima of windows of `positions` elements."""
+    """Work arrays of the shape (C, OH, OW, n) for the search of maxima."""
 
-    def __init__(self, shape: tuple[int, ...], positions: int, dtype: Any, position_dtype: Any) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: Any, position_dtype: Any) -> None:
         self._maximum, self._position = scratch("maximum", shape, dtype), scratch("position", shape, position_dtype)
-        self._larger = scratch("larger", (positions, *shape), bool)
+        self._larger, self._candidate = scratch("larger", shape, bool), scratch("candidate", shape, position_dtype)
         self._larger_bytes = self._larger.view(np.uint8)
-        self._candidates = scratch("candidates", (positions, *shape), position_dtype)
-        self._numbers = np.arange(positions, dtype=position_dtype).reshape(-1, *[1] * len(shape))
 
     def maxima(self, slices: list[Array], first: Array) -> tuple[Array, Array]:
         """The largest of each window and its position, where positions start at `first`; in work memory."""
@@ -108,16 +106,17 @@ class Scan:
         return self._maximum, self._position
 
     def _scan(self, slices: list[Array], first: Array, nan: bool) -> None:
-        maximum = self._maximum
+        maximum, position, larger, candidate = self._maximum, self._position, self._larger, self._candidate
+        number = position.dtype.type
         np.copyto(maximum, slices[0])
-        for values, larger in zip(slices[1:], self._larger[1:], strict=True):
+        np.copyto(position, first)
+        for k, values in enumerate(slices[1:], 1):
             np.greater(values, maximum, out=larger)
             if nan:
                 np.logical_or(larger, np.isnan(values), out=larger)
             np.maximum(maximum, values, out=maximum)
-        np.copyto(self._candidates[0], first)
-        np.multiply(self._larger_bytes[1:], self._numbers[1:], out=self._candidates[1:])
-        np.maximum.reduce(self._candidates, axis=0, out=self._position)
+            np.multiply(self._larger_bytes, number(k), out=candidate)
+            np.maximum(position, candidate, out=position)
 
 
 def first_positions(out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:

@@ -3,11 +3,12 @@
 import numpy as np
 
 from kernels.numpy.arrays import Array
+from kernels.numpy.threads import new_like
 
 
 def forward(input: Array, target: Array, reduction: str) -> Array:
     """The squared errors, their mean or their sum."""
-    squares = np.subtract(input, target, out=np.empty_like(input))
+    squares = np.subtract(input, target, out=new_like(input))
     np.square(squares, out=squares)
     if reduction == "none":
         return squares
@@ -17,6 +18,6 @@ def forward(input: Array, target: Array, reduction: str) -> Array:
 
 def backward(dloss: Array, input: Array, target: Array, reduction: str) -> Array:
     """2 (input - target) dloss / n."""
-    dinput = np.subtract(input, target, out=np.empty_like(input))
+    dinput = np.subtract(input, target, out=new_like(input))
     scale = dloss * input.dtype.type(2 / max(input.size, 1) if reduction == "mean" else 2)
     return np.multiply(dinput, scale, out=dinput)

@@ -3,13 +3,14 @@
 import numpy as np
 
 from kernels.numpy.arrays import Array
+from kernels.numpy.threads import new_like
 
 
 def forward(input: Array, dim: int) -> Array:
     """exp(input - max) / sum of it, along dim."""
     if not input.size or not input.ndim:
         return np.ones_like(input)
-    y = np.subtract(input, input.max(axis=dim, keepdims=True))
+    y = np.subtract(input, input.max(axis=dim, keepdims=True), out=new_like(input))
     np.exp(y, out=y)
     return np.divide(y, y.sum(axis=dim, keepdims=True), out=y)
 
@@ -18,6 +19,6 @@ def backward(dy: Array, y: Array, dim: int) -> Array:
     """y (dy - sum(dy y)), along dim."""
     if not dy.ndim:
         return np.zeros_like(dy)
-    dx = np.multiply(dy, y)
+    dx = np.multiply(dy, y, out=new_like(dy))
     np.subtract(dy, dx.sum(axis=dim, keepdims=True), out=dx)
     return np.multiply(dx, y, out=dx)

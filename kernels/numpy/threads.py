@@ -56,7 +56,8 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
         work()
     finally:
         for helper in helpers:
-            helper.result()
+            if not helper.cancel():  # one that has not begun would wait for a thread, and that perhaps for this one
+                helper.result()
     return results
 
 
@@ -138,14 +139,22 @@ class one_blas_thread:
 def _forget_threads() -> None:
     global _executor, _lock
     _executor, _lock = None, threading.Lock()
+    if one_blas_thread._users:
+        one_blas_thread._users = 1
+        one_blas_thread().__exit__()
 
 
 os.register_at_fork(after_in_child=_forget_threads)
 
 
+def new_like(array: Array) -> Array:
+    """New memory in the order torch.empty_like gives it; NumPy's differs where a dimension is expanded."""
+    return torch.empty_like(torch.from_numpy(array)).numpy() if 0 in array.strides else np.empty_like(array)
+
+
 def elementwise(function: Callable[..., Any], *inputs: Array, out: Array | None = None) -> Array:
     """function(*inputs, out) in pieces; out is new, in the first input's memory order, where it is not given."""
-    out = np.empty_like(inputs[0]) if out is None else out
+    out = new_like(inputs[0]) if out is None else out
     arrays = (*inputs, out)
     if out.size < 2 * PIECE or any(array.strides != out.strides for array in arrays):
         function(*arrays)
