@@ -32,7 +32,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
             return (
                 tuple(_lowered(r, dtype) for r in results) if isinstance(results, tuple) else _lowered(results, dtype)
             )
-        arrays: list[Any] = [tensor if tensor is None else tensor.detach().numpy() for tensor in tensors]
+        arrays: list[Any] = [None if t is None else (t.detach() if t.requires_grad else t).numpy() for t in tensors]
         rest = [tuple(value) if type(value) is list else value for value in arguments[count:]]
         with np.errstate(all="ignore"), NO_LIMIT if arrays[0].size < BLAS_STAYS_SINGLE else one_blas_thread():
             results = function(*arrays, *rest)

@@ -4,6 +4,7 @@ So the maximum runs over KH KW slices. The later of two equal values never wins,
 so the position of the maximum is the largest of those at which a new one was found.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def forward(
     memory, y = batch_innermost((n, c, *out), input.dtype)
     memory_positions, positions = batch_innermost((n, c, *out), np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32)
     images = input.transpose(1, 2, 3, 0)
-    first = first_positions(out, kernel, stride, padding, dilation).astype(positions.dtype)
+    first = first_positions(out, kernel, stride, padding, dilation, positions.dtype)
 
     def run(part: slice) -> None:
         border = bordered(images[..., part], out, kernel, stride, padding, dilation)
@@ -45,17 +46,29 @@ def input_grad(
     out = (oh, ow)
     memory, dx = batch_innermost((n, c, *input_size), dy.dtype)
     dimages, places = dy.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
-    height, width = _reach(input_size, out, kernel, stride, padding, dilation)
     (h, w), (ph, pw) = input_size, padding
+    height, width = _reach(input_size, out, kernel, stride, padding, dilation)
+    disjoint = dilation == (1, 1) and stride[0] >= kernel[0] and stride[1] >= kernel[1]
+    bits = f"i{dy.itemsize}"
 
     def run(part: slice) -> None:
-        border = scratch("border", (c, height, width, part.stop - part.start), dy.dtype)
+        inside = border = memory[..., part]
+        if (height, width) != (h, w):
+            border = scratch("border", (c, height, width, part.stop - part.start), dy.dtype)
         border.fill(0)
-        taken = scratch("maximum", dimages[..., part].shape, dy.dtype)
+        d, taken, mask, place = (
+            scratch(name, (c, *out, part.stop - part.start), dtype)
+            for name, dtype in (("maximum", bits), ("taken", bits), ("larger", bool), ("position", positions.dtype))
+        )
+        np.copyto(d, dimages[..., part].view(bits))
+        np.copyto(place, places[..., part])
         for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
-            keep(dimages[..., part], np.equal(places[..., part], k), out=taken)
-            np.add(values, taken, out=values)
-        np.copyto(memory[..., part], border[:, ph : ph + h, pw : pw + w])
+            np.equal(place, k, out=mask)
+            kept = np.bitwise_and(d, np.negative(mask.view(np.int8)), out=values.view(bits) if disjoint else taken)
+            if not disjoint:
+                np.add(values, kept.view(dy.dtype), out=values)
+        if border is not inside:
+            np.copyto(inside, border[:, ph : ph + h, pw : pw + w])
 
     for_each(tiles(n, 2 * c * height * width * dy.itemsize), run)
     return dx
@@ -119,13 +132,14 @@ class Scan:
             np.maximum(position, candidate, out=position)
 
 
-def first_positions(out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
+@functools.lru_cache(maxsize=256)
+def first_positions(out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, dtype: Any) -> Array:
     """(OH, OW, 1): the first position of each window that lies in the image, 0 where there is no padding."""
     rows, columns = (
         -(np.minimum(np.arange(length) * s - p, 0) // d)
         for length, s, p, d in zip(out, stride, padding, dilation, strict=True)
     )
-    return (rows[:, None] * kernel[1] + columns)[..., None]
+    return (rows[:, None] * kernel[1] + columns)[..., None].astype(dtype)
 
 
 def bordered(images: Array, out: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:

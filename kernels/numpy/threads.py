@@ -17,17 +17,17 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 Array = np.ndarray[Any, np.dtype[Any]]
-TILE = 32  # images where one thread runs them
-THREADED_TILE = 64  # images where several threads do: longer NumPy calls, fewer waits for the lock
-LARGEST_TILE_BYTES = 8 << 20
-PIECE = 1 << 17  # elements of a piece of a large array
+TILE = 64  # images, as many as keep a convolution's work arrays in about the L2 cache
+LARGE_TILE = 128  # images of large batches: longer NumPy calls, fewer waits for the interpreter lock
+LARGEST_TILE_BYTES = 16 << 20
+PIECE = 1 << 18  # elements of a piece of a large array
 KEPT_WORKSPACES = 64
 KEPT_BYTES = 32 << 20  # larger work buffers are not kept
 
 
 def tiles(n: int, bytes_per_image: int) -> list[slice]:
     """A batch of n images in parts whose work arrays stay in the L2 cache."""
-    size = THREADED_TILE if n >= 4 * THREADED_TILE else TILE
+    size = LARGE_TILE if n >= 8 * LARGE_TILE else TILE
     return parts(n, max(1, min(size, LARGEST_TILE_BYTES // max(bytes_per_image, 1))))
 
 
