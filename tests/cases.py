@@ -1,0 +1,88 @@
+"""Hypothesis strategies: tensors of any memory layout, and the arguments of the operations."""
+
+import math
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BATCHES = (0, 1, 2, 3, 33, 70, 260)  # more than a tile of images, and more than two threads' tiles
+LAYOUTS = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1) if t.dim() > 1 else t,
+    "batch_innermost": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0) if t.dim() > 1 else t,
+    "transposed": lambda t: (
+        t.permute(tuple(reversed(range(t.dim())))).contiguous().permute(tuple(reversed(range(t.dim()))))
+    ),
+    "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2] if t.dim() else t,
+    "shifted": lambda t: torch.cat([t.new_ones(3), t.flatten()])[3:].view(t.shape),
+    "expanded": lambda t: t[:1].expand(t.shape) if t.dim() else t,
+}
+
+
+@st.composite
+def tensors(draw: Any, shape: Any, dtype: torch.dtype, values: tuple[float, ...] = ()) -> Tensor:
+    """A tensor of one of the LAYOUTS, of normally distributed numbers or of some of the `values`."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    if values:
+        places = torch.randint(len(values), tuple(shape), generator=generator)
+        tensor = torch.tensor(values, dtype=torch.float64)[places]
+    else:
+        tensor = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    return LAYOUTS[draw(st.sampled_from(sorted(LAYOUTS)))](tensor.to(dtype))
+
+
+WHOLE = tuple(range(-3, 4))
+
+
+@st.composite
+def leaves(draw: Any, shape: Any, dtype: torch.dtype, values: tuple[float, ...] = ()) -> Tensor:
+    """A tensor that may require a gradient."""
+    return draw(tensors(shape, dtype, values)).requires_grad_(draw(st.booleans()))
+
+
+def pairs(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
+    return st.tuples(st.integers(least, most), st.integers(least, most))
+
+
+@st.composite
+def convolutions(draw: Any, values: tuple[float, ...] = (), least_output: int = 1) -> tuple[tuple, dict[str, Any]]:
+    """Arguments of conv2d."""
+    dtype, groups = draw(st.sampled_from(DTYPES)), draw(st.integers(1, 3))
+    channels, features = draw(pairs(1, 3))
+    kernel, stride, padding, dilation = draw(pairs(1, 3)), draw(pairs(1, 3)), draw(pairs(0, 2)), draw(pairs(1, 2))
+    size = tuple(
+        max(1, d * (k - 1) + 1 - 2 * p + (least_output - 1) * s + draw(st.integers(0, 5)))
+        for k, s, p, d in zip(kernel, stride, padding, dilation, strict=True)
+    )
+    image = (groups * channels, *size)
+    batch = draw(st.sampled_from(BATCHES))
+    input = draw(leaves(image if draw(st.integers(0, 4)) == 0 else (batch, *image), dtype, values))
+    weight = draw(leaves((groups * features, channels, *kernel), dtype, values))
+    bias = draw(st.none() | leaves((groups * features,), dtype, values))
+    return (input, weight, bias), {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+
+POOLABLE = (-math.inf, -1.0, 0.0, 1.0, 2.0)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@st.composite
+def poolings(draw: Any) -> tuple[tuple, dict[str, Any]]:
+    """Arguments of max_pool2d."""
+    dtype = draw(st.sampled_from(DTYPES + INTEGERS))
+    kernel, stride, dilation = draw(pairs(1, 4)), draw(st.none() | pairs(1, 4)), draw(pairs(1, 2))
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    padding = tuple(draw(st.integers(0, length // 2)) for length in reach)
+    size = [max(1, length - 2 * p + draw(st.integers(0, 6))) for length, p in zip(reach, padding, strict=True)]
+    image = (draw(st.integers(1, 3)), *size)
+    shape = image if draw(st.integers(0, 4)) == 0 else (draw(st.sampled_from(BATCHES)), *image)
+    if dtype.is_floating_point:
+        values = POOLABLE + ((math.nan,) if draw(st.booleans()) else ())
+        input = draw(leaves(shape, dtype, draw(st.sampled_from([values, ()]))))
+    else:
+        input = draw(tensors(shape, dtype, (0, 1, 2, 100)))
+    flags = {"ceil_mode": draw(st.booleans()), "return_indices": draw(st.booleans())}
+    return (input, kernel), {"stride": stride, "padding": padding, "dilation": dilation} | flags

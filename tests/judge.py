@@ -1,0 +1,183 @@
+"""Our operations beside torch's, and the judgement: torch in float64 on the same inputs decides, gradients included."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as theirs
+from tolerances import assert_near, rounded_between
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kernels.functional as ours
+
+Sizes = list[tuple[Tensor | float, Tensor | float]]
+
+
+class Call(NamedTuple):
+    """Arguments of a call; its tensors that require grad are differentiated."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def change(self, function: Callable[[Tensor], Tensor]) -> "Call":
+        """The call with its float tensors changed, all of them leaves."""
+
+        def changed(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                return value
+            return function(value.detach()).requires_grad_(value.requires_grad)
+
+        return Call(tuple(map(changed, self.args)), {name: changed(value) for name, value in self.kwargs.items()})
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [v for v in (*self.args, *self.kwargs.values()) if isinstance(v, Tensor) and v.requires_grad]
+
+    def run(self, function: Callable[..., Any]) -> list[Tensor]:
+        """The outputs."""
+        y = function(*self.args, **self.kwargs)
+        return list(y) if isinstance(y, tuple) else [y]
+
+    def gradients(self, output: Tensor, dy: Tensor | None) -> list[Tensor]:
+        """Those of the leaves, of an output weighted with dy."""
+        return list(torch.autograd.grad(output, self.leaves, dy, retain_graph=True)) if self.leaves else []
+
+    def differentiate(self, function: Callable[..., Any], dy: Tensor | None) -> list[Tensor]:
+        """The outputs, then the gradients of the first one, weighted with dy."""
+        outputs = self.run(function)
+        return outputs + self.gradients(outputs[0], dy)
+
+
+class Calls(TorchDispatchMode):
+    """The names of our operators that ran in a `with` block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "lenet_kernels":
+            self.names.append(func._opname)
+        return func(*args, **kwargs or {})
+
+
+class Operation(NamedTuple):
+    """`sizes(call, dy)` gives the number of summed terms and the sum of their magnitudes for each output and gradient."""
+
+    ours: Callable[..., Any]
+    torch: Callable[..., Any]
+    sizes: Callable[["Operation", Call, Any], Sizes]
+
+
+def check(
+    operation: Operation, *args: Any, make_dy: Callable[[Tensor], Tensor] = torch.randn_like, **kwargs: Any
+) -> list[Tensor]:
+    """Judges the operation's outputs and the gradients of the first one, weighted with make_dy(output); returns them."""
+    call = Call(args, kwargs).change(lambda tensor: tensor)
+    results = call.run(operation.ours)
+    dy = make_dy(results[0].detach()) if call.leaves else None
+    results += call.gradients(results[0], dy)
+    judged = call.change(_double).differentiate(operation.torch, _double(dy))
+    dtypes = [output.dtype for output in call.run(operation.torch)] + [leaf.dtype for leaf in call.leaves]
+    for result, expected, dtype, size in zip(
+        results, judged, dtypes, operation.sizes(operation, call, dy), strict=True
+    ):
+        assert result.dtype == dtype
+        if dtype.is_floating_point:
+            assert_near(result, expected, *size)
+        else:
+            assert torch.equal(result, expected)
+    return results
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double().contiguous()
+
+
+def _ones(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else torch.ones_like(tensor, dtype=torch.float64)
+
+
+def _magnitude(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double().abs()
+
+
+def exact(operation: Operation, call: Call, dy: Any) -> Sizes:
+    """Nothing is rounded before the result is: so for small integers in a float dtype, whatever they are added up to."""
+    return [(1, 0)] * (len(call.run(operation.torch)) + len(call.leaves))
+
+
+def multilinear(operation: Operation, call: Call, dy: Any) -> Sizes:
+    """With ones in the place of every number the operation counts its terms, with their magnitudes it sums those."""
+    terms = call.change(_ones).differentiate(operation.torch, _ones(dy))
+    return list(zip(terms, call.change(_magnitude).differentiate(operation.torch, _magnitude(dy)), strict=True))
+
+
+def bounded_by(function: Callable[..., Any]) -> Callable[[Operation, Call, Any], Sizes]:
+    """The sizes of a multilinear function that sums at least the operation's terms."""
+    return lambda operation, call, dy: multilinear(operation._replace(torch=function), call, dy)
+
+
+def routed(operation: Operation, call: Call, dy: Any) -> Sizes:
+    """The outputs are copies of inputs, and gradients are sums of dy."""
+    call = call.change(_double)
+    y, *others = call.run(operation.torch)
+    gradients = zip(call.gradients(y, _ones(dy)), call.gradients(y, _magnitude(dy)), strict=True)
+    return [(1, 0), *((1, 0) for _ in others), *gradients]
+
+
+def _sigmoid_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
+    (y,) = call.change(_double).run(operation.torch)
+    y = y.detach()
+    return [(1, y)] + [(1, y * dy.double().abs() * rounded_between(leaf.dtype)) for leaf in call.leaves]
+
+
+def _softmax_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
+    input, dim, *_ = (*call.args, *call.kwargs.values())
+    (y,) = call.change(_double).run(operation.torch)
+    y, x = y.detach(), input.detach().double()
+    if y.numel() == 0:
+        return exact(operation, call, dy)
+    steepness = 1 + (x - x.amax(dim, keepdim=True)).abs()  # exp turns the rounding of x into a relative error
+    terms = x.shape[dim] if x.dim() else 1
+    sizes: Sizes = [(terms, y * steepness)]
+    for leaf in call.leaves:
+        d = dy.double().abs() * rounded_between(leaf.dtype)
+        sizes.append((terms, y * steepness * (d + (d * y * steepness).sum(dim, keepdim=True))))
+    return sizes
+
+
+def _mse_loss_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
+    reduction = call.kwargs.get("reduction", "mean")
+    error = torch.sub(*(t.detach().double() for t in call.args[:2])).abs()
+    terms = 1 if reduction == "none" else max(error.numel(), 1)
+    loss = error.square() if reduction == "none" else error.square().sum()
+    sizes: Sizes = [(terms, loss / terms if reduction == "mean" else loss)]
+    for leaf in call.leaves:
+        each = 2 * error * dy.double().abs() / (terms if reduction == "mean" else 1)
+        sizes.append((error.numel() / max(leaf.numel(), 1), each.sum_to_size(leaf.shape)))
+    return sizes
+
+
+def _then_relu_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
+    return theirs.max_pool2d(theirs.relu(theirs.conv2d(*args, **kwargs)), 2)
+
+
+def _then_sum_pool2d(*args: Any, **kwargs: Any) -> Tensor:
+    return theirs.avg_pool2d(theirs.conv2d(*args, **kwargs), 2, divisor_override=1)
+
+
+def _then_relu(*args: Any, **kwargs: Any) -> Tensor:
+    return theirs.relu(theirs.linear(*args, **kwargs))
+
+
+CONV2D = Operation(ours.conv2d, theirs.conv2d, multilinear)
+CONV2D_RELU_MAX_POOL2D = Operation(ours.conv2d_relu_max_pool2d, _then_relu_max_pool2d, bounded_by(_then_sum_pool2d))
+MAX_POOL2D = Operation(ours.max_pool2d, theirs.max_pool2d, routed)
+LINEAR = Operation(ours.linear, theirs.linear, multilinear)
+LINEAR_RELU = Operation(ours.linear_relu, _then_relu, bounded_by(theirs.linear))
+RELU = Operation(ours.relu, theirs.relu, routed)
+SIGMOID = Operation(ours.sigmoid, torch.sigmoid, _sigmoid_sizes)
+SOFTMAX = Operation(ours.softmax, theirs.softmax, _softmax_sizes)
+MSE_LOSS = Operation(ours.mse_loss, theirs.mse_loss, _mse_loss_sizes)

@@ -1,0 +1,95 @@
+"""relu, sigmoid and step: random tensors, special values, in-place use, derivatives, errors."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from cases import DTYPES, INTEGERS, leaves, tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from judge import RELU, SIGMOID, Operation, check, exact
+from torch.autograd import gradcheck, gradgradcheck
+
+import kernels.functional as F
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+STEP = Operation(F.step, lambda input: (input > 0).to(input.dtype) + 0 * torch.nan_to_num(input), exact)
+SPECIALS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-30, -1e-30, 100.0, -100.0, 1e4, -1e4)
+SHAPES = st.sampled_from([(), (0,), (5,), (3, 0, 2), (2, 3, 4, 5), (2, 3, 300, 200)])
+OPERATIONS = pytest.mark.parametrize("operation", (RELU, SIGMOID, STEP), ids=("relu", "sigmoid", "step"))
+
+
+@OPERATIONS
+@given(st.data())
+def test_random(operation: Operation, data: st.DataObject) -> None:
+    input = data.draw(leaves(data.draw(SHAPES), data.draw(st.sampled_from(DTYPES))))
+    check(operation, input, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype)))
+
+
+@OPERATIONS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_special_values(operation: Operation, dtype: torch.dtype) -> None:
+    check(operation, torch.tensor(SPECIALS, dtype=dtype, requires_grad=operation is not STEP), make_dy=torch.ones_like)
+
+
+@OPERATIONS
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_integers(operation: Operation, dtype: torch.dtype) -> None:
+    input = torch.arange(6).sub(0 if dtype == torch.uint8 else 3).to(dtype)
+    torch.testing.assert_close(operation.ours(input), operation.torch(input))
+
+
+def test_step_of_nan_and_its_gradient() -> None:
+    input = torch.tensor([math.nan, -1.0, 0.0, 2.0], requires_grad=True)
+    y = F.step(input)
+    y.backward(torch.full_like(y, math.inf))
+    assert y.tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert input.grad.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("function", (F.relu, F.sigmoid, F.step), ids=("relu", "sigmoid", "step"))
+def test_derivatives(function: Any) -> None:
+    input = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(function, input)
+    assert gradgradcheck(function, input)
+    if function is F.sigmoid:
+        assert gradgradcheck(lambda x: torch.autograd.grad(function(x).pow(2).sum(), x, create_graph=True), input)
+
+
+def test_relu_in_place() -> None:
+    ours, theirs = (torch.randn(4, 5, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert F.relu(ours, inplace=True) is ours
+    assert torch.equal(ours, torch.relu_(theirs))
+
+
+def test_autograd_through_relu_in_place() -> None:
+    gradients = []
+    for relu in (F.relu, torch.nn.functional.relu):
+        input = torch.linspace(-1, 1, 6).requires_grad_()
+        hidden = input * 3
+        y = relu(hidden, inplace=True)
+        assert y is hidden
+        (y * y).sum().backward()
+        gradients.append(input.grad)
+    assert torch.equal(*gradients)
+
+
+def test_in_place_on_a_leaf_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="leaf"):
+        F.relu(torch.randn(3, requires_grad=True), inplace=True)
+
+
+@pytest.mark.parametrize("function", (F.relu, F.sigmoid, F.step), ids=("relu", "sigmoid", "step"))
+def test_errors(function: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{function.__name__}: expected input"):
+        function([1.0])
+    with pytest.raises(NotImplementedError, match=f"^{function.__name__}: expected input"):
+        function(torch.ones(2, dtype=torch.complex64))
+
+
+def test_relu_refuses_booleans_as_torch_does() -> None:
+    for relu in (torch.relu, F.relu):
+        with pytest.raises(RuntimeError, match="(?i)bool"):
+            relu(torch.ones(2, dtype=torch.bool))

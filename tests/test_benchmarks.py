@@ -1,0 +1,78 @@
+"""The benchmarks run, refuse to time wrong values, and keep to the names of the operations."""
+
+import functools
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from typer.testing import CliRunner
+
+import kernels
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Runs `python -m benchmarks` with short blocks and without torch.compile; results lie in tmp_path."""
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import __main__, bench_lenet, timing
+
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    monkeypatch.setattr(timing, "SETTLE", 0)
+    monkeypatch.setattr(timing, "BLOCK", 0)
+    monkeypatch.setattr(__main__.console, "_width", 80)
+    monkeypatch.chdir(ROOT)
+    bench_lenet.runs.cache_clear()
+    yield lambda *arguments: CliRunner().invoke(__main__.app, [*arguments, "--seconds", "0", "--out", str(tmp_path)])
+    bench_lenet.runs.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore:torch.compile is left out")
+def test_everything_is_measured_and_written(run, tmp_path):
+    result = run("--batch", "2")
+    assert result.exit_code == 0, result.output
+    tables = {path.stem: pd.read_csv(path) for path in tmp_path.glob("*.csv")}
+    assert tables.pop("memory")["contender"].tolist() == ["torch eager", "ours", "ours, by swap"]
+    assert set(tables) == {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    for table in tables.values():
+        assert (table["median_ms"] > 0).all()
+        assert (table["error"] <= table["allowed"]).all()
+        assert table["torch"].eq(torch.__version__).all()
+    assert set(tables["lenet"]["contender"]) == {"torch eager", "ours", "ours, by swap"}
+    assert (tmp_path / "lenet.png").stat().st_size > 10_000
+
+
+def test_wrong_values_get_no_time(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels.functional, "softmax", lambda x, dim: torch.softmax(x, dim) * (1 + 1e-4))
+    result = run("softmax", "--batch", "4")
+    assert result.exit_code == 1
+    assert "WRONG VALUES: softmax forward, batch 4, ours: error 1.0e-04, allowed 1.0e-05" in result.output
+    table = pd.read_csv(tmp_path / "softmax.csv").set_index(["part", "contender"])
+    assert table.loc[("forward", "ours"), ["median_ms", "p10_ms", "p90_ms", "speedup"]].isna().all()
+    assert table.loc[("forward", "torch eager"), "median_ms"] > 0
+
+
+def test_the_whole_network_is_compiled(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import bench_lenet
+
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    monkeypatch.setattr(bench_lenet, "runs", lambda name: True)
+    for case in bench_lenet.cases(2):
+        counter.clear()
+        case.contenders[bench_lenet.COMPILED]()
+        assert (counter.frame_count, counter.op_count) == (1, 12)  # one graph of twelve layers
+
+
+def test_every_operation_has_its_benchmark():
+    stems = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")} - {"lenet"}
+    assert stems == {path.stem for path in (ROOT / "kernels" / "numpy").glob("*.py")} & {
+        path.stem for path in (ROOT / "kernels").glob("*.py")
+    } - {"__init__"}

@@ -1,0 +1,113 @@
+"""conv2d: random cases against torch in float64, derivatives of derivatives, errors."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import WHOLE, convolutions, tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from judge import CONV2D, check, exact
+from torch.autograd import gradcheck, gradgradcheck
+
+import kernels.functional as F
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+GEOMETRIES = (
+    {},
+    {"stride": 2, "padding": 1},
+    {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+    {"groups": 2, "padding": "same"},
+    {"groups": 2, "stride": 3, "dilation": 2, "padding": 1},
+)
+
+
+@given(st.data())
+def test_random(data: st.DataObject) -> None:
+    args, kwargs = data.draw(convolutions())
+    check(CONV2D, *args, **kwargs, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype)))
+
+
+@given(st.data())
+def test_whole_numbers_are_exact(data: st.DataObject) -> None:
+    args, kwargs = data.draw(convolutions(WHOLE))
+    operation = CONV2D._replace(sizes=exact)
+    check(operation, *args, **kwargs, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype, WHOLE)))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("with_bias", (False, True))
+def test_derivatives(geometry: dict[str, Any], with_bias: bool) -> None:
+    groups = geometry.get("groups", 1)
+    shapes = ((2, 2, 6, 5), (2, 2 // groups, 3, 2), (2,))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes[: 2 + with_bias]]
+
+    def convolve(input: Any, weight: Any, bias: Any = None) -> Any:
+        return F.conv2d(input, weight, bias, **geometry)
+
+    assert gradcheck(convolve, inputs, fast_mode=True)
+    assert gradgradcheck(convolve, inputs, fast_mode=True)
+
+
+def test_third_derivative() -> None:
+    input, weight = (
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 1, 4, 4), (1, 1, 2, 2))
+    )
+
+    def gradient(input: Any, weight: Any) -> Any:
+        loss = F.conv2d(input, weight).pow(3).sum()
+        return torch.autograd.grad(loss, (input, weight), create_graph=True)
+
+    assert gradgradcheck(gradient, (input, weight))
+
+
+def test_gradients_have_the_strides_torch_gives() -> None:
+    input = torch.randn(3, 2, 6, 6)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = torch.randn(4, 2, 3, 3).contiguous(memory_format=layout).requires_grad_()
+        bias = torch.randn(4, requires_grad=True)
+        F.conv2d(input, weight, bias).sum().backward()
+        assert weight.grad.stride() == weight.stride()
+        assert bias.grad.stride() == bias.stride()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    (
+        ({"input": [1.0]}, TypeError, "input"),
+        ({"weight": 1}, TypeError, "weight"),
+        ({"bias": 1.0}, TypeError, "bias"),
+        ({"input": torch.zeros(4, 4)}, RuntimeError, "input"),
+        ({"input": torch.zeros(1, 2, 4, 4, dtype=torch.float64)}, RuntimeError, "weight"),
+        ({"input": torch.zeros(1, 3, 4, 4)}, RuntimeError, "input"),
+        ({"input": torch.zeros(1, 2, 1, 4)}, RuntimeError, "input"),
+        ({"bias": torch.zeros(2)}, RuntimeError, "bias"),
+        ({"bias": torch.zeros(3, 1)}, RuntimeError, "bias"),
+        ({"stride": 0}, RuntimeError, "stride"),
+        ({"stride": 1.5}, TypeError, "stride"),
+        ({"stride": (1, 1, 1)}, RuntimeError, "stride"),
+        ({"padding": -1}, RuntimeError, "padding"),
+        ({"padding": "full"}, RuntimeError, "padding"),
+        ({"padding": "same", "stride": 2}, RuntimeError, "padding"),
+        ({"dilation": 0}, RuntimeError, "dilation"),
+        ({"groups": 0}, RuntimeError, "groups"),
+        ({"groups": 2}, RuntimeError, "groups"),
+        ({"groups": 1.0}, TypeError, "groups"),
+    ),
+    ids=str,
+)
+@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu_max_pool2d), ids=("conv2d", "conv2d_relu_max_pool2d"))
+def test_errors(function: Any, change: dict[str, Any], error: type[Exception], named: str) -> None:
+    good = {"input": torch.zeros(1, 2, 4, 4), "weight": torch.zeros(3, 2, 2, 2), "bias": torch.zeros(3)}
+    with pytest.raises(error) as theirs:
+        torch.nn.functional.conv2d(**good | change)
+    with pytest.raises(error, match=f"^{function.__name__}: .*{named}") as ours:
+        function(**good | change)
+    assert isinstance(ours.value, theirs.type)
+
+
+@pytest.mark.parametrize("dtype", (torch.int64, torch.bool, torch.complex64), ids=str)
+def test_dtypes_that_are_not_supported(dtype: torch.dtype) -> None:
+    with pytest.raises(NotImplementedError, match="conv2d: expected input to be float16.*got torch"):
+        F.conv2d(torch.ones(1, 1, 3, 3, dtype=dtype), torch.ones(1, 1, 2, 2, dtype=dtype))

@@ -1,0 +1,73 @@
+"""The fused convolution, ReLU and 2x2 max-pooling against the three in torch."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import WHOLE, convolutions, tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from judge import CONV2D_RELU_MAX_POOL2D, check, exact
+from torch.autograd import gradcheck, gradgradcheck
+
+import kernels.functional as F
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+GEOMETRIES = ({}, {"stride": (1, 2), "padding": (2, 1)}, {"groups": 2, "dilation": (2, 1), "padding": "same"})
+
+
+@given(st.data())
+def test_whole_numbers_are_exact(data: st.DataObject) -> None:
+    """They are full of ties, zeros before ReLU among them: the first maximum must win."""
+    args, kwargs = data.draw(convolutions(WHOLE, least_output=2))
+    operation = CONV2D_RELU_MAX_POOL2D._replace(sizes=exact)
+    check(operation, *args, **kwargs, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype, WHOLE)))
+
+
+@pytest.mark.parametrize("batch", (1, 5, 300))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_lenet_layer(dtype: torch.dtype, batch: int) -> None:
+    shapes = ((batch, 6, 14, 14), (16, 6, 5, 5), (16,))
+    check(CONV2D_RELU_MAX_POOL2D, *(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes))
+
+
+@pytest.mark.parametrize("special", (torch.nan, torch.inf, -torch.inf), ids=str)
+def test_specials(special: float) -> None:
+    input = torch.randn(2, 1, 9, 9)
+    input[0, 0, 4, 4] = special
+    weight, bias = torch.ones(2, 1, 2, 2), torch.ones(2)
+    judged = F.max_pool2d(F.relu(torch.conv2d(input, weight, bias)), 2)
+    torch.testing.assert_close(F.conv2d_relu_max_pool2d(input, weight, bias), judged, equal_nan=True)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("with_bias", (False, True))
+def test_derivatives(geometry: dict[str, Any], with_bias: bool) -> None:
+    shapes = ((2, 2, 7, 6), (2, 2 // geometry.get("groups", 1), 3, 2), (2,))
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes[: 2 + with_bias]]
+
+    def run(input: Any, weight: Any, bias: Any = None) -> Any:
+        return F.conv2d_relu_max_pool2d(input, weight, bias, **geometry)
+
+    assert gradcheck(run, inputs, fast_mode=True)
+    assert gradgradcheck(run, inputs, fast_mode=True)
+
+
+def test_both_backward_paths_agree() -> None:
+    """The fused gradient, and the one of separate primitives that can be differentiated again."""
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 7, 7), (4, 2, 3, 3), (4,))
+    ]
+    y = F.conv2d_relu_max_pool2d(*inputs)
+    dy = torch.randn_like(y)
+    fused = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    separate = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    assert not any(grad.requires_grad for grad in fused)
+    assert all(grad.requires_grad for grad in separate[:2])
+    torch.testing.assert_close(fused, separate)
+
+
+def test_output_too_small_to_pool() -> None:
+    with pytest.raises(RuntimeError, match="conv2d_relu_max_pool2d: expected the convolution's output .* got"):
+        F.conv2d_relu_max_pool2d(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 3))

@@ -1,0 +1,110 @@
+"""linear, linear_relu and Linear(activation=...): random cases, derivatives, errors."""
+
+from typing import Any
+
+import pytest
+import torch
+from cases import BATCHES, DTYPES, WHOLE, leaves, tensors
+from hypothesis import given
+from hypothesis import strategies as st
+from judge import LINEAR, LINEAR_RELU, Operation, check, exact
+from torch.autograd import gradcheck, gradgradcheck
+
+import kernels.functional as F
+import kernels.nn as nn
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+
+@st.composite
+def layers(draw: Any, values: tuple[float, ...] = ()) -> tuple[Any, ...]:
+    """(input, weight, bias); the input has any number of dimensions, the weight may have one (then without a bias)."""
+    dtype, features, batch = draw(st.sampled_from(DTYPES)), draw(st.integers(1, 9)), draw(st.sampled_from(BATCHES))
+    outputs = (draw(st.integers(1, 9)),) if draw(st.integers(0, 4)) else ()
+    shape = draw(st.sampled_from([(batch,), (batch,), (), (batch, 2), (2, 1, 3)]))
+    input = draw(leaves((*shape, features), dtype, values))
+    bias = draw(st.none() | leaves(outputs, dtype, values)) if outputs else None
+    return input, draw(leaves((*outputs, features), dtype, values)), bias
+
+
+@given(st.data())
+def test_random(data: st.DataObject) -> None:
+    check(LINEAR, *data.draw(layers()), make_dy=lambda y: data.draw(tensors(y.shape, y.dtype)))
+
+
+@pytest.mark.parametrize("operation", (LINEAR, LINEAR_RELU), ids=("linear", "linear_relu"))
+@given(st.data())
+def test_whole_numbers_are_exact(operation: Operation, data: st.DataObject) -> None:
+    operation = operation._replace(sizes=exact)
+    check(operation, *data.draw(layers(WHOLE)), make_dy=lambda y: data.draw(tensors(y.shape, y.dtype, WHOLE)))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_large_layer_with_relu(dtype: torch.dtype) -> None:
+    check(LINEAR_RELU, *(torch.randn(s, dtype=dtype, requires_grad=True) for s in ((300, 400), (120, 400), (120,))))
+
+
+def layer(activation: str | None, bias: bool = True) -> nn.Linear:
+    return nn.Linear(4, 3, bias, dtype=torch.float64, activation=activation)
+
+
+@pytest.mark.parametrize("bias", (False, True))
+@pytest.mark.parametrize("activation", (None, "relu", "sigmoid", "step"))
+def test_derivatives(activation: str | None, bias: bool) -> None:
+    module = layer(activation, bias)
+    inputs = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True), *module.parameters())
+
+    def run(input: Any, *_: Any) -> Any:
+        return module(input)
+
+    assert gradcheck(run, inputs)
+    assert gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("bias", (False, True))
+@pytest.mark.parametrize("activation", ("relu", "sigmoid", "step"))
+def test_activation_equals_the_two_steps(activation: str, bias: bool) -> None:
+    module = layer(activation, bias)
+    input = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    separate = getattr(F, activation)(torch.nn.functional.linear(input, module.weight, module.bias))
+    fused = module(input)
+    torch.testing.assert_close(fused, separate)
+    dy = torch.randn_like(fused)
+    leaves = (input, *module.parameters())
+    theirs = torch.autograd.grad(separate, leaves, dy)
+    torch.testing.assert_close(torch.autograd.grad(fused, leaves, dy, retain_graph=True), theirs)
+    torch.testing.assert_close(torch.autograd.grad(fused, leaves, dy, create_graph=True), theirs)
+
+
+def test_third_derivative() -> None:
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 2), (2, 2), (2,))]
+
+    def gradient(input: Any, weight: Any, bias: Any) -> Any:
+        y = torch.nn.functional.linear(F.linear(input, weight, bias).pow(3), weight)
+        return torch.autograd.grad(y.sum(), (input, weight, bias), create_graph=True)
+
+    assert gradgradcheck(gradient, inputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    (
+        ({"input": [1.0]}, TypeError, "input"),
+        ({"weight": None}, TypeError, "weight"),
+        ({"bias": 1.0}, TypeError, "bias"),
+        ({"input": torch.zeros(2, 5)}, RuntimeError, "input"),
+        ({"input": torch.zeros(())}, RuntimeError, "input"),
+        ({"input": torch.zeros(2, 4, dtype=torch.float64)}, RuntimeError, "weight"),
+        ({"weight": torch.zeros(1, 3, 4)}, RuntimeError, "weight"),
+        ({"bias": torch.zeros(2)}, RuntimeError, "bias"),
+        ({"bias": torch.zeros(3, dtype=torch.float16)}, RuntimeError, "bias"),
+    ),
+    ids=str,
+)
+@pytest.mark.parametrize("function", (F.linear, F.linear_relu), ids=("linear", "linear_relu"))
+def test_errors(function: Any, change: dict[str, Any], error: type[Exception], named: str) -> None:
+    good = {"input": torch.zeros(2, 4), "weight": torch.zeros(3, 4), "bias": torch.zeros(3)}
+    with pytest.raises(error):
+        torch.nn.functional.linear(**good | change)
+    with pytest.raises(error, match=f"^{function.__name__}: .*{named}"):
+        function(**good | change)

@@ -1,0 +1,138 @@
+"""Every torch operator we register: torch's own operator checks, fakes that tell the truth, and a name in each backend."""
+
+import ast
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from cases import LAYOUTS
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+import kernels
+from kernels.backend import NAMES
+
+OPERATORS = {
+    name.removeprefix("lenet_kernels::"): getattr(torch.ops.lenet_kernels, name.removeprefix("lenet_kernels::")).default
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("lenet_kernels::")
+}
+CONVOLUTION = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2}
+WINDOWS = {"kernel_size": (3, 2), "stride": (2, 2), "padding": (1, 0), "dilation": (1, 2)}
+REDUCTIONS = (("none", "sum"), ("none", "mean", "sum"))  # the mean of nothing is NaN, which opcheck finds unequal
+SGD = dict.fromkeys(("lr", "momentum", "dampening", "weight_decay"), 0.1) | {"nesterov": False, "maximize": True}
+
+
+def arguments(n: int) -> dict[str, list[dict[str, Any]]]:
+    """For each operator the arguments of some calls, on a batch of n."""
+    image, weight, dy = torch.randn(n, 4, 7, 6), torch.randn(6, 2, 3, 2), torch.randn(n, 6, 4, 4)
+    rows, matrix = torch.randn(n, 5), torch.randn(3, 5)
+    drows, y = torch.randn(n, 3), torch.rand(n, 3)
+    convolution = {"input": image, "weight": weight} | CONVOLUTION
+    backward = {"dy": dy[:, :, :2, :2], "positions": torch.randint(4, (n, 6, 2, 2), dtype=torch.uint8)}
+    positions = torch.zeros(n, 4, 4, 2, dtype=torch.uint8)
+    pooled = torch.randn(positions.shape)
+    parameters = {"params": [matrix.clone()], "grads": [torch.randn(3, 5)], "backend": ""}
+    linear = {"input": rows, "weight": matrix}
+    each: dict[str, list[dict[str, Any]]] = {
+        "conv2d_forward": [convolution | {"bias": bias} for bias in (None, torch.randn(6))],
+        "conv2d_input_grad": [{"dy": dy, "weight": weight, "input_size": (7, 6)} | CONVOLUTION],
+        "conv2d_weight_grad": [
+            {"dy": dy, "input": image, "kernel_size": (3, 2), "with_bias": bias} | CONVOLUTION for bias in (False, True)
+        ],
+        "conv2d_relu_max_pool2d_forward": [convolution | {"bias": bias} for bias in (None, torch.randn(6))],
+        "conv2d_relu_max_pool2d_backward": [
+            convolution | backward | {"needed": needed}
+            for needed in ([True] * 3, [False, True, False], [True, False, False])
+        ],
+        "max_pool2d_forward": [{"input": image, "ceil_mode": ceil} | WINDOWS for ceil in (False, True)],
+        "max_pool2d_input_grad": [{"dy": pooled, "positions": positions, "input_size": (7, 6)} | WINDOWS],
+        "max_pool2d_gather": [{"input": image, "positions": positions} | WINDOWS],
+        "linear_forward": [linear | {"bias": None, "activation": activation} for activation in (None, "sigmoid")],
+        "linear_input_grad": [{"dy": drows, "weight": matrix}],
+        "linear_weight_grad": [{"dy": drows, "input": rows}],
+        "linear_backward": [
+            linear | {"dy": drows, "y": y, "needed": needed, "activation": activation}
+            for needed in ([True] * 3, [False, True, True], [True, False, False])
+            for activation in (None, "relu")
+        ],
+        "relu_forward": [{"input": image}],
+        "relu_backward": [{"dy": drows, "y": y}],
+        "sigmoid_forward": [{"input": image}],
+        "sigmoid_backward": [{"dy": drows, "y": y}],
+        "step_forward": [{"input": image}],
+        "softmax_forward": [{"input": image, "dim": dim} for dim in (0, 3)],
+        "softmax_backward": [{"dy": drows, "y": y, "dim": 1}],
+        "mse_loss_forward": [{"input": rows, "target": rows + 1, "reduction": r} for r in REDUCTIONS[n > 0]],
+        "mse_loss_backward": [
+            {"dloss": torch.tensor(2.0), "input": rows, "target": rows + 1, "reduction": "mean"},
+            {"dloss": rows, "input": rows, "target": rows + 1, "reduction": "none"},
+        ],
+        "sgd": [
+            parameters | SGD | {"momentum_buffers": [torch.randn(3, 5)], "lr_tensor": lr, "first": first}
+            for lr in (None, torch.tensor(0.5))
+            for first in (False, True)
+        ],
+    }
+    return {name: [{"backend": ""} | call for call in calls] for name, calls in each.items()}
+
+
+def laid_out(call: dict[str, Any], layout: str, only: int | None = None) -> dict[str, Any]:
+    """The call with its tensors in another layout, or only its first, second... tensor."""
+    tensors = [name for name, value in call.items() if isinstance(value, Tensor)]
+    chosen = tensors if only is None else tensors[only : only + 1]
+    return call | {name: LAYOUTS[layout](call[name]) for name in chosen}
+
+
+def test_every_operator_is_tested() -> None:
+    assert OPERATORS.keys() == arguments(2).keys()
+
+
+@pytest.mark.parametrize(("n", "layout"), ((0, "contiguous"), (3, "contiguous"), (3, "expanded"), (3, "channels_last")))
+@pytest.mark.parametrize("name", OPERATORS)
+def test_opcheck(name: str, n: int, layout: str, backend: str) -> None:
+    for call in arguments(n)[name]:
+        opcheck(OPERATORS[name], (), laid_out(call, layout))
+
+
+@pytest.mark.parametrize("n", (0, 1, 3))
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_fakes_have_the_strides_of_results(name: str, layout: str, n: int, backend: str) -> None:
+    for call in arguments(n)[name]:
+        for only in (None, 0, 1, 2):
+            changed = laid_out(call, layout, only)
+            real = OPERATORS[name](**changed)
+            with FakeTensorMode() as mode:
+                fake = OPERATORS[name](**torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, changed))
+            assert description(fake) == description(real)
+
+
+def description(results: Any) -> list[tuple]:
+    """What a fake must know of results; strides only where there are two elements in the dimension."""
+    results = results if isinstance(results, tuple) else (results,)
+    return [
+        (r.shape, [r.stride(d) for d in range(r.dim()) if r.numel() and r.shape[d] > 1], r.dtype, r.device)
+        for r in results
+        if r is not None
+    ]
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_every_backend_has_every_operator(package: str) -> None:
+    """Without a GPU a backend cannot be imported, but its __init__.py can be read."""
+    spec = importlib.util.find_spec(f"kernels.{package}")
+    if spec is None:
+        assert "does not contain" in next(b.why_not for b in kernels.backends() if b.name == package)
+        return
+    with open(str(spec.origin)) as file:
+        tree = ast.parse(file.read())
+    names = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    names |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    assert OPERATORS.keys() <= names
