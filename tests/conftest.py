@@ -45,26 +45,26 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
+def _poisoned(allocate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """The allocator, but its memory comes with all bits set: NaN as floats, -1 or the largest value as integers."""
 
-    def poisoned(*args: Any, **kwargs: Any) -> Any:
+    def poisoned(*args: Any, **kwargs: Any) -> np.ndarray:
         memory = allocate(*args, **kwargs)
-        if isinstance(memory, torch.Tensor):
-            memory.untyped_storage().fill_(255)
-        elif memory.dtype != object:
-            memory.view()[...] = np.frombuffer(b"\xff" * memory.itemsize, memory.dtype)[0]
+        if memory.dtype != object:
+            memory[...] = np.frombuffer(b"\xff" * memory.itemsize, memory.dtype)[0]
         return memory
 
     return poisoned
 
 
 @pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    """Whatever a backend allocates starts as NaN, so that an element it did not write, or read too early, shows."""
-    for library, names in ((np, ("empty", "empty_like")), (torch, ("empty", "empty_like", "empty_strided"))):
-        for name in names:
-            monkeypatch.setattr(library, name, _poisoned(getattr(library, name)))
+def poisoned(monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[None]:
+    """Whatever a backend allocates starts as NaN, so that an element it did not write, or read too early, shows.
+
+    torch does so itself with its tensors where deterministic algorithms are asked for.
+    """
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(np, name, _poisoned(getattr(np, name)))
     package = f"kernels.{backend}"
     modules = [module for name, module in sys.modules.items() if f"{name}.".startswith(f"{package}.")]
     for module in modules:
@@ -72,3 +72,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
             monkeypatch.setattr(module, "scratch", _poisoned(module.scratch))
         if hasattr(module, "workspace"):
             monkeypatch.setattr(module, "workspace", lambda kind, *key: kind(*key))
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -1,6 +1,7 @@
 """Our operations beside torch's, and the judgement: torch in float64 on the same inputs decides, gradients included."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -78,17 +79,28 @@ def check(
     results = call.run(operation.ours)
     dy = make_dy(results[0].detach()) if call.leaves else None
     results += call.gradients(results[0], dy)
-    judged = call.change(_double).differentiate(operation.torch, _double(dy))
-    dtypes = [output.dtype for output in call.run(operation.torch)] + [leaf.dtype for leaf in call.leaves]
-    for result, expected, dtype, size in zip(
-        results, judged, dtypes, operation.sizes(operation, call, dy), strict=True
-    ):
+    with _one_thread():
+        judged = call.change(_double).differentiate(operation.torch, _double(dy))
+        dtypes = [output.dtype for output in call.run(operation.torch)] + [leaf.dtype for leaf in call.leaves]
+        sizes = operation.sizes(operation, call, dy)
+    for result, expected, dtype, size in zip(results, judged, dtypes, sizes, strict=True):
         assert result.dtype == dtype
         if dtype.is_floating_point:
             assert_near(result, expected, *size)
         else:
             assert torch.equal(result, expected)
     return results
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """For the judge's small tensors, where torch's threads wait for each other far longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cases import poolings, tensors
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from judge import MAX_POOL2D, check
 from torch.autograd import gradcheck, gradgradcheck
@@ -15,6 +15,7 @@ import kernels.functional as F
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
+@settings(max_examples=150)  # for the many rules about NaN, infinities and ties
 @given(st.data())
 def test_random(data: st.DataObject) -> None:
     args, kwargs = data.draw(poolings())
@@ -69,12 +70,10 @@ def test_derivatives(windows: tuple, ceil_mode: bool) -> None:
     assert gradgradcheck(lambda input: torch.autograd.grad(pool(input).pow(3).sum(), input, create_graph=True), input)
 
 
-def test_unpooling_takes_the_indices() -> None:
+def test_indices_are_places_in_the_plane() -> None:
     input = torch.randn(2, 3, 8, 8)
-    unpooled = torch.nn.functional.max_unpool2d(*F.max_pool2d(input, 2, return_indices=True), 2)
-    kept = unpooled != 0
-    assert torch.equal(unpooled[kept], input[kept])
-    assert int(kept.sum()) == input.numel() // 4
+    y, indices = F.max_pool2d(input, 2, return_indices=True)
+    assert torch.equal(input.flatten(2).gather(2, indices.flatten(2)), y.flatten(2))
 
 
 @pytest.mark.parametrize(

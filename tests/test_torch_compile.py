@@ -134,7 +134,7 @@ def test_the_chosen_backend_is_part_of_the_graph(backend: str) -> None:
 def test_export(make: Any) -> None:
     net, (x, _) = make().eval(), batch(3)
     size = torch.export.Dim("n", min=1, max=1024)
-    exported = torch.export.export(net, (x,), dynamic_shapes=(({0: size},)))
+    exported = torch.export.export(net, (x,), dynamic_shapes=({0: size},))
     targets = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
     assert any("lenet_kernels" in target for target in targets)
     for n in (1, 3, 9):
@@ -156,4 +156,4 @@ def test_fake_tensors(make: Any) -> None:
 def test_meta_tensors() -> None:
     with torch.device("meta"):
         assert kernels.functional.conv2d(torch.ones(2, 1, 8, 8), torch.ones(3, 1, 3, 3)).shape == (2, 3, 6, 6)
-        assert LeNet()(torch.ones(2, 1, 32, 32)).device.type == "meta"
+        assert LeNet()(torch.ones(2, 1, 32, 32)).shape == (2, 10)

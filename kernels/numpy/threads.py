@@ -124,16 +124,21 @@ class one_blas_thread:
         with _lock:
             if one_blas_thread._users == 0:
                 one_blas_thread._before = [library.get_num_threads() for library in _blas]
-                for library in _blas:
-                    library.set_num_threads(1)
+                _set_blas_threads([1] * len(_blas))
             one_blas_thread._users += 1
 
     def __exit__(self, *error: object) -> None:
         with _lock:
             one_blas_thread._users -= 1
             if one_blas_thread._users == 0:
-                for library, threads in zip(_blas, one_blas_thread._before, strict=True):
-                    library.set_num_threads(threads)
+                _set_blas_threads(one_blas_thread._before)
+
+
+def _set_blas_threads(counts: list[int]) -> None:
+    for library, count in zip(_blas, counts, strict=True):
+        if hasattr(library, "clear_controlling_thread"):  # else threadpoolctl heeds the first thread that calls it alone
+            library.clear_controlling_thread(force=True)
+        library.set_num_threads(count)
 
 
 def _forget_threads() -> None:
