@@ -127,12 +127,11 @@ def max_pool2d(
     kernel_size = pair(name, "kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None or stride == [] or stride == () else pair(name, "stride", stride, 1)
     padding, dilation = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
-    for p, k, d in zip(padding, kernel_size, dilation, strict=True):
-        if p > (d * (k - 1) + 1) // 2:
-            raise RuntimeError(
-                f"{name}: expected padding to be at most half of the dilated kernel size, got padding {padding},"
-                f" kernel_size {kernel_size}, dilation {dilation}"
-            )
+    if any(p > k // 2 for p, k in zip(padding, kernel_size, strict=True)):
+        raise RuntimeError(
+            f"{name}: expected padding to be at most half of the kernel size, got padding {padding},"
+            f" kernel_size {kernel_size}"
+        )
     if input.dim() not in (3, 4) or 0 in input.shape[-3:]:
         raise RuntimeError(
             f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W) with none but N empty,"

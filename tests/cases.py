@@ -75,7 +75,7 @@ def poolings(draw: Any) -> tuple[tuple, dict[str, Any]]:
     dtype = draw(st.sampled_from(DTYPES + INTEGERS))
     kernel, stride, dilation = draw(pairs(1, 4)), draw(st.none() | pairs(1, 4)), draw(pairs(1, 2))
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    padding = tuple(draw(st.integers(0, length // 2)) for length in reach)
+    padding = tuple(draw(st.integers(0, length // 2)) for length in kernel)
     size = [max(1, length - 2 * p + draw(st.integers(0, 6))) for length, p in zip(reach, padding, strict=True)]
     image = (draw(st.integers(1, 3)), *size)
     shape = image if draw(st.integers(0, 4)) == 0 else (draw(st.sampled_from(BATCHES)), *image)

@@ -91,6 +91,7 @@ def test_indices_are_places_in_the_plane() -> None:
         ({"stride": 0}, RuntimeError, "stride"),
         ({"padding": -1}, RuntimeError, "padding"),
         ({"padding": 2}, RuntimeError, "padding"),
+        ({"padding": (0, 2), "kernel_size": 3, "dilation": 2}, RuntimeError, "padding"),
         ({"dilation": 0}, RuntimeError, "dilation"),
     ),
     ids=str,
