@@ -136,9 +136,7 @@ class one_blas_thread:
 
 def _set_blas_threads(counts: list[int]) -> None:
     for library, count in zip(_blas, counts, strict=True):
-        if hasattr(
-            library, "clear_controlling_thread"
-        ):  # else threadpoolctl heeds the first thread that calls it alone
+        if hasattr(library, "clear_controlling_thread"):  # newer threadpoolctl heeds only the first thread that calls
             library.clear_controlling_thread(force=True)
         library.set_num_threads(count)
 
