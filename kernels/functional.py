@@ -9,6 +9,7 @@ from kernels.conv2d import conv2d
 from kernels.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
 from kernels.linear import linear, linear_relu
 from kernels.max_pool2d import max_pool2d
+from kernels.mirror import torch_attribute
 from kernels.mse_loss import mse_loss
 from kernels.softmax import softmax
 
@@ -27,9 +28,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):  # torch's __path__ would make Python load torch's files again as ours
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_torch, name)
+    return torch_attribute(_torch, __name__, name)
 
 
 def __dir__() -> list[str]:

@@ -8,14 +8,13 @@ from torch import Tensor
 
 from kernels import functional
 from kernels.linear import ACTIVATIONS, activated_linear
+from kernels.mirror import torch_attribute
 
 __all__ = ["Conv2d", "Linear", "LinearReLU", "MSELoss", "MaxPool2d", "ReLU", "Sigmoid", "Softmax", "Step", "functional"]
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):  # torch's __path__ would make Python load torch's files again as ours
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_torch, name)
+    return torch_attribute(_torch, __name__, name)
 
 
 def __dir__() -> list[str]:

@@ -7,15 +7,14 @@ import torch
 import torch.optim as _torch
 
 from kernels.backend import chosen
+from kernels.mirror import torch_attribute
 from kernels.sgd import sgd
 
 __all__ = ["SGD"]
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__"):  # torch's __path__ would make Python load torch's files again as ours
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_torch, name)
+    return torch_attribute(_torch, __name__, name)
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import kernels.functional as F
 import kernels.nn as nn
+from kernels.numpy.threads import _lock
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -112,7 +113,8 @@ def test_a_forked_child_computes() -> None:
     torch.set_num_threads(2)
     arguments = tensors((BATCH, 3, 12, 12), (5, 3, 3, 3), (5,))
     expected = convolved(arguments).numpy()
-    child = os.fork()
+    with _lock:  # as another thread might hold it at this moment
+        child = os.fork()
     if child == 0:
         status = 1
         try:
