@@ -113,14 +113,15 @@ def test_a_forked_child_computes() -> None:
     torch.set_num_threads(2)
     arguments = tensors((BATCH, 3, 12, 12), (5, 3, 3, 3), (5,))
     expected = convolved(arguments).numpy()
-    with _lock:  # as another thread might hold it at this moment
-        child = os.fork()
+    _lock.acquire()  # as another thread might have at this moment, which would not live in the child to release it
+    child = os.fork()
     if child == 0:
         status = 1
         try:
             status = 0 if np.array_equal(convolved(arguments).numpy(), expected) else 2
         finally:
             os._exit(status)
+    _lock.release()
     deadline = time.monotonic() + 60
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
