@@ -31,7 +31,7 @@ class Name(str, Enum):
 
 
 console = Console()
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 @app.command()

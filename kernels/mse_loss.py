@@ -100,7 +100,12 @@ def mse_loss(
             " which is probably not meant; give them the same shape",
             stacklevel=2,
         )
-        input, target = torch.broadcast_tensors(input, target)
+        try:
+            input, target = torch.broadcast_tensors(input, target)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{name}: expected target to broadcast against input {tuple(input.shape)}, got {tuple(target.shape)}"
+            ) from error
     if input.dtype != target.dtype:
         dtype = torch.promote_types(input.dtype, target.dtype)
         input, target = input.to(dtype), target.to(dtype)
