@@ -60,22 +60,25 @@ def backends() -> list[Backend]:
     return [Backend(name, not (reason := _why_not(name)), reason) for name in NAMES]
 
 
-@functools.cache
-def _why_not(name: str) -> str:
+def _why_not(name: str, device_type: str = "") -> str:
+    """Why the backend `name` cannot take tensors on `device_type`, or on any device at all; "" where it can.
+
+    Only the package itself knows, and the answer may change: a simulated device comes and goes.
+    """
     if importlib.util.find_spec(f"kernels.{name}") is None:
         return "this version of lenet-kernels does not contain it"
     try:
-        importlib.import_module(f"kernels.{name}")
+        package = importlib.import_module(f"kernels.{name}")
     except ImportError as error:
         return str(error)
-    return ""
+    return package.why_not(device_type)
 
 
-def load(name: str) -> ModuleType:
-    """The package of the backend `name`; raises ValueError if there is none, RuntimeError if it cannot run here."""
+def load(name: str, device_type: str = "") -> ModuleType:
+    """The package of the backend `name`; raises ValueError if there is none, RuntimeError if it cannot run there."""
     if name not in NAMES:
         raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(NAMES)}")
-    if reason := _why_not(name):
+    if reason := _why_not(name, device_type):
         raise RuntimeError(f"backend {name!r} cannot run: {reason}")
     return importlib.import_module(f"kernels.{name}")
 
@@ -84,14 +87,14 @@ def load(name: str) -> ModuleType:
 def resolve(name: str, device_type: str) -> ModuleType:
     """The package that serves tensors on `device_type`: `name`, or the first that can run where `name` is ""."""
     if name:
-        if name == "numpy" and device_type != "cpu":
-            raise RuntimeError(f"backend 'numpy' takes tensors on the CPU, got tensors on {device_type!r}")
-        return load(name)
+        return load(name, device_type)
     first, *_ = candidates = AUTOMATIC[device_type]
+    reasons = {}
     for candidate in candidates:
-        if not _why_not(candidate):
+        reasons[candidate] = _why_not(candidate, device_type)
+        if not reasons[candidate]:
             if candidate != first:
-                warnings.warn(f"backend {first!r} cannot run: {_why_not(first)}; using {candidate!r}", stacklevel=2)
+                warnings.warn(f"backend {first!r} cannot run: {reasons[first]}; using {candidate!r}", stacklevel=2)
             return load(candidate)
-    reasons = "; ".join(f"{candidate!r}: {_why_not(candidate)}" for candidate in candidates)
-    raise RuntimeError(f"no backend can run on {device_type!r}: {reasons}")
+    listed = "; ".join(f"{candidate!r}: {reason}" for candidate, reason in reasons.items())
+    raise RuntimeError(f"no backend can run on {device_type!r}: {listed}")

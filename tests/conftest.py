@@ -1,5 +1,12 @@
-"""What the tests share: which backend runs, memory poisoned with NaN, and how hypothesis looks for cases."""
+"""What the tests share: which backend runs and on what, memory poisoned with NaN, how hypothesis looks for cases.
 
+Where there is a GPU the kernels run on it. Elsewhere Triton's run in its interpreter, or with --compiled as PTX in
+ptxsim, a simulator that checks every access and looks for races; the CUDA C++ ones always run in ptxsim.
+"""
+
+import contextlib
+import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,21 +28,63 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("kernels")
 
 
+GPU = torch.cuda.is_available()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", action="append", help="test this backend only (may be repeated)")
+    parser.addoption("--compiled", action="store_true", help="without a GPU: Triton's kernels compiled, in ptxsim")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not GPU and not config.getoption("compiled"):
+        assert "triton" not in sys.modules, "Triton decides when it is imported whether it interprets"
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def _cannot_test(backend: str) -> str:
+    """What is missing for the tests of a backend, "" where nothing is."""
+    needed = {
+        "numpy": (),
+        "triton": ("triton",) if GPU or "TRITON_INTERPRET" in os.environ else ("triton", "ptxsim"),
+        "cupy": ("cupy",) if GPU else ("cupy", "ptxsim"),
+    }
+    missing = [name for name in (f"kernels.{backend}", *needed[backend]) if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed" if missing else ""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs tests that use the fixture `backend` on every backend that can run here, or on those --backend names."""
+    """Runs tests that use the fixture `backend` on every backend, or on those --backend names."""
     if "backend" in metafunc.fixturenames:
-        available = [backend.name for backend in kernels.backends() if backend.available]
-        metafunc.parametrize("backend", metafunc.config.getoption("backend") or available, indirect=True)
+        names = metafunc.config.getoption("backend") or [backend.name for backend in kernels.backends()]
+        marks = {name: pytest.mark.skip(reason=reason) for name in names if (reason := _cannot_test(name))}
+        parameters = [pytest.param(name, marks=marks.get(name, ())) for name in names]
+        metafunc.parametrize("backend", parameters, indirect=True)
+
+
+@contextlib.contextmanager
+def _device(backend: str) -> Iterator[None]:
+    """Whatever runs the backend's kernels here, in place of a GPU."""
+    if GPU or backend == "numpy" or (backend == "triton" and "TRITON_INTERPRET" in os.environ):
+        yield
+    elif backend == "triton":
+        import ptxsim
+
+        with ptxsim.triton_device(races=True):
+            yield
+    else:
+        import cupy
+        import ptxsim.cuda
+
+        with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(races=True):
+            patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
+            yield
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the backend that the operations run on for the length of the test."""
-    with kernels.use_backend(request.param):
+    with _device(request.param), kernels.use_backend(request.param):
         yield request.param
 
 

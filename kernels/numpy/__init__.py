@@ -29,3 +29,8 @@ softmax_backward = on_arrays(softmax.backward)
 mse_loss_forward = on_arrays(mse_loss.forward)
 mse_loss_backward = on_arrays(mse_loss.backward)
 sgd = _sgd.sgd
+
+
+def why_not(device_type: str) -> str:
+    """Why this backend cannot take tensors on `device_type` ("" stands for any): "" where it can."""
+    return "" if device_type in ("", "cpu") else f"it takes tensors on the CPU, got tensors on {device_type!r}"

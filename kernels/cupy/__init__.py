@@ -1,0 +1,20 @@
+"""The CuPy backend: every primitive as CUDA C++ in .cu files, for NVIDIA GPUs."""
+
+import cupy
+
+__all__: list[str] = []
+
+
+def why_not(device_type: str) -> str:
+    """Why this backend cannot take tensors on `device_type` ("" stands for any): "" where it can."""
+    active = "cuda"
+    if not cupy.RawModule.__module__.startswith("cupy."):  # a simulator stands in for it
+        active = "cpu"
+    else:
+        try:
+            cupy.cuda.runtime.getDeviceCount()
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            return f"CuPy finds no GPU it can use: {error}"
+    if device_type not in ("", active):
+        return f"it takes tensors on {active!r}, got tensors on {device_type!r}"
+    return ""
