@@ -1,0 +1,94 @@
+"""Loads the .cu files of this folder, once for each dtype and device, and launches their kernels on torch's stream.
+
+A kernel is `extern "C"` and finds its dtype, `scalar`, and its other compile-time constants as macros. Names from
+templates would look better, but CuPy before 14 compiles those anew in every process, and a macro is part of the key
+of its disk cache in every version.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import cupy
+import torch
+from torch import Tensor
+
+FOLDER = Path(__file__).parent
+DTYPES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.uint8: "unsigned char",
+    torch.int8: "signed char",
+    torch.int16: "short",
+    torch.int32: "int",
+    torch.int64: "int64",
+    torch.bool: "bool",
+}
+
+
+def launch(
+    like: Tensor,
+    file: str,
+    kernel: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    *arguments: Any,
+    shared: int = 0,
+    **constants: int | str,
+) -> None:
+    """Starts `kernel` of `<file>.cu`, compiled for the dtype of `like` and `constants`, on the device of `like`.
+
+    Tensors arrive as pointers, None as a null pointer, a Python int as `int64`, a Python float as `double`; NumPy
+    scalars keep their type, and arrays of one element, structures too, are passed by value. `shared` counts bytes of
+    dynamic shared memory. A grid without blocks launches nothing.
+    """
+    if 0 in grid:
+        return
+    values = tuple([a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+    variant = (cupy.RawModule, file, kernel, like.dtype, *constants.items())
+    if not like.is_cuda:  # a simulator stands in for cupy.RawModule
+        _function(-1, *variant)(grid, block, values, shared_mem=shared)
+        return
+    device = like.get_device()
+    stream = _stream(torch._C._cuda_getCurrentRawStream(device))  # what torch.cuda.current_stream() wraps
+    if cupy.cuda.runtime.getDevice() == device:
+        _function(device, *variant)(grid, block, values, shared_mem=shared, stream=stream)
+    else:
+        with cupy.cuda.Device(device):
+            _function(device, *variant)(grid, block, values, shared_mem=shared, stream=stream)
+
+
+@functools.cache
+def _function(
+    device: int, raw_module: Any, file: str, kernel: str, dtype: torch.dtype, *constants: tuple[str, int | str]
+) -> Any:
+    """The kernel as a function of grid, block and arguments; `device` is CuPy's current one."""
+    return _module(device, raw_module, file, dtype, *constants).get_function(kernel)
+
+
+@functools.cache
+def _module(device: int, raw_module: Any, file: str, dtype: torch.dtype, *constants: tuple[str, int | str]) -> Any:
+    return raw_module(code=source(file), options=options(dtype, **dict(constants)))
+
+
+@functools.cache
+def _stream(pointer: int) -> Any:
+    return cupy.cuda.ExternalStream(pointer)
+
+
+@functools.cache
+def source(file: str) -> str:
+    """The text that is compiled for `<file>.cu`: no file of ours is included, since CuPy's cache would not see it change.
+
+    The #line directives make the compiler's messages name the file and line they are about.
+    """
+    names = ("common.cuh", f"{file}.cu")
+    return "".join(f'#line 1 "kernels/cupy/{name}"\n{(FOLDER / name).read_text(encoding="utf-8")}' for name in names)
+
+
+def options(dtype: torch.dtype, **constants: int | str) -> tuple[str, ...]:
+    """The compiler's options for tensors of this dtype; -ftz=true is CuPy's choice and here for the simulator's sake."""
+    macros = {"DTYPE": DTYPES[dtype], **constants}
+    return ("-std=c++17", "-ftz=true", *(f"-D{name}={value}" for name, value in macros.items()))
