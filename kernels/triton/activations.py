@@ -1,0 +1,57 @@
+"""Activations in Triton: each is a function of one value, used here and in the epilogue of a linear layer."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.triton.elementwise import map1, map2
+
+
+@triton.jit
+def relu(x):  # type: ignore[no-untyped-def]
+    """max(x, 0); NaN stays NaN."""
+    return tl.where(x < 0, 0, x)
+
+
+@triton.jit
+def relu_grad(dy, y):  # type: ignore[no-untyped-def]
+    """dy where y is not <= 0 (NaN counts as positive, as in torch), else 0."""
+    return tl.where(y <= 0, 0, dy)
+
+
+@triton.jit
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(-x)); exp may overflow to infinity, which gives the right 0."""
+    return 1 / (1 + tl.exp(-x))
+
+
+@triton.jit
+def sigmoid_grad(dy, y):  # type: ignore[no-untyped-def]
+    """dy y (1 - y)."""
+    return dy * y * (1 - y)
+
+
+@triton.jit
+def step(x):  # type: ignore[no-untyped-def]
+    """1 where x > 0, else 0."""
+    return (x > 0).to(x.dtype)
+
+
+def relu_forward(input: Tensor) -> Tensor:
+    return map1(relu, input)
+
+
+def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
+    return map2(relu_grad, dy, y)
+
+
+def sigmoid_forward(input: Tensor) -> Tensor:
+    return map1(sigmoid, input)
+
+
+def sigmoid_backward(dy: Tensor, y: Tensor) -> Tensor:
+    return map2(sigmoid_grad, dy, y)
+
+
+def step_forward(input: Tensor) -> Tensor:
+    return map1(step, input)
