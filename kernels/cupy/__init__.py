@@ -2,7 +2,15 @@
 
 import cupy
 
-__all__: list[str] = []
+from kernels.cupy.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
+
+__all__ = [
+    "relu_backward",
+    "relu_forward",
+    "sigmoid_backward",
+    "sigmoid_forward",
+    "step_forward",
+]
 
 
 def why_not(device_type: str) -> str:

@@ -55,3 +55,60 @@ using scalar = DTYPE;
 using accum = widened<scalar>::type;
 
 __device__ __forceinline__ scalar narrow(accum x) { return narrowing<scalar>::round(x); }
+
+// Where the elements of up to four tensors of one shape lie, whatever their strides: dimensions in the memory order of
+// tensor 0, the fastest last, and merged where every tensor allows it. elementwise.py makes it.
+struct Layout {
+    int64 elements, dims, flat;  // flat: one dimension in which every tensor is contiguous
+    int64 size[25];              // torch's own kernels go to 25 dimensions
+    int64 stride[4][25];
+
+    template <typename Index> __device__ __forceinline__ void locate(Index i, int64 (&offset)[4]) const {
+        for (int t = 0; t < 4; t++) offset[t] = 0;
+        for (int d = int(dims) - 1; d >= 0; d--) {
+            const Index rest = i / Index(size[d]);
+            const int64 at = int64(i - rest * Index(size[d]));
+            for (int t = 0; t < 4; t++) offset[t] += at * stride[t][d];
+            i = rest;
+        }
+    }
+
+    // The offsets of element i; 64-bit divisions cost several times as much, so only where they are needed.
+    __device__ __forceinline__ void operator()(int64 i, int64 (&offset)[4]) const {
+        if (elements <= 0xffffffffll) locate(unsigned(i), offset);
+        else locate(i, offset);
+    }
+};
+
+// out = f(a, b, c), element by element. What f does not use is not loaded.
+constexpr int THREADS = 256;                 // of an element-wise block
+constexpr int VECTOR = 16 / sizeof(scalar);  // elements of one access of 16 bytes, and of one thread
+
+template <typename Function>
+__device__ __forceinline__ void elementwise(const scalar* a, const scalar* b, const scalar* c, scalar* out,
+                                            const Layout& layout, Function f) {
+    using Pack = pack<scalar, VECTOR>;
+    const int64 block = int64(blockIdx.x) * (THREADS * VECTOR);
+    const bool aligned = (size_t(a) | size_t(b) | size_t(c) | size_t(out)) % sizeof(Pack) == 0;
+    const int64 first = block + threadIdx.x * VECTOR;
+    if (layout.flat && aligned && first + VECTOR <= layout.elements) {
+        const Pack as = *reinterpret_cast<const Pack*>(a + first);
+        const Pack bs = *reinterpret_cast<const Pack*>(b + first);
+        const Pack cs = *reinterpret_cast<const Pack*>(c + first);
+        Pack result;
+#pragma unroll
+        for (int k = 0; k < VECTOR; k++) result.at[k] = narrow(f(widen(as.at[k]), widen(bs.at[k]), widen(cs.at[k])));
+        *reinterpret_cast<Pack*>(out + first) = result;
+        return;
+    }
+    // Neighbouring threads take neighbouring elements, so that at least `out` is written in whole sectors.
+    // In a flat layout only the end comes here, a few elements for one thread.
+    const bool end = layout.flat && aligned;
+    const int64 start = end ? first : block + threadIdx.x;
+    const int step = end ? 1 : THREADS;
+    for (int k = 0; k < VECTOR && start + k * step < layout.elements; k++) {
+        int64 offset[4];
+        layout(start + k * step, offset);
+        out[offset[0]] = narrow(f(widen(a[offset[1]]), widen(b[offset[2]]), widen(c[offset[3]])));
+    }
+}

@@ -46,7 +46,7 @@ def launch(
     """
     if 0 in grid:
         return
-    values = tuple([a.data_ptr() if isinstance(a, Tensor) else a for a in arguments])
+    values = tuple([address(a) if isinstance(a, Tensor) else a for a in arguments])
     variant = (cupy.RawModule, file, kernel, like.dtype, *constants.items())
     if not like.is_cuda:  # a simulator stands in for cupy.RawModule
         _function(-1, *variant)(grid, block, values, shared_mem=shared)
@@ -58,6 +58,11 @@ def launch(
     else:
         with cupy.cuda.Device(device):
             _function(device, *variant)(grid, block, values, shared_mem=shared, stream=stream)
+
+
+def address(tensor: Tensor) -> int:
+    """Where a kernel finds the tensor; every address goes through here, so that a simulator can get to know them."""
+    return tensor.data_ptr()
 
 
 @functools.cache
