@@ -3,12 +3,15 @@
 import cupy
 
 from kernels.cupy.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
+from kernels.cupy.softmax import softmax_backward, softmax_forward
 
 __all__ = [
     "relu_backward",
     "relu_forward",
     "sigmoid_backward",
     "sigmoid_forward",
+    "softmax_backward",
+    "softmax_forward",
     "step_forward",
 ]
 

@@ -48,8 +48,6 @@ template <> struct narrowing<bfloat16> {
 // N neighbours in one access; the address has to be a multiple of its size.
 template <typename T, int N> struct alignas(sizeof(T) * N) pack { T at[N]; };
 
-#define INFINITY __int_as_float(0x7f800000)
-
 // The dtype of a module's tensors is chosen when it is compiled: scalar, and accum for what is summed.
 using scalar = DTYPE;
 using accum = widened<scalar>::type;
