@@ -27,6 +27,12 @@ def test_random(data: st.DataObject) -> None:
     check(MSE_LOSS, input, target, reduction=reduction, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype)))
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_many_elements(reduction: str) -> None:
+    input, target = (torch.randn(7, 3001, requires_grad=True) for _ in range(2))
+    check(MSE_LOSS, input, target, reduction=reduction)
+
+
 @pytest.mark.parametrize("reduction", ("none", "sum"))
 @given(st.data())
 def test_whole_numbers_are_exact(reduction: str, data: st.DataObject) -> None:

@@ -44,6 +44,15 @@ def test_special_values(row: list[float], dtype: torch.dtype) -> None:
     torch.testing.assert_close(F.softmax(input, 1), torch.softmax(input.double(), 1).to(dtype), equal_nan=True)
 
 
+@pytest.mark.parametrize(("shape", "dim"), (((2, 5000), 1), ((5000, 3), 0)), ids=str)
+def test_long_rows(shape: tuple[int, ...], dim: int) -> None:
+    """The maximum is found late, after thousands of minus infinities."""
+    input = torch.randn(shape)
+    input.narrow(dim, 0, 4500).fill_(-math.inf)
+    torch.testing.assert_close(F.softmax(input, dim), torch.softmax(input, dim))
+    check(SOFTMAX, torch.randn(shape, requires_grad=True), dim)
+
+
 @pytest.mark.parametrize("shape", ((), (3,), (2, 3), (2, 3, 4), (2, 3, 4, 5)), ids=str)
 def test_implicit_dim(shape: tuple[int, ...]) -> None:
     input = torch.randn(shape)

@@ -8,6 +8,10 @@ from kernels.triton.activations import relu_forward as relu_forward
 from kernels.triton.activations import sigmoid_backward as sigmoid_backward
 from kernels.triton.activations import sigmoid_forward as sigmoid_forward
 from kernels.triton.activations import step_forward as step_forward
+from kernels.triton.mse_loss import mse_loss_backward as mse_loss_backward
+from kernels.triton.mse_loss import mse_loss_forward as mse_loss_forward
+from kernels.triton.softmax import softmax_backward as softmax_backward
+from kernels.triton.softmax import softmax_forward as softmax_forward
 from kernels.triton.conv2d import conv2d_forward as conv2d_forward
 from kernels.triton.conv2d import conv2d_input_grad as conv2d_input_grad
 from kernels.triton.conv2d import conv2d_weight_grad as conv2d_weight_grad

@@ -1,5 +1,6 @@
 """Elementwise operations: a function of a value becomes a kernel over tensors of any shape and memory order."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,21 +74,18 @@ def map2(f: Any, a: Tensor, b: Tensor) -> Tensor:
     return y
 
 
-FLAT = ((), (1,))
-
-
 def addressing(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
     """The sizes but the last, and each tensor's strides, of the fewest dimensions that address the elements of all.
 
-    The last tensor is dense; the dimensions come in the order of its memory, fastest first. The last size is left out
-    since a kernel gets along without it: where it is the batch's, no batch size compiles anew.
+    The dimensions come in the order of the last tensor's memory, fastest first. The last size is left out since a kernel
+    gets along without it: where it is the batch's, no batch size compiles anew.
     """
-    *others, dense = (tensor.stride() for tensor in tensors)
-    if all(strides == dense for strides in others):
-        return (FLAT[0], *[FLAT[1]] * len(tensors))
-    return collapsed(tensors[-1].shape, *others, dense)
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return ((), *[(1,)] * len(tensors))
+    return collapsed(tensors[-1].shape, *(tensor.stride() for tensor in tensors))
 
 
+@functools.lru_cache(maxsize=1024)
 def collapsed(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """The sizes but the last, and each tensor's strides, after neighbouring dimensions were merged where all allow it."""
     dimensions = sorted(d for d in zip(strides[-1], shape, *strides, strict=True) if d[1] > 1)
@@ -99,6 +97,4 @@ def collapsed(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int,
         else:
             sizes.append(size)
             steps.append(tuple(step))
-    if not sizes:
-        return (FLAT[0], *[FLAT[1]] * len(strides))
-    return (tuple(sizes[:-1]), *zip(*steps, strict=True))
+    return (tuple(sizes[:-1]), *zip(*steps or [(1,) * len(strides)], strict=True))

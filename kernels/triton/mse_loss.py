@@ -1,0 +1,102 @@
+"""Mean squared error in Triton: programs sum shares of the squares, a last one adds up the shares in a fixed order."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.triton.elementwise import addressing, map2, places, raised
+
+BLOCK = 1024  # elements a program takes at a time
+PROGRAMS = 512  # at most
+
+
+@triton.jit
+def squared_error(input, target):  # type: ignore[no-untyped-def]
+    """(input - target)^2."""
+    return (input - target) * (input - target)
+
+
+@triton.jit(do_not_specialize=["n", "share", "divisor"])
+def mse_loss_kernel(  # type: ignore[no-untyped-def]
+    input_ptr, target_ptr, loss_ptr, n, share, divisor, sizes, input_strides, target_strides, BLOCK: tl.constexpr
+):
+    """loss[p] = sum of the squared errors of program p's share, divided."""
+    dtype: tl.constexpr = tl.float64 if input_ptr.dtype.element_ty == tl.float64 else tl.float32
+    start = tl.program_id(0).to(n.dtype) * share
+    acc = tl.zeros([BLOCK], dtype)
+    for block in range(start, tl.minimum(start + share, n), BLOCK):
+        index = block + tl.arange(0, BLOCK)
+        mask = index < n
+        input = raised(tl.load(input_ptr + places(index, sizes, input_strides), mask, other=0))
+        target = raised(tl.load(target_ptr + places(index, sizes, target_strides), mask, other=0))
+        acc += squared_error(input, target)
+    tl.store(loss_ptr + tl.program_id(0), tl.sum(acc) / divisor.to(dtype))
+
+
+@triton.jit(do_not_specialize=["shares", "divisor"])
+def add_shares_kernel(share_ptr, loss_ptr, shares, divisor, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """loss = sum of the shares, divided."""
+    index = tl.arange(0, BLOCK)
+    total = tl.sum(tl.load(share_ptr + index, index < shares, other=0))
+    tl.store(loss_ptr, total / divisor.to(total.dtype))
+
+
+@triton.jit(do_not_specialize=["n", "divisor"])
+def mse_loss_backward_kernel(  # type: ignore[no-untyped-def]
+    dloss_ptr,
+    input_ptr,
+    target_ptr,
+    dinput_ptr,
+    n,
+    divisor,
+    sizes,
+    dloss_strides,
+    input_strides,
+    target_strides,
+    dinput_strides,
+    BLOCK: tl.constexpr,
+):
+    """dinput = 2 (input - target) dloss / divisor; dloss may have the strides 0."""
+    index = tl.program_id(0).to(n.dtype) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < n
+    dloss = raised(tl.load(dloss_ptr + places(index, sizes, dloss_strides), mask))
+    input = raised(tl.load(input_ptr + places(index, sizes, input_strides), mask))
+    target = raised(tl.load(target_ptr + places(index, sizes, target_strides), mask))
+    dinput = (input - target) * (dloss * (2 / divisor.to(dloss.dtype)))
+    tl.store(dinput_ptr + places(index, sizes, dinput_strides), dinput, mask)
+
+
+def mse_loss_forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """The squared errors, their mean or their sum."""
+    if reduction == "none":
+        return map2(squared_error, input, target)
+    n = input.numel()
+    divisor = n if reduction == "mean" else 1
+    programs, share = shares(n)
+    loss = input.new_empty(())
+    arguments = addressing(input, target)
+    if programs == 1:
+        mse_loss_kernel[(1,)](input, target, loss, n, share, divisor, *arguments, BLOCK)
+    else:
+        parts = input.new_empty(programs, dtype=torch.promote_types(input.dtype, torch.float32))
+        mse_loss_kernel[(programs,)](input, target, parts, n, share, 1, *arguments, BLOCK)
+        add_shares_kernel[(1,)](parts, loss, programs, divisor, PROGRAMS)
+    return loss
+
+
+def mse_loss_backward(dloss: Tensor, input: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """2 (input - target) dloss / n."""
+    dinput = torch.empty_like(input)
+    if n := input.numel():
+        arguments = addressing(dloss.expand(input.shape), input, target, dinput)
+        divisor = n if reduction == "mean" else 1
+        mse_loss_backward_kernel[(-(-n // BLOCK),)](dloss, input, target, dinput, n, divisor, *arguments, BLOCK)
+    return dinput
+
+
+def shares(n: int) -> tuple[int, int]:
+    """(programs, elements each of them sums): one program for a small loss, to save the second launch."""
+    blocks = -(-n // BLOCK)
+    programs = 1 if blocks <= 16 else min(PROGRAMS, blocks)
+    return programs, max(-(-blocks // programs), 1) * BLOCK
