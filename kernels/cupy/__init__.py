@@ -3,9 +3,12 @@
 import cupy
 
 from kernels.cupy.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
+from kernels.cupy.mse_loss import mse_loss_backward, mse_loss_forward
 from kernels.cupy.softmax import softmax_backward, softmax_forward
 
 __all__ = [
+    "mse_loss_backward",
+    "mse_loss_forward",
     "relu_backward",
     "relu_forward",
     "sigmoid_backward",
