@@ -6,6 +6,7 @@ of its disk cache in every version.
 """
 
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def launch(
     """
     if 0 in grid:
         return
-    values = tuple([address(a) if isinstance(a, Tensor) else a for a in arguments])
+    values = tuple(addresses(arguments))
     variant = (cupy.RawModule, file, kernel, like.dtype, *constants.items())
     if not like.is_cuda:  # a simulator stands in for cupy.RawModule
         _function(-1, *variant)(grid, block, values, shared_mem=shared)
@@ -63,6 +64,11 @@ def launch(
 def address(tensor: Tensor) -> int:
     """Where a kernel finds the tensor; every address goes through here, so that a simulator can get to know them."""
     return tensor.data_ptr()
+
+
+def addresses(values: Iterable[Any]) -> list[Any]:
+    """The values, with the address of each tensor in its place."""
+    return [address(value) if isinstance(value, Tensor) else value for value in values]
 
 
 @functools.cache

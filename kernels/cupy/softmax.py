@@ -32,9 +32,7 @@ def _rows(kernel: str, out: Tensor, dim: int, *inputs: Tensor) -> Tensor:
     rows = layout(shape[:dim] + shape[dim + 1 :], *[s[:dim] + s[dim + 1 :] for s in strides])
     steps = [s[dim] for s in strides]
     grid = (-(-count * lanes // THREADS),)
-    launch(
-        out, "softmax", kernel, grid, (THREADS,), *inputs, out, length, *steps[1:], steps[0], rows, LANES=lanes
-    )
+    launch(out, "softmax", kernel, grid, (THREADS,), *inputs, out, length, *steps[1:], steps[0], rows, LANES=lanes)
     return out
 
 
