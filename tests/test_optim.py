@@ -76,6 +76,28 @@ def test_parameters_that_are_not_contiguous(stride: Any) -> None:
         pair.check()
 
 
+def test_many_parameters_of_all_sizes_and_dtypes() -> None:
+    sizes = [size for i in range(36) for size in (0, i + 1, 16 * i, 1000 + i)]
+    dtypes = (torch.float32, torch.float64)
+    pair = Pair(lambda: [torch.ones(n, dtype=dtypes[n % 2]).requires_grad_() for n in sizes], lr=0.1, momentum=0.9)
+    for number in (2, 3):
+        pair.step(number)
+    pair.check()
+
+
+def test_gradient_in_another_memory_order() -> None:
+    pair = Pair(
+        lambda: [torch.ones(4, 6).requires_grad_(), torch.ones(2, 3, 4, 5).requires_grad_()], lr=0.1, momentum=0.9
+    )
+    for number in (2, 3):
+        for params, optimiser in zip(pair.params, pair.optimisers, strict=True):
+            give_gradients(params, number)
+            params[0].grad = params[0].grad.t().contiguous().t()
+            params[1].grad = params[1].grad.contiguous(memory_format=torch.channels_last)
+            optimiser.step()
+    pair.check()
+
+
 def test_groups_with_options_of_their_own() -> None:
     pair = Pair(lr=0.1)
     for optimiser, added in zip(pair.optimisers, (parameters(), parameters()), strict=True):

@@ -10,6 +10,7 @@ from kernels.triton.activations import sigmoid_forward as sigmoid_forward
 from kernels.triton.activations import step_forward as step_forward
 from kernels.triton.mse_loss import mse_loss_backward as mse_loss_backward
 from kernels.triton.mse_loss import mse_loss_forward as mse_loss_forward
+from kernels.triton.sgd import sgd as sgd
 from kernels.triton.softmax import softmax_backward as softmax_backward
 from kernels.triton.softmax import softmax_forward as softmax_forward
 from kernels.triton.conv2d import conv2d_forward as conv2d_forward
