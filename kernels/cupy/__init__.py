@@ -5,6 +5,7 @@ import cupy
 from kernels.cupy.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
 from kernels.cupy.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
 from kernels.cupy.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
+from kernels.cupy.max_pool2d import max_pool2d_forward, max_pool2d_gather, max_pool2d_input_grad
 from kernels.cupy.mse_loss import mse_loss_backward, mse_loss_forward
 from kernels.cupy.sgd import sgd
 from kernels.cupy.softmax import softmax_backward, softmax_forward
@@ -15,6 +16,9 @@ __all__ = [
     "conv2d_relu_max_pool2d_backward",
     "conv2d_relu_max_pool2d_forward",
     "conv2d_weight_grad",
+    "max_pool2d_forward",
+    "max_pool2d_gather",
+    "max_pool2d_input_grad",
     "mse_loss_backward",
     "mse_loss_forward",
     "relu_backward",

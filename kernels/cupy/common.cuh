@@ -1,6 +1,8 @@
 // What launch.py puts in front of every .cu file: the tensors' dtypes, and the dtype that sums run in.
 // It needs none of CUDA's headers, so NVRTC compiles it where only CuPy's wheel is installed, and in no time.
 
+using int8 = signed char;
+using uint8 = unsigned char;
 using int64 = long long;  // every Python int arrives as one
 
 // float16 and bfloat16 are only stored: widen() what was loaded, compute in float, narrow() what is to be stored.
