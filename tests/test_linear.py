@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BATCHES, DTYPES, WHOLE, leaves, tensors
+from cases import DTYPES, WHOLE, batches, leaves, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from judge import LINEAR, LINEAR_RELU, Operation, check, exact
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 @st.composite
 def layers(draw: Any, values: tuple[float, ...] = ()) -> tuple[Any, ...]:
     """(input, weight, bias); the input has any number of dimensions, the weight may have one (then without a bias)."""
-    dtype, features, batch = draw(st.sampled_from(DTYPES)), draw(st.integers(1, 9)), draw(st.sampled_from(BATCHES))
+    dtype, features, batch = draw(st.sampled_from(DTYPES)), draw(st.integers(1, 9)), draw(batches())
     outputs = (draw(st.integers(1, 9)),) if draw(st.integers(0, 4)) else ()
     shape = draw(st.sampled_from([(batch,), (batch,), (), (batch, 2), (2, 1, 3)]))
     input = draw(leaves((*shape, features), dtype, values))

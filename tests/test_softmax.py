@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BATCHES, DTYPES, leaves, tensors
+from cases import DTYPES, batches, leaves, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from judge import SOFTMAX, check
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 
 @given(st.data())
 def test_random(data: st.DataObject) -> None:
-    batch = data.draw(st.sampled_from(BATCHES))
+    batch = data.draw(batches())
     shape = data.draw(st.sampled_from([(), (batch,), (batch, 10), (3, batch), (2, 3, batch, 4)]))
     dim = data.draw(st.integers(-max(len(shape), 1), max(len(shape), 1) - 1))
     input = data.draw(leaves(shape, data.draw(st.sampled_from(DTYPES))))
