@@ -71,6 +71,29 @@ def addresses(values: Iterable[Any]) -> list[Any]:
     return [address(value) if isinstance(value, Tensor) else value for value in values]
 
 
+def missing() -> str:
+    """What CuPy lacks to compile and run kernels here, and what would help; "" where it lacks nothing."""
+    runtime = cupy.cuda.runtime
+    built_for = runtime.runtimeGetVersion() // 1000
+    try:
+        runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        driver = runtime.driverGetVersion()
+        if not driver:
+            return f"CuPy finds no NVIDIA driver ({error})"
+        if driver // 1000 < built_for:
+            return (
+                f"this CuPy is built for CUDA {built_for}, the driver supports CUDA {driver // 1000}.{driver % 1000 // 10}:"
+                f" install lenet-kernels[cuda{driver // 1000}], and only one of CuPy's wheels ({error})"
+            )
+        return f"CuPy finds no GPU it can use ({error})"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (ImportError, RuntimeError) as error:
+        return f"CuPy finds no compiler, NVRTC: install cupy-cuda{built_for}x[ctk] ({error})"
+    return ""
+
+
 @functools.cache
 def _function(
     device: int, raw_module: Any, file: str, kernel: str, dtype: torch.dtype, *constants: tuple[str, int | str]

@@ -1,0 +1,294 @@
+// Fully connected layer: three products c[m, n] = sum over k of a[m, k] b[n, k].
+//
+//     forward        y      = phi(input weight^T + bias)    m: batch   n: outputs   k: inputs
+//     input grad     dinput = dz weight                     m: batch   n: inputs    k: outputs
+//     weight grad    dweight, dbias = dz^T (input, 1)       m: outputs n: inputs    k: batch
+//
+// A block computes TILE x TILE values of c, a thread TM x TN of them: at four values of k, 4 x 4 sums take 8 reads of 16
+// bytes for 64 FMAs, 8 x 4 sums 12 for 128. Small layers make few tiles and long sums, so GROUPS of warps share out k and
+// add up at the end. float32 is IEEE FMA always: no TF32 here. The sums of a thread are independent FMAs, and its next
+// operands wait in registers while it multiplies: so these kernels take more than 64 registers, and need few warps.
+
+constexpr int TM = TILE / 8, TN = 4;
+constexpr int LANES_M = TILE == 16 ? 8 : 4, LANES_N = 32 / LANES_M;                    // a warp's lanes
+constexpr int WARPS_M = TILE / (LANES_M * TM), WARPS_N = TILE / (LANES_N * TN);        // a group's warps
+constexpr int BLOCK = 32 * WARPS_M * WARPS_N * GROUPS;                                 // threads
+constexpr int QUADS = 4;                         // that a thread fetches of an operand, four values each
+constexpr int DEPTH = 4 * QUADS * BLOCK / TILE;  // of k, that lie in shared memory at once
+constexpr int RESIDENT = sizeof(accum) == 8 ? 1 : TILE == 64 ? 3 : 512 / BLOCK;  // blocks of a multiprocessor
+constexpr int PITCH = DEPTH + 4;           // reads of 16 bytes in 8 neighbouring rows meet no bank twice
+constexpr int SUM_PITCH = TILE + LANES_N;  // nor do a warp's writes of its sums
+constexpr int OPERANDS_SIZE = 2 * TILE * PITCH, SUMS_SIZE = GROUPS * TILE * SUM_PITCH;
+
+constexpr int NONE = 0, RELU = 1, SIGMOID = 2, STEP = 3;
+
+using Quad = pack<scalar, 4>;
+using Sums = pack<accum, 4>;
+
+__device__ __forceinline__ accum phi(accum z) {
+    if (ACTIVATION == RELU) return z <= 0 ? accum(0) : z;
+    if (ACTIVATION == SIGMOID) return 1 / (1 + exp(-z));
+    if (ACTIVATION == STEP) return accum(z > 0);
+    return z;
+}
+
+// dz = dy phi'(z)
+__device__ __forceinline__ accum phi_backward(accum dy, accum y) {
+    if (ACTIVATION == RELU) return y <= 0 ? accum(0) : dy;
+    if (ACTIVATION == SIGMOID) return dy * (y * (1 - y));
+    if (ACTIVATION == STEP) return 0;
+    return dy;
+}
+
+// The rows of a or b that a block multiplies. K_INNER says along which dimension four values, a quad, are fetched at once:
+// the one that is contiguous in an ordinary layer. Other strides are right as well, in single reads.
+// In shared memory the tile is [row][k] where k is the inner dimension, [k][row] where not: as it was fetched.
+template <bool K_INNER> struct Operand {
+    using Fetched = Quad;
+    static constexpr bool k_inner = K_INNER;
+    static constexpr int LINE = (K_INNER ? DEPTH : TILE) / 4, STEP = BLOCK / LINE;  // quads of a line; lines to the next quad
+
+    const scalar* from;            // of this thread's first quad
+    int rows;                      // of the TILE rows, those that there are
+    int ones;                      // rows after them that are not in memory: 1 for every k
+    int64 inner_stride, outer_stride;
+    bool vector;
+
+    static __device__ __forceinline__ int inner() { return threadIdx.x % LINE * 4; }
+    static __device__ __forceinline__ int outer(int q) { return threadIdx.x / LINE + q * STEP; }
+
+    __device__ __forceinline__ Operand(const scalar* data, int64 rows, int64 row_stride, int64 k_stride, int64 first_row,
+                                       int64 first_k, int ones = 0)
+        : rows(int(rows - first_row < TILE ? rows - first_row : TILE)),
+          ones(ones),
+          inner_stride(K_INNER ? k_stride : row_stride),
+          outer_stride(K_INNER ? row_stride : k_stride) {
+        data += first_row * row_stride + first_k * k_stride;
+        from = data + inner() * inner_stride + outer(0) * outer_stride;
+        vector = inner_stride == 1 && outer_stride % 4 == 0 && size_t(data) % sizeof(Quad) == 0;
+    }
+
+    // The thread's q-th quad, zeros beyond the end; `depth` values of k are left.
+    __device__ __forceinline__ Quad fetch(int q, int depth) const {
+        const scalar* quad = from + q * STEP * outer_stride;
+        const int outer_end = K_INNER ? rows : depth, inner_end = K_INNER ? depth : rows;
+        const bool exists = outer(q) < outer_end;
+        if (exists && vector && inner() + 4 <= inner_end) return *reinterpret_cast<const Quad*>(quad);
+        Quad values = {};
+        if (!exists || inner() >= inner_end + ones) return values;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            if (inner() + e < inner_end) values.at[e] = quad[e * inner_stride];
+            else if (inner() + e < inner_end + ones) values.at[e] = narrow(1);
+        }
+        return values;
+    }
+
+    static __device__ __forceinline__ accum value(const Quad& quad, int e) { return widen(quad.at[e]); }
+
+    __device__ __forceinline__ void advance() { from += DEPTH * (K_INNER ? inner_stride : outer_stride); }
+
+    // Puts a quad into the tile.
+    static __device__ __forceinline__ void put(accum* tile, int q, const Sums& values) {
+        *reinterpret_cast<Sums*>(tile + outer(q) * (K_INNER ? PITCH : TILE) + inner()) = values;
+    }
+
+    // The i-th of the COUNT rows that a lane multiplies: so that the lanes' reads are neighbours.
+    template <int LANES, int COUNT> static __device__ __forceinline__ int row(int warp, int lane, int i) {
+        constexpr int TOGETHER = K_INNER ? 1 : COUNT < 4 ? COUNT : 4;
+        return warp * LANES * COUNT + i / TOGETHER * LANES * TOGETHER + lane * TOGETHER + i % TOGETHER;
+    }
+
+    // A lane's rows at k, ..., k + 3.
+    template <int LANES, int COUNT>
+    static __device__ __forceinline__ void get(const accum* tile, int warp, int lane, int k, accum (&values)[COUNT][4]) {
+        if constexpr (K_INNER) {
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                const Sums part = *reinterpret_cast<const Sums*>(tile + row<LANES, COUNT>(warp, lane, i) * PITCH + k);
+#pragma unroll
+                for (int e = 0; e < 4; e++) values[i][e] = part.at[e];
+            }
+        } else {
+            constexpr int TOGETHER = COUNT < 4 ? COUNT : 4;
+#pragma unroll
+            for (int i = 0; i < COUNT; i += TOGETHER)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    using Rows = pack<accum, TOGETHER>;
+                    const Rows part = *reinterpret_cast<const Rows*>(tile + (k + e) * TILE + row<LANES, COUNT>(warp, lane, i));
+#pragma unroll
+                    for (int j = 0; j < TOGETHER; j++) values[i + j][e] = part.at[j];
+                }
+        }
+    }
+};
+
+// dz as an operand: dy and y are fetched, and dz is made on the way to shared memory.
+template <bool K_INNER> struct Gradient : Operand<K_INNER> {
+    struct Fetched { Quad dy, y; };
+
+    Operand<K_INNER> y;
+
+    __device__ __forceinline__ Gradient(Operand<K_INNER> dy, Operand<K_INNER> y) : Operand<K_INNER>(dy), y(y) {}
+
+    __device__ __forceinline__ Fetched fetch(int q, int depth) const {
+        Fetched fetched = {Operand<K_INNER>::fetch(q, depth)};
+        if (ACTIVATION != NONE) fetched.y = y.fetch(q, depth);
+        return fetched;
+    }
+
+    static __device__ __forceinline__ accum value(const Fetched& quad, int e) {
+        return phi_backward(widen(quad.dy.at[e]), widen(quad.y.at[e]));
+    }
+
+    __device__ __forceinline__ void advance() {
+        Operand<K_INNER>::advance();
+        y.advance();
+    }
+};
+
+// The quads of an operand that a thread has fetched.
+template <typename Operand> struct Stage {
+    typename Operand::Fetched fetched[QUADS];
+
+    __device__ __forceinline__ void fetch(const Operand& operand, int depth) {
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) fetched[q] = operand.fetch(q, depth);
+    }
+
+    __device__ __forceinline__ void put(accum* tile) const {
+#pragma unroll
+        for (int q = 0; q < QUADS; q++) {
+            Sums values;
+#pragma unroll
+            for (int e = 0; e < 4; e++) values.at[e] = Operand::value(fetched[q], e);
+            Operand::put(tile, q, values);
+        }
+    }
+};
+
+// Calls store(m, n, sum) for the TILE x TILE values of c, also for those beyond its end.
+template <typename A, typename B, typename Store>
+__device__ __forceinline__ void multiply(A a, B b, int64 depth, Store store) {
+    __shared__ __align__(32) accum memory[OPERANDS_SIZE > SUMS_SIZE ? OPERANDS_SIZE : SUMS_SIZE];
+    accum *a_tile = memory, *b_tile = memory + TILE * PITCH;
+    const int lane_m = threadIdx.x % 32 / LANES_N, lane_n = threadIdx.x % LANES_N, warp = threadIdx.x / 32;
+    const int warp_m = warp % WARPS_M, warp_n = warp / WARPS_M % WARPS_N, group = warp / (WARPS_M * WARPS_N);
+    accum sums[TM][TN] = {};
+    Stage<A> a_stage;
+    Stage<B> b_stage;
+    int left = int(depth < DEPTH ? depth : DEPTH);
+    a_stage.fetch(a, left);
+    b_stage.fetch(b, left);
+    for (int64 k = DEPTH; left > 0; k += DEPTH) {
+        a_stage.put(a_tile);
+        b_stage.put(b_tile);
+        __syncthreads();
+        const int now = left;
+        left = int(depth - k < DEPTH ? depth - k : DEPTH);
+        if (left > 0) {  // the next part is on its way while this one is multiplied
+            a.advance();
+            b.advance();
+            a_stage.fetch(a, left);
+            b_stage.fetch(b, left);
+        }
+#pragma unroll
+        for (int quad = 0; quad < DEPTH; quad += 4 * GROUPS) {
+            if (quad + 4 * group >= now) break;
+            accum as[TM][4], bs[TN][4];
+            A::template get<LANES_M>(a_tile, warp_m, lane_m, quad + 4 * group, as);
+            B::template get<LANES_N>(b_tile, warp_n, lane_n, quad + 4 * group, bs);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+#pragma unroll
+                for (int i = 0; i < TM; i++)
+#pragma unroll
+                    for (int j = 0; j < TN; j++) sums[i][j] += as[i][e] * bs[j][e];
+        }
+        __syncthreads();
+    }
+    // The groups' sums meet in shared memory, and leave it in rows.
+#pragma unroll
+    for (int i = 0; i < TM; i++) {
+        accum* row = memory + (group * TILE + A::template row<LANES_M, TM>(warp_m, lane_m, i)) * SUM_PITCH +
+                     B::template row<LANES_N, TN>(warp_n, lane_n, 0);
+        if constexpr (B::k_inner) {
+#pragma unroll
+            for (int j = 0; j < TN; j++) row[j * LANES_N] = sums[i][j];
+        } else {
+            *reinterpret_cast<Sums*>(row) = {sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int m = threadIdx.x / TILE; m < TILE; m += BLOCK / TILE) {
+        const int n = threadIdx.x % TILE;
+        accum sum = memory[m * SUM_PITCH + n];
+#pragma unroll
+        for (int g = 1; g < GROUPS; g++) sum += memory[(g * TILE + m) * SUM_PITCH + n];
+        store(m, n, sum);
+    }
+}
+
+struct Strides { int64 row, column; };
+
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
+linear_forward(const scalar* input, const scalar* weight, const scalar* bias, scalar* y, int64 batch, int64 outputs,
+               int64 inputs, Strides input_strides, Strides weight_strides, int64 bias_stride, Strides y_strides) {
+    const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE;
+    const Operand<true> a(input, batch, input_strides.row, input_strides.column, m0, 0);
+    const Operand<true> b(weight, outputs, weight_strides.row, weight_strides.column, n0, 0);
+    multiply(a, b, inputs, [&](int m, int n, accum z) {
+        if (m0 + m >= batch || n0 + n >= outputs) return;
+        if (bias) z += widen(bias[(n0 + n) * bias_stride]);
+        y[(m0 + m) * y_strides.row + (n0 + n) * y_strides.column] = narrow(phi(z));
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
+linear_input_grad(const scalar* dy, const scalar* y, const scalar* weight, scalar* dinput, int64 batch, int64 outputs,
+                  int64 inputs, Strides dy_strides, Strides y_strides, Strides weight_strides, Strides dinput_strides) {
+    const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE;
+    const Gradient<true> a = {{dy, batch, dy_strides.row, dy_strides.column, m0, 0},
+                              {y, batch, y_strides.row, y_strides.column, m0, 0}};
+    const Operand<false> b(weight, inputs, weight_strides.column, weight_strides.row, n0, 0);
+    multiply(a, b, outputs, [&](int m, int n, accum sum) {
+        if (m0 + m >= batch || n0 + n >= inputs) return;
+        dinput[(m0 + m) * dinput_strides.row + (n0 + n) * dinput_strides.column] = narrow(sum);
+    });
+}
+
+// dbias is the gradient of the weight of one more input, which is always 1; `columns` counts it where it is wanted.
+// The batch may be split over blockIdx.z, in parts of `part` rows: then the shares go to `partials`, and
+// linear_weight_grad_sum adds them up in their order.
+extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
+linear_weight_grad(const scalar* dy, const scalar* y, const scalar* input, scalar* dweight, scalar* dbias, accum* partials,
+                   int64 batch, int64 outputs, int64 inputs, int64 part, Strides dy_strides, Strides y_strides,
+                   Strides input_strides) {
+    const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE, k0 = blockIdx.z * part;
+    const Gradient<false> a = {{dy, outputs, dy_strides.column, dy_strides.row, m0, k0},
+                               {y, outputs, y_strides.column, y_strides.row, m0, k0}};
+    const Operand<false> b(input, inputs, input_strides.column, input_strides.row, n0, k0, dbias != nullptr);
+    const int64 columns = inputs + (dbias != nullptr);
+    multiply(a, b, batch - k0 < part ? batch - k0 : part, [&](int m, int n, accum sum) {
+        const int64 o = m0 + m, i = n0 + n;
+        if (o >= outputs || i >= columns) return;
+        if (gridDim.z > 1) partials[(blockIdx.z * outputs + o) * columns + i] = sum;
+        else if (i < inputs) dweight[o * inputs + i] = narrow(sum);
+        else dbias[o] = narrow(sum);
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+linear_weight_grad_sum(const accum* partials, scalar* dweight, scalar* dbias, int64 outputs, int64 inputs, int64 parts) {
+    const int64 columns = inputs + (dbias != nullptr), size = outputs * columns;
+    const int64 place = int64(blockIdx.x) * THREADS + threadIdx.x;
+    if (place >= size) return;
+    accum sum = 0;
+#pragma unroll 4
+    for (int64 part = 0; part < parts; part++) sum += partials[part * size + place];
+    const int64 o = place / columns, i = place - o * columns;
+    if (i < inputs) dweight[o * inputs + i] = narrow(sum);
+    else dbias[o] = narrow(sum);
+}

@@ -1,0 +1,44 @@
+"""Every module that the launchers may ask for: what has to compile on every architecture."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from kernels.checks import FLOATS
+from kernels.cupy.launch import DTYPES
+from kernels.cupy.linear import ACTIVATIONS, GROUPS
+
+Constants = dict[str, int | str]
+
+NUMBERS = tuple(dtype for dtype in DTYPES if dtype != torch.bool)
+
+# By .cu file: the dtypes of its tensors, and its compile-time constants.
+VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
+    "activations": (tuple(DTYPES), [{}]),
+    "linear": (
+        FLOATS,
+        [
+            {"TILE": tile, "GROUPS": groups, "ACTIVATION": activation}
+            for tile, activation in itertools.product(GROUPS, ACTIVATIONS.values())
+            for groups in sorted(set(GROUPS[tile]))
+        ],
+    ),
+    "max_pool2d": (
+        NUMBERS,
+        [
+            {"INDEX": index, "POSITION": position}
+            for index, position in itertools.product(("int", "int64"), (DTYPES[torch.uint8], DTYPES[torch.int32]))
+        ],
+    ),
+    "mse_loss": (FLOATS, [{}]),
+    "sgd": (FLOATS, [{"RATE": DTYPES[dtype]} for dtype in FLOATS]),
+    "softmax": (FLOATS, [{"LANES": lanes} for lanes in (1, 2, 4, 8, 16, 32, 256)]),
+}
+
+
+def variants() -> Iterator[tuple[str, torch.dtype, Constants]]:
+    """(file, dtype, constants), as `launch.source` and `launch.options` take them."""
+    for file, (dtypes, constants) in VARIANTS.items():
+        for dtype, each in itertools.product(dtypes, constants):
+            yield file, dtype, each

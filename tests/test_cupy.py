@@ -1,0 +1,155 @@
+"""CuPy itself, as far as it goes without a GPU: sources, options, packing of arguments, what is said where things are missing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+cupy = pytest.importorskip("cupy")
+
+from cupy.cuda import compiler, function  # noqa: E402
+
+from kernels.cupy import launch, variants  # noqa: E402
+from kernels.cupy.elementwise import layout  # noqa: E402
+from kernels.cupy.linear import tiles  # noqa: E402
+from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
+from kernels.cupy.softmax import lanes_of  # noqa: E402
+
+ARCHITECTURES = (75, 90, 120)
+CUPYS_OWN = ("-ftz=true", "--device-as-default-execution-space")
+
+
+def compiled(source: str, options: tuple[str, ...], architecture: int = 90) -> bytes:
+    """The cubin, by CuPy's own way to NVRTC and with the options it adds."""
+    program = compiler._NVRTCProgram(source, "kernel.cu", method="cubin")
+    cubin, _ = program.compile((*options, f"-arch=sm_{architecture}", *CUPYS_OWN))
+    return cubin
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", sorted(variants.VARIANTS))
+def test_sources_compile_with_cupy_s_options(file: str, architecture: int) -> None:
+    dtypes, constants = variants.VARIANTS[file]
+    for dtype in {dtypes[0], dtypes[-1]}:
+        assert compiled(launch.source(file), launch.options(dtype, **constants[-1]), architecture).startswith(
+            b"\x7fELF"
+        )
+
+
+def test_every_source_has_variants() -> None:
+    sources = {path.stem for path in launch.FOLDER.glob("*.cu")}
+    assert set(variants.VARIANTS) <= sources
+    assert all(launch.options(dtype, **constants) for _, dtype, constants in variants.variants())
+
+
+def test_launchers_ask_for_listed_variants() -> None:
+    lanes = {constants["LANES"] for constants in variants.VARIANTS["softmax"][1]}
+    assert {lanes_of(length, rows, n) for length in range(1, 2000) for rows in (1, 1 << 20) for n in (0, 1)} == lanes
+    shapes = {(c["TILE"], c["GROUPS"]) for c in variants.VARIANTS["linear"][1]}
+    sizes = (1, 64, 500, 5000)
+    assert {tiles(m, n, k, least)[:2] for m in sizes for n in sizes for k in sizes for least in (16, 32)} == shapes
+
+
+@pytest.mark.parametrize("name", ("common.cuh", "softmax.cu"))
+def test_errors_name_file_and_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for file in ("common.cuh", "softmax.cu"):
+        text = (launch.FOLDER / file).read_text()
+        (tmp_path / file).write_text(text.rstrip() + ("\nint wrong = nonsense;\n" if file == name else "\n"))
+    monkeypatch.setattr(launch, "FOLDER", tmp_path)
+    line = len((tmp_path / name).read_text().splitlines())
+    with pytest.raises(compiler.CompileException, match=rf'kernels/cupy/{name}\({line}\): error: .*"nonsense"'):
+        compiled(launch.source.__wrapped__("softmax"), launch.options(torch.float32, LANES=8))
+
+
+def test_sources_are_package_data() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    root = Path(launch.__file__).parents[2]
+    if not (root / "pyproject.toml").exists():
+        pytest.skip("not a checkout")
+    globs = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["kernels.cupy"]
+    packed = {path for glob in globs for path in launch.FOLDER.glob(glob)}
+    assert packed == {path for path in launch.FOLDER.iterdir() if path.is_file() and path.suffix != ".py"}
+
+
+def packed(argument: Any) -> None:
+    """Lets CuPy pack a kernel's argument; the launch that follows fails where there is no driver."""
+    kernel = function.Function.__new__(function.Function)
+    with pytest.raises((cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)):
+        kernel((1,), (1,), (argument,), stream=SimpleNamespace(ptr=0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would launch nothing at all on a GPU")
+@pytest.mark.parametrize(
+    "argument",
+    (1 << 40, 0.5, True, None, np.int32(3), layout((2, 3), (3, 1)), np.zeros((), OPTIONS), np.zeros((), PARAMETERS)),
+    ids=lambda argument: type(argument).__name__,
+)
+def test_cupy_takes_the_arguments_that_launchers_pass(argument: Any) -> None:
+    packed(argument)
+    with pytest.raises(TypeError):
+        packed(torch.ones(1))  # why `addresses` exists
+
+
+def test_arguments_fit_into_a_launch() -> None:
+    assert PARAMETERS.itemsize + OPTIONS.itemsize + 8 <= 4096
+
+
+def test_addresses() -> None:
+    tensor = torch.ones(3)
+    assert launch.addresses((tensor[1:], None, 5)) == [tensor.data_ptr() + 4, None, 5]
+
+
+class Error(cupy.cuda.runtime.CUDARuntimeError):
+    def __init__(self) -> None:
+        Exception.__init__(self)
+
+    def __str__(self) -> str:
+        return "cudaErrorSomething"
+
+
+def no_devices() -> int:
+    raise Error
+
+
+def no_compiler() -> tuple[int, int]:
+    raise RuntimeError("CuPy failed to load libnvrtc")
+
+
+@pytest.mark.parametrize(
+    ("driver", "devices", "nvrtc", "said"),
+    (
+        (0, no_devices, lambda: (13, 0), "no NVIDIA driver.*cudaErrorSomething"),
+        (
+            12040,
+            no_devices,
+            lambda: (13, 0),
+            r"built for CUDA 13, the driver supports CUDA 12\.4.*lenet-kernels\[cuda12\]",
+        ),
+        (13000, no_devices, lambda: (13, 0), "no GPU it can use.*cudaErrorSomething"),
+        (13000, lambda: 1, no_compiler, r"NVRTC: install cupy-cuda13x\[ctk\].*libnvrtc"),
+        (13000, lambda: 1, lambda: (13, 0), "^$"),
+    ),
+    ids=("no driver", "old driver", "no GPU", "no NVRTC", "all there"),
+)
+def test_what_is_missing(driver: int, devices: Any, nvrtc: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = SimpleNamespace(
+        runtimeGetVersion=lambda: 13020,
+        driverGetVersion=lambda: driver,
+        getDeviceCount=devices,
+        CUDARuntimeError=cupy.cuda.runtime.CUDARuntimeError,
+    )
+    there = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, nvrtc=SimpleNamespace(getVersion=nvrtc)))
+    monkeypatch.setattr(launch, "cupy", there)
+    assert re.search(said, launch.missing())
+
+
+def test_cupy_that_is_not_installed() -> None:
+    code = "import sys; sys.modules['cupy'] = None; import kernels; print(kernels.backends()[2].why_not)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.startswith("CuPy is missing: install lenet-kernels[cuda13] or lenet-kernels[cuda12]")
