@@ -6,6 +6,8 @@ except ImportError as error:
     raise ImportError(f"CuPy is missing: install lenet-kernels[cuda13] or lenet-kernels[cuda12] ({error})") from error
 
 from kernels.cupy.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
+from kernels.cupy.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
+from kernels.cupy.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
 from kernels.cupy.launch import missing
 from kernels.cupy.linear import linear_backward, linear_forward, linear_input_grad, linear_weight_grad
 from kernels.cupy.max_pool2d import max_pool2d_forward, max_pool2d_gather, max_pool2d_input_grad
@@ -14,6 +16,11 @@ from kernels.cupy.sgd import sgd
 from kernels.cupy.softmax import softmax_backward, softmax_forward
 
 __all__ = [
+    "conv2d_forward",
+    "conv2d_input_grad",
+    "conv2d_relu_max_pool2d_backward",
+    "conv2d_relu_max_pool2d_forward",
+    "conv2d_weight_grad",
     "linear_backward",
     "linear_forward",
     "linear_input_grad",

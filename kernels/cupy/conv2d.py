@@ -1,0 +1,347 @@
+"""Convolution in CUDA C++: how the work of conv2d.cu is cut into blocks, and its launches."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.cupy.launch import launch
+
+Pair = tuple[int, int]
+
+WINDOWS = (3, 5, 7)  # square windows with unrolled code of their own, where stride and dilation are 1
+THREADS = 256  # of a block, at most
+SUM_THREADS = 128  # of a block of the weight gradient
+SHARED_BYTES = 24 << 10  # for a block's channels and weights: two such blocks a multiprocessor fit on any chip
+BLOCKS = 4 * 132  # that share a weight gradient: a few for each multiprocessor of the largest chips
+
+
+def conv2d_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
+    plan = forward_plan(input.shape, weight.shape, (*stride, *padding, *dilation), groups, input.element_size())
+    y = input.new_empty(plan.out_shape)
+    of_inputs = strides(input), weight_strides(weight, groups), 0 if bias is None else bias.stride(0)
+    plan.launch("conv2d_forward", (input, weight, bias, y), *of_inputs)
+    return y
+
+
+def conv2d_input_grad(
+    dy: Tensor, weight: Tensor, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    """dx (N, C, H, W) of dy (N, O, OH, OW)."""
+    shape = (dy.shape[0], weight.shape[1] * groups, *input_size)
+    plan = input_grad_plan(shape, weight.shape, (*stride, *padding, *dilation), groups, dy.element_size())
+    dx = dy.new_empty(shape)
+    plan.launch("conv2d_input_grad", (dy, weight, dx), strides(dy), weight_strides(weight, groups, flipped=True))
+    return dx
+
+
+def conv2d_weight_grad(
+    dy: Tensor,
+    input: Tensor,
+    kernel_size: Pair,
+    with_bias: bool,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
+    weight_shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
+    plan = weight_grad_plan(input.shape, weight_shape, (*stride, *padding, *dilation), groups, dy.element_size())
+    partial = plan.new_partial(dy)
+    plan.launch("conv2d_weight_grad", (dy, input, partial, with_bias), strides(dy), strides(input))
+    return add_splits(partial, dy, weight_shape, with_bias)
+
+
+def add_splits(partial: Tensor, like: Tensor, weight_shape: tuple[int, ...], with_bias: bool) -> tuple[Tensor, Tensor]:
+    """(dweight, dbias) from their parts in the rows of `partial`."""
+    splits, length = partial.shape
+    features = weight_shape[0]
+    dweight, dbias = like.new_empty(weight_shape), like.new_empty(features if with_bias else 0)
+    arguments = partial, dweight, dbias if with_bias else None, length - features, length, np.int32(splits)
+    launch(like, "conv2d", "conv2d_add_splits", (-(-length // 32),), (256,), *arguments, WINDOW=0, MAPS=1)
+    return dweight, dbias
+
+
+class Sizes(NamedTuple):
+    """A convolution, as conv2d.cu's struct Sizes."""
+
+    batch: int
+    groups: int
+    channels: int
+    maps: int
+    height: int
+    width: int
+    out_height: int
+    out_width: int
+    kh: int
+    kw: int
+    stride_h: int
+    stride_w: int
+    pad_h: int
+    pad_w: int
+    dilation_h: int
+    dilation_w: int
+    spread_h: int = 1
+    spread_w: int = 1
+
+    @property
+    def window(self) -> int:
+        """The square window that has code of its own, or 0."""
+        plain = self.kh == self.kw and {1} == {*self[10:12], *self[14:]}
+        return self.kh if plain and self.kh in WINDOWS else 0
+
+
+class Tiling(NamedTuple):
+    """A block's share, as conv2d.cu's struct Tiling."""
+
+    images: int
+    rows: int
+    columns: int
+    bands: int
+    strips: int
+    chunk: int
+    height: int
+    width: int
+    odd: int
+    pitch: int
+    plane: int
+    image: int
+    taps: int
+    splits: int
+
+
+class Strides(NamedTuple):
+    n: int
+    c: int
+    h: int
+    w: int
+
+
+class WeightStrides(NamedTuple):
+    group: int
+    map: int
+    channel: int
+    h: int
+    w: int
+
+
+def struct(fields: Any, dtype: Any = np.int32) -> np.ndarray:
+    """The fields as launch passes a struct."""
+    return np.array(fields, [(name, dtype) for name in fields._fields])
+
+
+class Plan:
+    """A launch but for its pointers and strides."""
+
+    def __init__(self, sizes: Sizes, tiling: Tiling, maps: int, blocks: int, threads: int, shared: int) -> None:
+        self.out_shape = (sizes.batch, sizes.groups * sizes.maps, sizes.out_height, sizes.out_width)
+        self.length = sizes.groups * sizes.maps * (sizes.channels * sizes.kh * sizes.kw + 1)
+        self.splits = tiling.splits
+        self._structs = struct(sizes), struct(tiling)
+        self._grid, self._block, self._shared = (blocks,), (threads,), shared
+        self._constants = {"WINDOW": sizes.window, "MAPS": maps}
+
+    def new_partial(self, like: Tensor) -> Tensor:
+        """Memory for `add_splits`, in the dtype of sums."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        return like.new_empty((self.splits, self.length), dtype=dtype)
+
+    def launch(self, kernel: str, arguments: tuple[Any, ...], *strides: np.ndarray | int) -> None:
+        """Starts `kernel` on its pointers and the strides of its inputs."""
+        launch(
+            arguments[0], "conv2d", kernel, self._grid, self._block, *arguments, *self._structs, *strides,
+            shared=self._shared, **self._constants,
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def forward_plan(
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    geometry: tuple[int, ...],
+    groups: int,
+    itemsize: int,
+    pooled: bool = False,
+) -> Plan:
+    """For an input (N, C, H, W); the pooled output has half the size."""
+    sizes = forward_sizes(shape, weight_shape, geometry, groups)
+    tiles = (sizes.out_height // 2, sizes.out_width // 2)
+    if not pooled:
+        return map_plan(sizes, (-(-sizes.out_height // 2), -(-sizes.out_width // 2)), itemsize)
+    return map_plan(sizes._replace(out_height=tiles[0], out_width=tiles[1]), tiles, itemsize)
+
+
+@functools.lru_cache(maxsize=256)
+def input_grad_plan(
+    shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: tuple[int, ...], groups: int, itemsize: int
+) -> Plan:
+    """For the gradient of an input (N, C, H, W): the convolution of dy, spread out, with the flipped window."""
+    s = forward_sizes(shape, weight_shape, geometry, groups)
+    size = (s.out_height - 1) * s.stride_h + 1, (s.out_width - 1) * s.stride_w + 1
+    pad = s.dilation_h * (s.kh - 1) - s.pad_h, s.dilation_w * (s.kw - 1) - s.pad_w
+    sizes = Sizes(
+        s.batch, groups, s.maps, s.channels, *size, s.height, s.width, s.kh, s.kw,
+        1, 1, *pad, s.dilation_h, s.dilation_w, s.stride_h, s.stride_w,
+    )  # fmt: skip
+    return map_plan(sizes, (-(-s.height // 2), -(-s.width // 2)), itemsize)
+
+
+@functools.lru_cache(maxsize=256)
+def weight_grad_plan(
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    geometry: tuple[int, ...],
+    groups: int,
+    itemsize: int,
+    pooled: bool = False,
+) -> Plan:
+    """For the gradient of weight and bias, of an input (N, C, H, W); only pooled pixels have a gradient if `pooled`."""
+    sizes = forward_sizes(shape, weight_shape, geometry, groups)
+    tiles = (sizes.out_height // 2, sizes.out_width // 2)
+    if not pooled:
+        tiles = (-(-sizes.out_height // 2), -(-sizes.out_width // 2))
+    return sum_plan(sizes, tiles, itemsize)
+
+
+def forward_sizes(
+    shape: tuple[int, ...], weight_shape: tuple[int, ...], geometry: tuple[int, ...], groups: int
+) -> Sizes:
+    """`geometry` is stride, padding and dilation, two numbers each."""
+    n, _, *size = shape
+    features, channels, *kernel = weight_shape
+    stride, padding, dilation = geometry[:2], geometry[2:4], geometry[4:]
+    out = [
+        (length + 2 * p - d * (k - 1) - 1) // s + 1
+        for length, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
+    ]
+    return Sizes(n, groups, channels, features // groups, *size, *out, *kernel, *geometry)
+
+
+def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
+    """For a kernel that computes maps of tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a tile."""
+    item, window = max(itemsize, 4), s.window
+    maps = maps_of_thread(s.maps, item, doubled=0 < window and s.channels * s.kh * s.kw < 64)
+    rows, columns, bands, strips = cut(tiles, THREADS * 4 // item)
+    images = images_of_block(rows * columns, THREADS * 4 // item)
+    threads = -(-images * rows * columns // 32) * 32
+    height, width = 2 * rows + window - 1, 2 * columns + window - 1
+    chunk = pitch = plane = image = 0
+    if window:
+        places = [(n, 2 * r, j) for r in range(rows) for n in range(images) for j in range(columns)]
+        pitch = min(
+            range(width, width + 32),
+            key=lambda pitch: wavefronts(n * columns + r * pitch + j for n, r, j in places),
+        )
+        plane = height * pitch
+        weights = s.kh * s.kw * vector(maps)
+        chunk = even(s.channels, (SHARED_BYTES // item - 32 * images) // (images * plane + weights))
+        image = chunk * plane + (columns - chunk * plane) % 32  # images, too, follow each other in the banks
+        staged = chunk * weights + images * image
+    else:
+        chunk, staged = s.channels, 0
+    shared = max(staged, images * maps * 4 * rows * columns) * item
+    blocks = -(-s.batch // images) * bands * strips * s.groups * -(-s.maps // maps)
+    tiling = Tiling(
+        images, rows, columns, bands, strips, chunk, height, width, (width + 1) // 2, pitch, plane, image, 0, 0
+    )
+    return Plan(s, tiling, maps, blocks, threads, shared)
+
+
+def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
+    """For a kernel that sums over tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a row of taps and some tiles."""
+    item, window = max(itemsize, 4), s.window
+    maps = maps_of_thread(s.maps, item, doubled=window in (3, 5))
+    rows, columns, bands, strips = cut(tiles, 128 * 4 // item)
+    height, width = 2 * rows + window - 1, 2 * columns + window - 1
+    chunk = pitch = plane = 0
+    if window:
+        chunk = even(s.channels, min(SUM_THREADS // window, SHARED_BYTES // item // (height * (width + 16))))
+        taps = chunk * window
+        places = [(k, c, p) for k in range(SUM_THREADS // taps) for c in range(chunk) for p in range(window)]
+        pitch = min(
+            range(width, width + 32),
+            key=lambda pitch: wavefronts(
+                (c * height + p + k // columns * 2) * pitch + k % columns for k, c, p in places
+            ),
+        )
+        plane = height * pitch
+    else:
+        taps = even(s.channels * s.kh * s.kw, SUM_THREADS)
+    column_taps = window or 1
+    staged = 4 * (rows * columns * vector(maps) + 4) + chunk * plane
+    shared = max(staged, column_taps * maps * SUM_THREADS + maps * SUM_THREADS // 32) * item
+    parts = s.batch * bands * strips
+    blocks = s.groups * -(-s.maps // maps) * -(-s.channels * s.kh * s.kw // (taps * column_taps))
+    splits = min(parts, -(-BLOCKS // blocks))
+    tiling = Tiling(
+        1, rows, columns, bands, strips, chunk, height, width, (width + 1) // 2, pitch, plane, 0, taps, splits
+    )
+    return Plan(s, tiling, maps, blocks * splits, SUM_THREADS, shared)
+
+
+def maps_of_thread(maps: int, item: int, doubled: bool) -> int:
+    """How many maps a thread takes: up to 4, with as few left over as possible; twice as many where few terms are summed."""
+    few = min(maps, 4) if maps <= 4 else min((4, 3), key=lambda few: -maps % few)
+    return 2 * few if doubled and item == 4 and maps % (2 * few) == 0 else few
+
+
+def cut(tiles: Pair, most: int) -> tuple[int, int, int, int]:
+    """(rows, columns, bands, strips): the tiles cut evenly into blocks of at most `most`, at most 32 columns wide."""
+    columns = even(tiles[1], 32)
+    rows = even(tiles[0], most // columns)
+    return rows, columns, -(-tiles[0] // rows), -(-tiles[1] // columns)
+
+
+def even(length: int, most: int) -> int:
+    """The size of parts of at most `most` (but at least 1) that differ as little as possible."""
+    return max(1, -(-length // max(1, -(-length // max(1, most)))))
+
+
+def images_of_block(tiles: int, most: int) -> int:
+    """The fewest images, up to 4, whose tiles leave hardly a thread of the block's warps idle."""
+    fits = [n for n in range(1, 5) if n * tiles <= most]
+    return next((n for n in fits if n * tiles >= 0.85 * 32 * -(-n * tiles // 32)), 1)
+
+
+def vector(maps: int) -> int:
+    """How much space `maps` values take in vectors of shared memory."""
+    return maps if maps <= 2 else -(-maps // 4) * 4
+
+
+def wavefronts(addresses: Iterable[int]) -> int:
+    """How many accesses to shared memory it takes a block's threads to read one word each, in 32 banks."""
+    remaining: Iterator[int] = iter(addresses)
+    total = 0
+    while warp := {address for address, _ in zip(remaining, range(32), strict=False)}:
+        banks = [address % 32 for address in warp]
+        total += max(banks.count(bank) for bank in banks)
+    return total
+
+
+@functools.lru_cache(maxsize=256)
+def _strides(of: tuple[int, ...]) -> np.ndarray:
+    return struct(Strides(*of), np.int64)
+
+
+def strides(images: Tensor) -> np.ndarray:
+    """Those of images (N, C, H, W)."""
+    return _strides(images.stride())
+
+
+@functools.lru_cache(maxsize=256)
+def _weight_strides(of: tuple[int, ...], maps: int, flipped: bool) -> np.ndarray:
+    feature, channel, h, w = of
+    inputs = (channel, feature) if flipped else (feature, channel)
+    return struct(WeightStrides(maps * feature, *inputs, h, w), np.int64)
+
+
+def weight_strides(weight: Tensor, groups: int, flipped: bool = False) -> np.ndarray:
+    """Those of a weight (O, C/groups, KH, KW); `flipped` where O is what comes in and C what goes out."""
+    return _weight_strides(weight.stride(), weight.shape[0] // groups, flipped)
