@@ -8,6 +8,9 @@ from kernels.triton.activations import relu_forward as relu_forward
 from kernels.triton.activations import sigmoid_backward as sigmoid_backward
 from kernels.triton.activations import sigmoid_forward as sigmoid_forward
 from kernels.triton.activations import step_forward as step_forward
+from kernels.triton.max_pool2d import max_pool2d_forward as max_pool2d_forward
+from kernels.triton.max_pool2d import max_pool2d_gather as max_pool2d_gather
+from kernels.triton.max_pool2d import max_pool2d_input_grad as max_pool2d_input_grad
 from kernels.triton.mse_loss import mse_loss_backward as mse_loss_backward
 from kernels.triton.mse_loss import mse_loss_forward as mse_loss_forward
 from kernels.triton.sgd import sgd as sgd
