@@ -37,6 +37,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    simulated = not GPU and config.getoption("backend") != ["numpy"]
+    hypothesis.settings.register_profile(
+        "kernels",
+        deadline=None,
+        max_examples=10 if simulated else 40,  # a kernel costs seconds to interpret, or to compile and simulate
+        derandomize=True,
+        suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("kernels")
     if not GPU and not config.getoption("compiled"):
         assert "triton" not in sys.modules, "Triton decides when it is imported whether it interprets"
         os.environ["TRITON_INTERPRET"] = "1"

@@ -73,7 +73,9 @@ def test_a_backend_that_cannot_run(absent: kernels.Backend) -> None:
 
 
 def test_numpy_takes_tensors_on_the_cpu() -> None:
-    with pytest.raises(RuntimeError, match="backend 'numpy' cannot run: it takes tensors on the CPU, got tensors on 'cuda'"):
+    with pytest.raises(
+        RuntimeError, match="backend 'numpy' cannot run: it takes tensors on the CPU, got tensors on 'cuda'"
+    ):
         resolve("numpy", "cuda")
 
 

@@ -8,6 +8,15 @@ from kernels.triton.activations import relu_forward as relu_forward
 from kernels.triton.activations import sigmoid_backward as sigmoid_backward
 from kernels.triton.activations import sigmoid_forward as sigmoid_forward
 from kernels.triton.activations import step_forward as step_forward
+from kernels.triton.conv2d import conv2d_forward as conv2d_forward
+from kernels.triton.conv2d import conv2d_input_grad as conv2d_input_grad
+from kernels.triton.conv2d import conv2d_weight_grad as conv2d_weight_grad
+from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward as conv2d_relu_max_pool2d_backward
+from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_forward as conv2d_relu_max_pool2d_forward
+from kernels.triton.linear import linear_backward as linear_backward
+from kernels.triton.linear import linear_forward as linear_forward
+from kernels.triton.linear import linear_input_grad as linear_input_grad
+from kernels.triton.linear import linear_weight_grad as linear_weight_grad
 from kernels.triton.max_pool2d import max_pool2d_forward as max_pool2d_forward
 from kernels.triton.max_pool2d import max_pool2d_gather as max_pool2d_gather
 from kernels.triton.max_pool2d import max_pool2d_input_grad as max_pool2d_input_grad
@@ -16,11 +25,6 @@ from kernels.triton.mse_loss import mse_loss_forward as mse_loss_forward
 from kernels.triton.sgd import sgd as sgd
 from kernels.triton.softmax import softmax_backward as softmax_backward
 from kernels.triton.softmax import softmax_forward as softmax_forward
-from kernels.triton.conv2d import conv2d_forward as conv2d_forward
-from kernels.triton.conv2d import conv2d_input_grad as conv2d_input_grad
-from kernels.triton.conv2d import conv2d_weight_grad as conv2d_weight_grad
-from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward as conv2d_relu_max_pool2d_backward
-from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_forward as conv2d_relu_max_pool2d_forward
 
 
 def why_not(device_type: str) -> str:

@@ -58,11 +58,13 @@ def load_source(
 @triton.jit
 def patch_sums(
     src_ptr, positions_ptr, weight_ptr,
-    image, row, column, mask_m, group, first_o, src_strides, weight_strides,
-    GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr, SIZE: tl.constexpr, KERNEL: tl.constexpr,
+    image, row, column, mask_m, group, first_o, src_strides,
+    GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
+    SIZE: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
     STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
     INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
-    PATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
+    PATCH: tl.constexpr, ROW_SHIFTS: tl.constexpr, ROW_OF: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """For each output (row, column) of the patch, for each of BLOCK_O maps: the sum over C, KH, KW, a block of BLOCK_M."""
     KH: tl.constexpr = KERNEL[0]
@@ -74,44 +76,43 @@ def patch_sums(
     for c in range(C):
         channel = group.to(tl.int64) * C + c
         src = src_ptr + image * src_strides[0] + channel * src_strides[1]
-        maps = weight_ptr + group * weight_strides[0] + c * weight_strides[2]
+        window = weight_ptr + group * WEIGHT_STRIDES[0] + first_o * WEIGHT_STRIDES[1] + c * WEIGHT_STRIDES[2]
         for kh0 in range(0, KH, BLOCK_KH):
             for kw in range(KERNEL[1]):
                 weights = ()
+                maps = window + kh0 * WEIGHT_STRIDES[3] + kw * WEIGHT_STRIDES[4]
                 for o in tl.static_range(BLOCK_O):
-                    of_map = maps + tl.minimum(first_o + o, O - 1) * weight_strides[1] + kw * weight_strides[4]
+                    shift = o if O % BLOCK_O == 0 else tl.minimum(first_o + o, O - 1) - first_o
                     for k in tl.static_range(BLOCK_KH):
-                        w = tl.load(of_map + tl.minimum(kh0 + k, KH - 1) * weight_strides[3]).to(ACC)
-                        weights += (w if KH % BLOCK_KH == 0 else tl.where(kh0 + k < KH, w, 0),)
-                values = ()  # equal loads, of outputs whose windows overlap, are merged by the compiler
+                        weight = tl.load(maps + (shift * WEIGHT_STRIDES[1] + k * WEIGHT_STRIDES[3]))
+                        weights += (weight.to(ACC),)
+                values = ()
                 for j in tl.static_range(COLUMNS):
-                    u = column * STEP[1] + j * STEP[1] + kw * DILATION[1] - OFFSET[1]
+                    u = column * STEP[1] + (j * STEP[1] + kw * DILATION[1] - OFFSET[1])
                     mask_j = mask_m
                     if not INSIDE[1]:
                         mask_j &= (u >= 0) & (u < SIZE[1] * SPREAD[1])
                     if SPREAD[1] > 1:
                         mask_j &= u % SPREAD[1] == 0
-                    for i in tl.static_range(ROWS):
-                        for k in tl.static_range(BLOCK_KH):
-                            v = (row * STEP[0] + kh0 * DILATION[0]) + (i * STEP[0] + k * DILATION[0] - OFFSET[0])
-                            mask = mask_j
-                            if not INSIDE[0]:
-                                mask &= (v >= 0) & (v < SIZE[0] * SPREAD[0])
-                            if SPREAD[0] > 1:
-                                mask &= v % SPREAD[0] == 0
-                            if KH % BLOCK_KH:
-                                mask &= kh0 + k < KH
-                            value = load_source(
-                                src, positions_ptr, image * (GROUPS * C) + channel, v // SPREAD[0], u // SPREAD[1],
-                                mask, src_strides[2], src_strides[3], SIZE, POOLED,
-                            )  # fmt: skip
-                            values += (value.to(ACC),)
+                    for r in tl.static_range(len(ROW_SHIFTS)):
+                        v = row * STEP[0] + (kh0 * DILATION[0] + ROW_SHIFTS[r])
+                        mask = mask_j
+                        if not INSIDE[0]:
+                            mask &= (v >= 0) & (v < SIZE[0] * SPREAD[0])
+                        if SPREAD[0] > 1:
+                            mask &= v % SPREAD[0] == 0
+                        value = load_source(
+                            src, positions_ptr, image * (GROUPS * C) + channel, v // SPREAD[0], u // SPREAD[1],
+                            mask, src_strides[2], src_strides[3], SIZE, POOLED,
+                        )  # fmt: skip
+                        values += (value.to(ACC),)
                 sums = ()
                 for p in tl.static_range(ROWS * COLUMNS):
                     for o in tl.static_range(BLOCK_O):
                         s = acc[p * BLOCK_O + o]
                         for k in tl.static_range(BLOCK_KH):
-                            s = tl.fma(values[p * BLOCK_KH + k], weights[o * BLOCK_KH + k], s)
+                            value = values[p // ROWS * len(ROW_SHIFTS) + ROW_OF[p % ROWS * BLOCK_KH + k]]
+                            s = tl.fma(value, weights[o * BLOCK_KH + k], s)
                         sums += (s,)
                 acc = sums
     return acc
@@ -119,12 +120,13 @@ def patch_sums(
 
 @triton.jit(do_not_specialize=["n"])
 def correlate_kernel(
-    src_ptr, positions_ptr, weight_ptr, bias_ptr, out_ptr, n, src_strides, weight_strides,
+    src_ptr, positions_ptr, weight_ptr, bias_ptr, out_ptr, n, src_strides, bias_stride,
     GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
-    SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr,
+    SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
     STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
     INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
-    PATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
+    PATCH: tl.constexpr, ROW_SHIFTS: tl.constexpr, ROW_OF: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """out (n, GROUPS O, *OUT) = bias + sums of src (n, GROUPS C, *SIZE) times weight, one group's BLOCK_O maps a program."""
     BLOCKS: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
@@ -134,9 +136,9 @@ def correlate_kernel(
     image, row, column, mask_m = patches(first, n, OUT, PATCH, BLOCK_M)
     acc = patch_sums(
         src_ptr, positions_ptr, weight_ptr,
-        image, row, column, mask_m, group, first_o, src_strides, weight_strides,
-        GROUPS, C, O, SIZE, KERNEL, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
-        PATCH, BLOCK_O, BLOCK_KH, BLOCK_M,
+        image, row, column, mask_m, group, first_o, src_strides,
+        GROUPS, C, O, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
+        PATCH, ROW_SHIFTS, ROW_OF, BLOCK_O, BLOCK_KH, BLOCK_M,
     )  # fmt: skip
     for o in tl.static_range(BLOCK_O):
         of_group = first_o + o
@@ -144,7 +146,7 @@ def correlate_kernel(
         rows = tl.where(of_group < O, OUT[0], 0)
         bias = 0.0
         if bias_ptr is not None:
-            bias = tl.load(bias_ptr + group * O + tl.minimum(of_group, O - 1)).to(ACC)
+            bias = tl.load(bias_ptr + (group * O + tl.minimum(of_group, O - 1)) * bias_stride).to(ACC)
         for i in tl.static_range(PATCH[0]):
             for j in tl.static_range(PATCH[1]):
                 mask = mask_m & (row + i < rows) & (column + j < OUT[1])
@@ -167,9 +169,9 @@ def weight_grad_kernel(
     KW: tl.constexpr = KERNEL[1]
     TAPS: tl.constexpr = BLOCK_C * BLOCK_KH * BLOCK_KW
     O_BLOCKS: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    C_BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-    KH_BLOCKS: tl.constexpr = (KH + BLOCK_KH - 1) // BLOCK_KH
-    KW_BLOCKS: tl.constexpr = (KW + BLOCK_KW - 1) // BLOCK_KW
+    C_BLOCKS: tl.constexpr = C // BLOCK_C
+    KH_BLOCKS: tl.constexpr = KH // BLOCK_KH
+    KW_BLOCKS: tl.constexpr = KW // BLOCK_KW
     TILES: tl.constexpr = GROUPS * O_BLOCKS * C_BLOCKS * KH_BLOCKS * KW_BLOCKS
     tile = tl.program_id(0) % TILES
     split = (tl.program_id(0) // TILES).to(tl.int64)
@@ -183,21 +185,21 @@ def weight_grad_kernel(
         acc += (tl.zeros((BLOCK_M,), ACC),)
     for chunk in range(chunks):
         image, row, column, mask_m = patches((split * chunks + chunk) * BLOCK_M, n, OUT, (1, 1), BLOCK_M)
+        columns = ()
+        mask_columns = ()
+        for k in tl.static_range(BLOCK_KW):
+            u = column * STRIDE[1] + ((first_kw + k) * DILATION[1] - PADDING[1])
+            columns += (u * input_strides[3],)
+            mask_columns += (mask_m if INSIDE[1] else mask_m & (u >= 0) & (u < SIZE[1]),)
         values = ()
         for i in tl.static_range(BLOCK_C):
-            channel = group * C + tl.minimum(first_c + i, C - 1)
-            src = input_ptr + image * input_strides[0] + channel * input_strides[1]
+            src = input_ptr + image * input_strides[0] + (group * C + first_c + i) * input_strides[1]
             for j in tl.static_range(BLOCK_KH):
-                v = row * STRIDE[0] + (tl.minimum(first_kh + j, KH - 1) * DILATION[0] - PADDING[0])
+                v = row * STRIDE[0] + ((first_kh + j) * DILATION[0] - PADDING[0])
+                mask_row = True if INSIDE[0] else (v >= 0) & (v < SIZE[0])
                 for k in tl.static_range(BLOCK_KW):
-                    u = column * STRIDE[1] + (tl.minimum(first_kw + k, KW - 1) * DILATION[1] - PADDING[1])
-                    mask = mask_m
-                    if not INSIDE[0]:
-                        mask &= (v >= 0) & (v < SIZE[0])
-                    if not INSIDE[1]:
-                        mask &= (u >= 0) & (u < SIZE[1])
-                    value = tl.load(src + v * input_strides[2] + u * input_strides[3], mask=mask, other=0)
-                    values += (value.to(ACC),)
+                    mask = mask_columns[k] & mask_row
+                    values += (tl.load(src + v * input_strides[2] + columns[k], mask=mask, other=0).to(ACC),)
         sums = ()
         for i in tl.static_range(BLOCK_O):
             o = group * O + tl.minimum(first_o + i, O - 1)
@@ -217,8 +219,7 @@ def weight_grad_kernel(
             c = first_c + t // (BLOCK_KH * BLOCK_KW)
             kh = first_kh + t // BLOCK_KW % BLOCK_KH
             kw = first_kw + t % BLOCK_KW
-            mask = (o < O) & (c < C) & (kh < KH) & (kw < KW)
-            tl.store(partials + (c * KH + kh) * KW + kw, tl.sum(acc[i * (TAPS + 1) + t], 0), mask=mask)
+            tl.store(partials + (c * KH + kh) * KW + kw, tl.sum(acc[i * (TAPS + 1) + t], 0), mask=o < O)
         of_bias = (o < O) & (first_c + first_kh + first_kw == 0)
         tl.store(partials + C * KH * KW, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
 
@@ -292,12 +293,11 @@ def correlate(
 ) -> None:
     """Fills `out` (N, groups O, OH, OW) with the sums of src and weight (groups, O, C, KH, KW)."""
     pairs = (size, out.shape[2:], weight.shape[3:], step, spread, dilation, offset)
-    constants = correlation(*weight.shape[:3], *map(tuple, pairs), src.dtype, positions is not None)
+    constants = correlation(*weight.shape[:3], weight.stride(), *map(tuple, pairs), src.dtype, positions is not None)
     grid = (patch_blocks(out.shape[0], constants),)
     if grid[0]:
-        correlate_kernel[grid](
-            src, positions, weight, bias, out, out.shape[0], src.stride(), weight.stride(), **constants
-        )
+        bias_stride = 0 if bias is None else bias.stride(0)
+        correlate_kernel[grid](src, positions, weight, bias, out, out.shape[0], src.stride(), bias_stride, **constants)
 
 
 @functools.lru_cache(maxsize=256)
@@ -305,6 +305,7 @@ def correlation(
     groups: int,
     o: int,
     c: int,
+    weight_strides: tuple[int, ...],
     size: Pair,
     out: Pair,
     kernel: Pair,
@@ -318,16 +319,18 @@ def correlation(
 ) -> dict[str, Any]:
     """The geometry and the tiles of a correlation; a patch of one column and some rows where none is given."""
     patch = patch or (max(range(1, MOST_ROWS + 1), key=lambda rows: (-triton.cdiv(out[0], rows) * rows, rows)), 1)
-    block_kh = even_part(kernel[0], UNROLLED)
-    reach = (triton.cdiv(kernel[0], block_kh) * block_kh, kernel[1])
+    block_kh = divisor(kernel[0], UNROLLED)
+    shifts = [i * step[0] + k * dilation[0] - offset[0] for i in range(patch[0]) for k in range(block_kh)]
+    row_shifts = tuple(sorted(set(shifts)))
     covered = [triton.cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
-    inside = all_inside(covered, size, reach, step, spread, dilation, offset)
+    inside = all_inside(covered, size, kernel, step, spread, dilation, offset)
     acc = tl.float64 if dtype == torch.float64 else tl.float32
     return {
         "GROUPS": groups, "C": c, "O": o, "SIZE": size, "OUT": out, "KERNEL": kernel,
-        "STEP": step, "SPREAD": spread, "DILATION": dilation, "OFFSET": offset,
+        "WEIGHT_STRIDES": weight_strides, "STEP": step, "SPREAD": spread, "DILATION": dilation, "OFFSET": offset,
         "INSIDE": inside, "POOLED": pooled, "ACC": acc,
-        "PATCH": patch, "BLOCK_O": even_part(o, MOST_MAPS), "BLOCK_KH": block_kh, "BLOCK_M": BLOCK_M, "num_warps": 1,
+        "PATCH": patch, "ROW_SHIFTS": row_shifts, "ROW_OF": tuple(map(row_shifts.index, shifts)),
+        "BLOCK_O": even_part(o, MOST_MAPS), "BLOCK_KH": block_kh, "BLOCK_M": BLOCK_M, "num_warps": 1,
     }  # fmt: skip
 
 
@@ -399,9 +402,9 @@ def weight_correlation(
 ) -> tuple[int, dict[str, Any]]:
     """The number of a weight gradient's tiles, and its geometry and tiles."""
     sums = SUMS // 2 if dtype == torch.float64 else SUMS
-    block_kw = even_part(kernel[1], TAPS)
-    block_kh = even_part(kernel[0], TAPS // block_kw)
-    block_c = even_part(c, max(1, TAPS // 2 // (block_kh * block_kw)))
+    block_kw = divisor(kernel[1], TAPS)
+    block_kh = divisor(kernel[0], TAPS // block_kw)
+    block_c = divisor(c, max(1, TAPS // 2 // (block_kh * block_kw)))
     block_o = even_part(o, sums // (block_c * block_kh * block_kw))
     parts = zip((o, c, *kernel), (block_o, block_c, block_kh, block_kw), strict=True)
     return groups * math.prod(triton.cdiv(length, part) for length, part in parts), {
@@ -432,6 +435,11 @@ def by_group(weight: Tensor, groups: int) -> Tensor:
 def opposite(pair: Pair) -> Pair:
     """The pair with the opposite sign."""
     return -pair[0], -pair[1]
+
+
+def divisor(length: int, most: int) -> int:
+    """The largest divisor of `length` up to `most`."""
+    return next(part for part in range(min(length, most), 0, -1) if length % part == 0)
 
 
 def even_part(length: int, most: int) -> int:

@@ -1,8 +1,7 @@
-"""Convolution, bias, ReLU and 2x2 max-pooling in Triton: a lane's patches are pooling windows, so it pools its own sums.
+"""Convolution, bias, ReLU and 2x2 max-pooling in Triton: a lane's patch is one or two windows, so it pools its own sums.
 
 The gradients are the convolution's, with dy looked up behind the pooling while it is loaded.
 """
-
 
 import torch
 import triton
@@ -21,19 +20,18 @@ from kernels.triton.conv2d import (
     weight_grad,
 )
 
-WINDOW = (2, 2)
-
 
 @triton.jit(do_not_specialize=["n"])
 def conv2d_relu_max_pool2d_kernel(
-    input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, input_strides, weight_strides,
+    input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, input_strides, bias_stride,
     GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
-    SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr,
+    SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
     STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
     INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
-    PATCH: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
+    PATCH: tl.constexpr, ROW_SHIFTS: tl.constexpr, ROW_OF: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """y and positions (n, GROUPS O, *OUT / 2) of input (n, GROUPS C, *SIZE): a patch is a window, OUT an even size."""
+    """y and positions (n, GROUPS O, *OUT / 2) of input (n, GROUPS C, *SIZE): OUT is an even size."""
     BLOCKS: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     tile = tl.program_id(0) % (GROUPS * BLOCKS)
     group, first_o = tile // BLOCKS, tile % BLOCKS * BLOCK_O
@@ -41,27 +39,30 @@ def conv2d_relu_max_pool2d_kernel(
     image, row, column, mask_m = patches(first, n, OUT, PATCH, BLOCK_M)
     acc = patch_sums(
         input_ptr, None, weight_ptr,
-        image, row, column, mask_m, group, first_o, input_strides, weight_strides,
-        GROUPS, C, O, SIZE, KERNEL, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
-        PATCH, BLOCK_O, BLOCK_KH, BLOCK_M,
+        image, row, column, mask_m, group, first_o, input_strides,
+        GROUPS, C, O, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
+        PATCH, ROW_SHIFTS, ROW_OF, BLOCK_O, BLOCK_KH, BLOCK_M,
     )  # fmt: skip
     for o in tl.static_range(BLOCK_O):
         of_group = first_o + o
-        maximum = acc[o]
-        position = tl.zeros((BLOCK_M,), tl.int32)
-        for p in tl.static_range(1, 4):  # the window's positions row by row; the sums are column by column
-            s = acc[(p % 2 * 2 + p // 2) * BLOCK_O + o]
-            larger = (s > maximum) | (s != s)  # so the first maximum wins, and the last NaN
-            maximum = tl.where(larger, s, maximum)
-            position = tl.where(larger, p, position)
+        bias = 0.0
         if bias_ptr is not None:
-            maximum += tl.load(bias_ptr + group * O + tl.minimum(of_group, O - 1)).to(ACC)
-        dead = maximum <= 0
+            bias = tl.load(bias_ptr + (group * O + tl.minimum(of_group, O - 1)) * bias_stride).to(ACC)
         mask = mask_m & (row < tl.where(of_group < O, OUT[0], 0))
         plane = (image * (GROUPS * O) + group * O + of_group) * (OUT[0] // 2 * (OUT[1] // 2))
-        offset = plane + row // 2 * (OUT[1] // 2) + column // 2
-        tl.store(y_ptr + offset, tl.where(dead, 0, maximum).to(y_ptr.dtype.element_ty), mask=mask)
-        tl.store(positions_ptr + offset, tl.where(dead, 255, position).to(tl.uint8), mask=mask)
+        for w in tl.static_range(PATCH[0] // 2):
+            maximum = acc[2 * w * BLOCK_O + o]
+            position = tl.zeros((BLOCK_M,), tl.int32)
+            for p in tl.static_range(1, 4):  # the window's positions row by row; the sums are column by column
+                s = acc[(p % 2 * PATCH[0] + 2 * w + p // 2) * BLOCK_O + o]
+                larger = (s > maximum) | (s != s)  # so the first maximum wins, and the last NaN
+                maximum = tl.where(larger, s, maximum)
+                position = tl.where(larger, p, position)
+            maximum += bias
+            dead = maximum <= 0
+            offset = plane + (row // 2 + w) * (OUT[1] // 2) + column // 2
+            tl.store(y_ptr + offset, tl.where(dead, 0, maximum).to(y_ptr.dtype.element_ty), mask=mask)
+            tl.store(positions_ptr + offset, tl.where(dead, 255, position).to(tl.uint8), mask=mask)
 
 
 def conv2d_relu_max_pool2d_forward(
@@ -74,11 +75,13 @@ def conv2d_relu_max_pool2d_forward(
     positions = torch.empty_like(y, dtype=torch.uint8)
     weight = by_group(weight, groups)
     pairs = (size, out, weight.shape[3:], stride, (1, 1), dilation, padding)
-    constants = correlation(*weight.shape[:3], *map(tuple, pairs), input.dtype, False, WINDOW)
+    patch = (4 if out[0] % 4 == 0 else 2, 2)
+    constants = correlation(*weight.shape[:3], weight.stride(), *map(tuple, pairs), input.dtype, False, patch)
     grid = (patch_blocks(n, constants),)
+    bias_stride = 0 if bias is None else bias.stride(0)
     if n:
         conv2d_relu_max_pool2d_kernel[grid](
-            input, weight, bias, y, positions, n, input.stride(), weight.stride(), **constants
+            input, weight, bias, y, positions, n, input.stride(), bias_stride, **constants
         )
     return y, positions
 
