@@ -59,7 +59,7 @@ def load_source(
 def patch_sums(
     src_ptr, positions_ptr, weight_ptr,
     image, row, column, mask_m, group, first_o, src_strides,
-    GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
+    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
     SIZE: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
     STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
     INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
@@ -73,8 +73,8 @@ def patch_sums(
     acc = ()
     for _ in tl.static_range(ROWS * COLUMNS * BLOCK_O):
         acc += (tl.zeros((BLOCK_M,), ACC),)
-    for c in range(C):
-        channel = group.to(tl.int64) * C + c
+    for c in range(CHANNELS):
+        channel = group.to(tl.int64) * CHANNELS + c
         src = src_ptr + image * src_strides[0] + channel * src_strides[1]
         window = weight_ptr + group * WEIGHT_STRIDES[0] + first_o * WEIGHT_STRIDES[1] + c * WEIGHT_STRIDES[2]
         for kh0 in range(0, KH, BLOCK_KH):
@@ -82,7 +82,7 @@ def patch_sums(
                 weights = ()
                 maps = window + kh0 * WEIGHT_STRIDES[3] + kw * WEIGHT_STRIDES[4]
                 for o in tl.static_range(BLOCK_O):
-                    shift = o if O % BLOCK_O == 0 else tl.minimum(first_o + o, O - 1) - first_o
+                    shift = o if FEATURES % BLOCK_O == 0 else tl.minimum(first_o + o, FEATURES - 1) - first_o
                     for k in tl.static_range(BLOCK_KH):
                         weight = tl.load(maps + (shift * WEIGHT_STRIDES[1] + k * WEIGHT_STRIDES[3]))
                         weights += (weight.to(ACC),)
@@ -102,7 +102,7 @@ def patch_sums(
                         if SPREAD[0] > 1:
                             mask &= v % SPREAD[0] == 0
                         value = load_source(
-                            src, positions_ptr, image * (GROUPS * C) + channel, v // SPREAD[0], u // SPREAD[1],
+                            src, positions_ptr, image * (GROUPS * CHANNELS) + channel, v // SPREAD[0], u // SPREAD[1],
                             mask, src_strides[2], src_strides[3], SIZE, POOLED,
                         )  # fmt: skip
                         values += (value.to(ACC),)
@@ -121,7 +121,7 @@ def patch_sums(
 @triton.jit(do_not_specialize=["n"])
 def correlate_kernel(
     src_ptr, positions_ptr, weight_ptr, bias_ptr, out_ptr, n, src_strides, bias_stride,
-    GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
+    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
     SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
     STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
     INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
@@ -129,7 +129,7 @@ def correlate_kernel(
     BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """out (n, GROUPS O, *OUT) = bias + sums of src (n, GROUPS C, *SIZE) times weight, one group's BLOCK_O maps a program."""
-    BLOCKS: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    BLOCKS: tl.constexpr = (FEATURES + BLOCK_O - 1) // BLOCK_O
     tile = tl.program_id(0) % (GROUPS * BLOCKS)
     group, first_o = tile // BLOCKS, tile % BLOCKS * BLOCK_O
     first = (tl.program_id(0) // (GROUPS * BLOCKS)).to(tl.int64) * BLOCK_M
@@ -137,16 +137,21 @@ def correlate_kernel(
     acc = patch_sums(
         src_ptr, positions_ptr, weight_ptr,
         image, row, column, mask_m, group, first_o, src_strides,
-        GROUPS, C, O, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
+        GROUPS, CHANNELS, FEATURES, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
         PATCH, ROW_SHIFTS, ROW_OF, BLOCK_O, BLOCK_KH, BLOCK_M,
     )  # fmt: skip
     for o in tl.static_range(BLOCK_O):
         of_group = first_o + o
-        out = out_ptr + (image * (GROUPS * O) + group * O + of_group) * (OUT[0] * OUT[1]) + row * OUT[1] + column
-        rows = tl.where(of_group < O, OUT[0], 0)
+        out = (
+            out_ptr
+            + (image * (GROUPS * FEATURES) + group * FEATURES + of_group) * (OUT[0] * OUT[1])
+            + row * OUT[1]
+            + column
+        )
+        rows = tl.where(of_group < FEATURES, OUT[0], 0)
         bias = 0.0
         if bias_ptr is not None:
-            bias = tl.load(bias_ptr + (group * O + tl.minimum(of_group, O - 1)) * bias_stride).to(ACC)
+            bias = tl.load(bias_ptr + (group * FEATURES + tl.minimum(of_group, FEATURES - 1)) * bias_stride).to(ACC)
         for i in tl.static_range(PATCH[0]):
             for j in tl.static_range(PATCH[1]):
                 mask = mask_m & (row + i < rows) & (column + j < OUT[1])
@@ -157,7 +162,7 @@ def correlate_kernel(
 @triton.jit(do_not_specialize=["n", "chunks"])
 def weight_grad_kernel(
     dy_ptr, positions_ptr, input_ptr, partials_ptr, n, chunks, dy_strides, input_strides,
-    GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
+    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
     SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr,
     STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
     INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
@@ -168,8 +173,8 @@ def weight_grad_kernel(
     KH: tl.constexpr = KERNEL[0]
     KW: tl.constexpr = KERNEL[1]
     TAPS: tl.constexpr = BLOCK_C * BLOCK_KH * BLOCK_KW
-    O_BLOCKS: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    C_BLOCKS: tl.constexpr = C // BLOCK_C
+    O_BLOCKS: tl.constexpr = (FEATURES + BLOCK_O - 1) // BLOCK_O
+    C_BLOCKS: tl.constexpr = CHANNELS // BLOCK_C
     KH_BLOCKS: tl.constexpr = KH // BLOCK_KH
     KW_BLOCKS: tl.constexpr = KW // BLOCK_KW
     TILES: tl.constexpr = GROUPS * O_BLOCKS * C_BLOCKS * KH_BLOCKS * KW_BLOCKS
@@ -193,7 +198,7 @@ def weight_grad_kernel(
             mask_columns += (mask_m if INSIDE[1] else mask_m & (u >= 0) & (u < SIZE[1]),)
         values = ()
         for i in tl.static_range(BLOCK_C):
-            src = input_ptr + image * input_strides[0] + (group * C + first_c + i) * input_strides[1]
+            src = input_ptr + image * input_strides[0] + (group * CHANNELS + first_c + i) * input_strides[1]
             for j in tl.static_range(BLOCK_KH):
                 v = row * STRIDE[0] + ((first_kh + j) * DILATION[0] - PADDING[0])
                 mask_row = True if INSIDE[0] else (v >= 0) & (v < SIZE[0])
@@ -202,10 +207,10 @@ def weight_grad_kernel(
                     values += (tl.load(src + v * input_strides[2] + columns[k], mask=mask, other=0).to(ACC),)
         sums = ()
         for i in tl.static_range(BLOCK_O):
-            o = group * O + tl.minimum(first_o + i, O - 1)
+            o = group * FEATURES + tl.minimum(first_o + i, FEATURES - 1)
             src = dy_ptr + image * dy_strides[0] + o * dy_strides[1]
             dy = load_source(
-                src, positions_ptr, image * (GROUPS * O) + o, row, column,
+                src, positions_ptr, image * (GROUPS * FEATURES) + o, row, column,
                 mask_m, dy_strides[2], dy_strides[3], OUT, POOLED,
             ).to(ACC)  # fmt: skip
             for t in tl.static_range(TAPS):
@@ -214,28 +219,28 @@ def weight_grad_kernel(
         acc = sums
     for i in tl.static_range(BLOCK_O):
         o = first_o + i
-        partials = partials_ptr + ((split * GROUPS + group) * O + o) * (C * KH * KW + 1)
+        partials = partials_ptr + ((split * GROUPS + group) * FEATURES + o) * (CHANNELS * KH * KW + 1)
         for t in tl.static_range(TAPS):
             c = first_c + t // (BLOCK_KH * BLOCK_KW)
             kh = first_kh + t // BLOCK_KW % BLOCK_KH
             kw = first_kw + t % BLOCK_KW
-            tl.store(partials + (c * KH + kh) * KW + kw, tl.sum(acc[i * (TAPS + 1) + t], 0), mask=o < O)
-        of_bias = (o < O) & (first_c + first_kh + first_kw == 0)
-        tl.store(partials + C * KH * KW, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
+            tl.store(partials + (c * KH + kh) * KW + kw, tl.sum(acc[i * (TAPS + 1) + t], 0), mask=o < FEATURES)
+        of_bias = (o < FEATURES) & (first_c + first_kh + first_kw == 0)
+        tl.store(partials + CHANNELS * KH * KW, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
 
 
 @triton.jit(do_not_specialize=["splits"])
 def add_splits_kernel(
     partials_ptr, dweight_ptr, dbias_ptr, splits,
-    O: tl.constexpr, K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
+    FEATURES: tl.constexpr, K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """dweight (O, K) and dbias (O): partials (splits, O, K + 1) added up in a fixed order."""
     offs_e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    mask_e = offs_e < O * (K + 1)
+    mask_e = offs_e < FEATURES * (K + 1)
     acc = tl.zeros((BLOCK_S, BLOCK_E), partials_ptr.dtype.element_ty)
     for first in range(0, splits, BLOCK_S):
         offs_s = first + tl.arange(0, BLOCK_S)
-        offset = offs_s[:, None].to(tl.int64) * (O * (K + 1)) + offs_e[None, :]
+        offset = offs_s[:, None].to(tl.int64) * (FEATURES * (K + 1)) + offs_e[None, :]
         acc += tl.load(partials_ptr + offset, mask=(offs_s[:, None] < splits) & mask_e[None, :], other=0)
     total = tl.sum(acc, 0).to(dweight_ptr.dtype.element_ty)
     o, k = offs_e // (K + 1), offs_e % (K + 1)
@@ -326,7 +331,7 @@ def correlation(
     inside = all_inside(covered, size, kernel, step, spread, dilation, offset)
     acc = tl.float64 if dtype == torch.float64 else tl.float32
     return {
-        "GROUPS": groups, "C": c, "O": o, "SIZE": size, "OUT": out, "KERNEL": kernel,
+        "GROUPS": groups, "CHANNELS": c, "FEATURES": o, "SIZE": size, "OUT": out, "KERNEL": kernel,
         "WEIGHT_STRIDES": weight_strides, "STEP": step, "SPREAD": spread, "DILATION": dilation, "OFFSET": offset,
         "INSIDE": inside, "POOLED": pooled, "ACC": acc,
         "PATCH": patch, "ROW_SHIFTS": row_shifts, "ROW_OF": tuple(map(row_shifts.index, shifts)),
@@ -337,7 +342,7 @@ def correlation(
 def patch_blocks(n: int, constants: dict[str, Any]) -> int:
     """The programs of a correlation of n images."""
     (oh, ow), (rows, columns) = constants["OUT"], constants["PATCH"]
-    maps = constants["GROUPS"] * triton.cdiv(constants["O"], constants["BLOCK_O"])
+    maps = constants["GROUPS"] * triton.cdiv(constants["FEATURES"], constants["BLOCK_O"])
     return triton.cdiv(n * triton.cdiv(oh, rows) * triton.cdiv(ow, columns), constants["BLOCK_M"]) * maps
 
 
@@ -408,7 +413,7 @@ def weight_correlation(
     block_o = even_part(o, sums // (block_c * block_kh * block_kw))
     parts = zip((o, c, *kernel), (block_o, block_c, block_kh, block_kw), strict=True)
     return groups * math.prod(triton.cdiv(length, part) for length, part in parts), {
-        "GROUPS": groups, "C": c, "O": o, "SIZE": size, "OUT": out, "KERNEL": kernel,
+        "GROUPS": groups, "CHANNELS": c, "FEATURES": o, "SIZE": size, "OUT": out, "KERNEL": kernel,
         "STRIDE": stride, "PADDING": padding, "DILATION": dilation,
         "INSIDE": all_inside(out, size, kernel, stride, (1, 1), dilation, padding),
         "POOLED": pooled, "ACC": tl.float64 if dtype == torch.float64 else tl.float32,

@@ -24,7 +24,7 @@ from kernels.triton.conv2d import (
 @triton.jit(do_not_specialize=["n"])
 def conv2d_relu_max_pool2d_kernel(
     input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, input_strides, bias_stride,
-    GROUPS: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
+    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
     SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
     STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
     INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
@@ -32,7 +32,7 @@ def conv2d_relu_max_pool2d_kernel(
     BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """y and positions (n, GROUPS O, *OUT / 2) of input (n, GROUPS C, *SIZE): OUT is an even size."""
-    BLOCKS: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    BLOCKS: tl.constexpr = (FEATURES + BLOCK_O - 1) // BLOCK_O
     tile = tl.program_id(0) % (GROUPS * BLOCKS)
     group, first_o = tile // BLOCKS, tile % BLOCKS * BLOCK_O
     first = (tl.program_id(0) // (GROUPS * BLOCKS)).to(tl.int64) * BLOCK_M
@@ -40,16 +40,16 @@ def conv2d_relu_max_pool2d_kernel(
     acc = patch_sums(
         input_ptr, None, weight_ptr,
         image, row, column, mask_m, group, first_o, input_strides,
-        GROUPS, C, O, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
+        GROUPS, CHANNELS, FEATURES, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
         PATCH, ROW_SHIFTS, ROW_OF, BLOCK_O, BLOCK_KH, BLOCK_M,
     )  # fmt: skip
     for o in tl.static_range(BLOCK_O):
         of_group = first_o + o
         bias = 0.0
         if bias_ptr is not None:
-            bias = tl.load(bias_ptr + (group * O + tl.minimum(of_group, O - 1)) * bias_stride).to(ACC)
-        mask = mask_m & (row < tl.where(of_group < O, OUT[0], 0))
-        plane = (image * (GROUPS * O) + group * O + of_group) * (OUT[0] // 2 * (OUT[1] // 2))
+            bias = tl.load(bias_ptr + (group * FEATURES + tl.minimum(of_group, FEATURES - 1)) * bias_stride).to(ACC)
+        mask = mask_m & (row < tl.where(of_group < FEATURES, OUT[0], 0))
+        plane = (image * (GROUPS * FEATURES) + group * FEATURES + of_group) * (OUT[0] // 2 * (OUT[1] // 2))
         for w in tl.static_range(PATCH[0] // 2):
             maximum = acc[2 * w * BLOCK_O + o]
             position = tl.zeros((BLOCK_M,), tl.int32)
