@@ -55,10 +55,9 @@ def batch_innermost(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
 
 
 def staged(images: Array) -> Array:
-    """The images (C, H, W, n) in a place from which they are quick to copy with the batch innermost.
+    """The images (C, H, W, n) where they are quick to copy with the batch innermost: an odd number of cache lines apart.
 
-    Images that follow each other at a distance of a large power of two share a few lines of the cache, and each number
-    read drives out the next: such images are copied to an odd distance first.
+    Images a large power of two apart, as 32 x 32 ones are, share a few places in the cache and drive each other out.
     """
     c, h, w, n = images.shape
     if n < WORTH_STAGING or images.strides[3] <= images.strides[2]:
