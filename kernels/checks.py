@@ -15,19 +15,18 @@ def check_tensors(name: str, **tensors: Any) -> None:
             raise TypeError(f"{name}: expected {argument} to be a Tensor, got {type(tensor).__name__}")
 
 
-def check_same(name: str, *, input: Tensor, **others: Tensor | None) -> None:
+def check_same(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """TypeError where an argument is no tensor, RuntimeError where its dtype or device is not the input's."""
-    check_tensors(name, input=input, **others)
-    for argument, tensor in others.items():
+    check_tensors(name, input=input, weight=weight, bias=bias)
+    dtype, device = input.dtype, input.device
+    for argument, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
-        if tensor.dtype != input.dtype:
+        if tensor.dtype != dtype:
+            raise RuntimeError(f"{name}: expected {argument} to have the dtype of input, {dtype}, got {tensor.dtype}")
+        if tensor.device != device:
             raise RuntimeError(
-                f"{name}: expected {argument} to have the dtype of input, {input.dtype}, got {tensor.dtype}"
-            )
-        if tensor.device != input.device:
-            raise RuntimeError(
-                f"{name}: expected {argument} to be on the device of input, {input.device}, got {tensor.device}"
+                f"{name}: expected {argument} to be on the device of input, {device}, got {tensor.device}"
             )
 
 
@@ -41,6 +40,10 @@ def check_float(name: str, input: Tensor) -> None:
 
 def pair(name: str, argument: str, value: Any, least: int) -> tuple[int, int]:
     """An int or a sequence of one or two ints as a pair; TypeError for another type, RuntimeError below `least`."""
+    if type(value) is tuple and len(value) == 2:  # as modules have them: the short way
+        first, last = value
+        if type(first) is int and type(last) is int and first >= least and last >= least:
+            return value
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not all(isinstance(v, int | torch.SymInt) or hasattr(v, "__index__") for v in values):
         raise TypeError(f"{name}: expected {argument} to be an int or a pair of ints, got {value!r}")

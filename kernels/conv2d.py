@@ -153,7 +153,7 @@ def prepare(  # type: ignore[no-untyped-def]
     name: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int
 ) -> tuple[Tensor, tuple[Pair, Pair, Pair, int]]:
     """Checks the arguments; gives the input as a batch (padded where 'same' is lopsided) and the geometry in pairs."""
-    check_same(name, input=input, weight=weight, bias=bias)
+    check_same(name, input, weight, bias)
     check_float(name, input)
     if weight.dim() != 4:
         raise RuntimeError(f"{name}: expected weight to be 4D (O, C/groups, KH, KW), got shape {tuple(weight.shape)}")

@@ -145,7 +145,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """activation(linear(input, weight, bias)) in one pass; errors speak of the operation `name`."""
-    check_same(name, input=input, weight=weight, bias=bias)
+    check_same(name, input, weight, bias)
     check_float(name, input)
     if weight.dim() not in (1, 2):
         raise RuntimeError(f"{name}: expected weight to be 2D (out_features, in_features), got {tuple(weight.shape)}")

@@ -11,22 +11,44 @@ _library = torch.library.Library("lenet_kernels", "DEF")
 
 
 def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes the function below it the fake of `torch.ops.lenet_kernels.<its name>`, and returns that operator.
+    """Makes the function below it the fake of `torch.ops.lenet_kernels.<its name>`, and returns what calls that operator.
 
     A call runs the function of the same name in the package of the backend that the last argument, `backend`, names
     ("" takes the automatic one); that function gets the other arguments. Gradients are the autograd.Functions' matter.
+    Where torch's dispatcher would do no more than that, the call does it without the dispatcher.
     """
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
         name = fake.__name__  # type: ignore[attr-defined]
         _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-        for device_type in ("cpu", "cuda"):
-            _library.impl(name, _implementation(name, device_type), device_type.upper())
+        on_cpu, on_cuda = (_implementation(name, device_type) for device_type in ("cpu", "cuda"))
+        _library.impl(name, on_cpu, "CPU")
+        _library.impl(name, on_cuda, "CUDA")
         _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=_library)
-        return getattr(torch.ops.lenet_kernels, name).default
+        operator = getattr(torch.ops.lenet_kernels, name).default
+
+        def call(*arguments: Any) -> Any:
+            return (operator if _needs_dispatcher(arguments) else on_cpu)(*arguments)
+
+        return call
 
     return register
+
+
+ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), tuple, torch.Size, int, bool, float, str))
+
+
+def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
+    """Whether anything but the CPU kernel may answer: a tracer, a mode, a transform, a tensor subclass, a device."""
+    return (
+        torch.compiler.is_compiling()
+        or not ORDINARY.issuperset(map(type, arguments))
+        or not arguments[0].is_cpu
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+    )
 
 
 def differentiable(function: type[torch.autograd.Function], primitive: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,8 +10,10 @@ from cases import LAYOUTS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
+import kernels.functional as F
 from kernels.backend import NAMES
 
 OPERATORS = {
@@ -136,3 +138,47 @@ def test_every_backend_has_every_operator(package: str) -> None:
     targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
     names |= {target.id for target in targets if isinstance(target, ast.Name)}
     assert OPERATORS.keys() <= names
+
+
+class Seen(TorchDispatchMode):
+    """The operators that reach torch's dispatcher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_operators() -> None:
+    x, weight = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3)
+    with Seen() as seen:
+        F.linear(x, weight).sum().backward()
+    assert {"lenet_kernels.linear_forward.default", "lenet_kernels.linear_backward.default"} <= set(seen.names)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_a_trace_keeps_the_operators() -> None:
+    x, other = torch.randn(2, 3), torch.randn(2, 3)
+    with torch.no_grad():
+        traced = torch.jit.trace(F.relu, (x,))
+    assert torch.equal(traced(other), other.relu())
+
+
+def test_a_tensor_subclass_answers_for_the_operators() -> None:
+    class Answering(Tensor):
+        @classmethod
+        def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return torch.full((3,), 7.0) if operator is OPERATORS["relu_forward"] else NotImplemented
+
+    with torch.no_grad():
+        assert torch.equal(F.relu(torch.randn(3).as_subclass(Answering)), torch.full((3,), 7.0))
+
+
+def test_a_lazily_negated_tensor() -> None:
+    x = torch.ones(3, dtype=torch.complex64).mul(1j).conj().imag
+    assert x.is_neg()
+    assert torch.equal(F.relu(-x), torch.ones(3))
+    assert torch.equal(F.relu(x), torch.zeros(3))

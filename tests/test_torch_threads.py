@@ -1,5 +1,6 @@
 """Threads and processes: the same bits however many threads there are and whoever else calls, and safe forks."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -158,3 +159,22 @@ def test_data_loader_workers() -> None:
     convolved(tensors((BATCH, 3, 12, 12), (5, 3, 3, 3)))
     loader = torch.utils.data.DataLoader(Convolved(), num_workers=2, timeout=60, multiprocessing_context="fork")
     assert [float(image.mean()) for image in loader] == [0.0, 9.0, 18.0, 27.0]
+
+
+@pytest.mark.parametrize(("batch", "held"), ((1, False), (16, True)))
+def test_blas_is_held_where_it_would_start_threads(monkeypatch: pytest.MonkeyPatch, batch: int, held: bool) -> None:
+    entered = []
+    monkeypatch.setattr("kernels.numpy.threads.one_blas_thread", lambda: entered.append(1) or contextlib.nullcontext())
+    layer = nn.Linear(400, 120)
+    layer(torch.randn(batch, 400)).sum().backward()
+    assert bool(entered) == held
+
+
+def test_images_a_power_of_two_apart() -> None:
+    """They are copied on their way to having the batch innermost, in several tiles and from a part of a batch."""
+    x = torch.randint(-9, 9, (200, 2, 32, 32)).float()
+    weight = torch.randint(-9, 9, (3, 2, 3, 3)).float()
+    with torch.no_grad():
+        for images in (x, x[5:70], x[:, :1].expand(-1, 2, -1, -1)):
+            assert torch.equal(F.conv2d(images, weight), torch.nn.functional.conv2d(images, weight))
+            assert torch.equal(F.max_pool2d(images, 2), torch.nn.functional.max_pool2d(images, 2))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels.numpy.arrays import Array, keep
+from kernels.numpy.arrays import Array, drop
 from kernels.numpy.threads import elementwise
 
 
@@ -15,8 +15,7 @@ def relu_backward(dy: Array, y: Array) -> Array:
     """dy where y is not <= 0 (NaN counts as positive, as in torch), else 0."""
 
     def run(dy: Array, y: Array, dx: Array) -> None:
-        mask = np.less_equal(y, 0, out=np.empty_like(y, bool))
-        keep(dy, np.logical_not(mask, out=mask), out=dx)
+        drop(dy, np.less_equal(y, 0, out=np.empty_like(y, bool)), out=dx)
 
     return elementwise(run, dy, y)
 

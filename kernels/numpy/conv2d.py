@@ -7,13 +7,14 @@ dy's rows, and adding KW shifted columns folds its result (H, C KW, OW N) back.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import Array, batch_innermost
-from kernels.numpy.threads import for_each, scratch, tiles, workspace
+from kernels.numpy.arrays import Array, batch_innermost, staged
+from kernels.numpy.threads import for_each_product, scratch, tiles, workspace
 
 Pair = tuple[int, int]
 EMPTY = np.empty(0)
@@ -22,9 +23,12 @@ SHORTEST_PIECE = 64  # columns
 WORTH_TRANSPOSING = 8  # columns of a matrix, from which BLAS saves more than the copy to contiguous rows costs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Geometry:
-    """Sizes of a convolution, without the batch; `out` may be smaller than what the input allows."""
+    """Sizes of a convolution, without the batch; `out` may be smaller than what the input allows.
+
+    `geometry` makes one for each set of sizes, so identity is equality, which costs nothing as a key.
+    """
 
     groups: int
     channels: int  # input channels of a group
@@ -42,6 +46,11 @@ class Geometry:
         height, width = self.size[0] + 2 * self.padding[0], self.size[1] + 2 * self.padding[1]
         lowered = self.channels * self.kernel[1] * height * self.out[1]
         return self.groups * (lowered + self.channels * height * width + self.features * self.out[0] * self.out[1])
+
+    @functools.cached_property
+    def multiplications_per_row(self) -> int:
+        """For a row of one image's output maps, in one group."""
+        return self.features * self.channels * self.kernel[0] * self.kernel[1] * self.out[1]
 
 
 @functools.lru_cache(maxsize=256)
@@ -79,7 +88,7 @@ def forward(
         tile = workspace(Tile, g, part.stop - part.start, input.dtype)
         np.add(tile.product(images[..., part], matrix), bias[:, None, None, None], out=memory[..., part])
 
-    for_each(tiles(input.shape[0], g.values_per_image * input.itemsize), run)
+    for_each_tile(g, input, run)
     return y
 
 
@@ -94,10 +103,10 @@ def input_grad(
     def run(part: slice) -> None:
         tile = workspace(Tile, g, part.stop - part.start, dy.dtype)
         tile.clear_dy()
-        np.copyto(tile.dy, by_group(dimages[..., part], g))
+        np.copyto(tile.dy, by_group(staged(dimages[..., part]), g))
         tile.fold(matrix, memory[..., part])
 
-    for_each(tiles(dy.shape[0], g.values_per_image * dy.itemsize), run)
+    for_each_tile(g, dy, run)
     return dx
 
 
@@ -118,13 +127,19 @@ def weight_grad(
 
     def run(part: slice) -> tuple[Array, Array]:
         tile = workspace(Tile, g, part.stop - part.start, dy.dtype)
-        np.copyto(tile.dy, by_group(dimages[..., part], g))
+        np.copyto(tile.dy, by_group(staged(dimages[..., part]), g))
         return tile.weight_share(images[..., part]), tile.bias_share() if with_bias else EMPTY
 
-    shares = for_each(tiles(dy.shape[0], g.values_per_image * dy.itemsize), run)
+    shares = for_each_tile(g, dy, run)
     return summed_weight_shares([share for share, _ in shares], g, dy.dtype), summed_bias_shares(
         [share for _, share in shares], shape[0] if with_bias else 0, dy.dtype
     )
+
+
+def for_each_tile(g: Geometry, batch: Array, run: Callable[[slice], Any]) -> list[Any]:
+    """run(part) for each tile of a batch (N, ...)."""
+    n = len(batch)
+    return for_each_product(tiles(n, g.values_per_image * batch.itemsize), run, n * g.multiplications_per_row)
 
 
 class Tile:
@@ -166,6 +181,7 @@ class Tile:
         width = max(w + 2 * pw, (ow - 1) * sw + dw * (kw - 1) + 1)
         self._dx = scratch("border", (g.groups, h, g.channels, width, n), dtype)
         self._dx_inside = self._dx[:, :, :, pw : pw + w]
+        self._beside_dx = self._dx[:, :, :, ow:] if sw == 1 else self._dx  # where the first of the columns is not
         self._dx_columns = [(self._dx[:, :, :, c], lowered_dx[:, :, :, q]) for q, c in enumerate(self._columns)]
 
     def product(self, images: Array, matrix: Array) -> Array:
@@ -178,7 +194,7 @@ class Tile:
         if self.g.padding != (0, 0):
             self._padded.fill(0)
         if self.g.padding != (0, 0) or not rows_contiguous(images):
-            np.copyto(self._inside, images)
+            np.copyto(self._inside, staged(images))
             images = self._padded
         rows = by_group(images, self.g)[:, : self._height]
         for target, columns in zip(self._row_columns, self._columns, strict=True):
@@ -210,8 +226,9 @@ class Tile:
     def fold(self, matrix: Array, dx: Array) -> None:
         """Writes dx (C, H, W, n), once `dy` is cleared and filled."""
         small_products(matrix, self._dy_windows(), self._lowered_dx)
-        self._dx.fill(0)
-        for target, columns in self._dx_columns:
+        self._beside_dx.fill(0)
+        np.copyto(*self._dx_columns[0])
+        for target, columns in self._dx_columns[1:]:
             np.add(target, columns, out=target)
         np.copyto(by_group(dx, self.g), self._dx_inside)
 
@@ -282,11 +299,13 @@ def flipped_weight_matrix(weight: Array, g: Geometry) -> Array:
 def summed_weight_shares(shares: list[Array], g: Geometry, dtype: Any) -> Array:
     """dweight (O, C/groups, KH, KW) of the tiles' shares."""
     kh, kw = g.kernel
-    total = functools.reduce(np.add, shares, np.zeros((g.groups, kh * g.channels * kw, g.features), dtype))
+    total = (
+        functools.reduce(np.add, shares) if shares else np.zeros((g.groups, kh * g.channels * kw, g.features), dtype)
+    )
     dweight = total.reshape(g.groups, kh, g.channels, kw, g.features).transpose(0, 4, 2, 1, 3)
     return np.ascontiguousarray(dweight).reshape(-1, g.channels, kh, kw)
 
 
 def summed_bias_shares(shares: list[Array], features: int, dtype: Any) -> Array:
     """dbias of the tiles' shares; empty where `features` is 0."""
-    return functools.reduce(np.add, shares, np.zeros(features, dtype)) if features else np.empty(0, dtype)
+    return functools.reduce(np.add, shares) if shares and features else np.zeros(features, dtype)

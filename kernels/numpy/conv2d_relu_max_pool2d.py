@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy import max_pool2d
-from kernels.numpy.arrays import Array, batch_innermost
+from kernels.numpy.arrays import Array, batch_innermost, staged
 from kernels.numpy.conv2d import (
     EMPTY,
     Geometry,
     Pair,
     Tile,
     flipped_weight_matrix,
+    for_each_tile,
     geometry,
     summed_bias_shares,
     summed_weight_shares,
     weight_matrix,
 )
-from kernels.numpy.threads import for_each, scratch, tiles, workspace
+from kernels.numpy.threads import scratch, workspace
 
 WINDOW = ((2, 2), (2, 2), (1, 1))  # kernel_size, stride, dilation
 FIRST = np.zeros((), np.uint8)
@@ -38,11 +39,9 @@ def forward(
 
     def run(part: slice) -> None:
         tile = workspace(PooledTile, g, part.stop - part.start, input.dtype)
-        maximum, position = tile.maxima(images[..., part], matrix, bias)
-        np.maximum(maximum, 0, out=memory[..., part])
-        np.copyto(memory_positions[..., part], position)
+        tile.pool(images[..., part], matrix, bias, memory[..., part], memory_positions[..., part])
 
-    for_each(tiles(input.shape[0], g.values_per_image * input.itemsize), run)
+    for_each_tile(g, input, run)
     return y, positions
 
 
@@ -73,7 +72,7 @@ def backward(
             tile.fold(matrix, memory[..., part])
         return tile.weight_share(images[..., part]) if need_weight else EMPTY, tile.bias_share() if need_bias else EMPTY
 
-    shares = for_each(tiles(dy.shape[0], g.values_per_image * dy.itemsize), run)
+    shares = for_each_tile(g, dy, run)
     dweight = (
         summed_weight_shares([share for share, _ in shares], g, dy.dtype) if need_weight else np.empty(0, dy.dtype)
     )
@@ -95,21 +94,21 @@ class PooledTile(Tile):
         self._masks = scratch("larger", (4, *windows_of_dy[0].shape), bool)
         self._pooled_dy = scratch("maximum", windows_of_dy[0].shape, dtype)
 
-    def maxima(self, images: Array, matrix: Array, bias: Array | None) -> tuple[Array, Array]:
-        """The largest of each window, bias added, and its position, 255 where ReLU gives zero; in work memory."""
+    def pool(self, images: Array, matrix: Array, bias: Array | None, y: Array, positions: Array) -> None:
+        """Fills y with the largest of each window, bias added, and its position, 255 where ReLU gives zero."""
         self.product(images, matrix)
         maximum, position = self._scan.maxima(self._windows_of_y, FIRST)
         if bias is not None:
             np.add(maximum, bias[:, None, None, None], out=maximum)
         dead = np.less_equal(maximum, 0, out=self._dead).view(np.int8)
-        np.bitwise_or(position, np.negative(dead, out=dead).view(np.uint8), out=position)
-        return maximum, position
+        np.bitwise_or(position, np.negative(dead, out=dead).view(np.uint8), out=positions)
+        np.maximum(maximum, 0, out=y)
 
     def unpool(self, dy: Array, positions: Array) -> None:
         """Fills `dy` of the convolution from the pooled dy (O, OH // 2, OW // 2, n), bit by bit: infinity times 0 is 0."""
         shape, masks, pooled_dy = self._masks.shape[1:], self._masks.view(np.int8), self._pooled_dy
         np.equal(positions.reshape(shape), POSITIONS, out=self._masks)
         np.negative(masks, out=masks)
-        np.copyto(pooled_dy, dy.reshape(shape))
+        np.copyto(pooled_dy, staged(dy).reshape(shape))
         for window_bits, mask in zip(self._windows_of_dy_bits, masks, strict=True):
             np.bitwise_and(pooled_dy.view(self._bits), mask, out=window_bits)

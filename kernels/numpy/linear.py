@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.numpy import activations
 from kernels.numpy.arrays import Array
-from kernels.numpy.threads import for_each, parts
+from kernels.numpy.threads import for_each_product, parts
 
 ROWS = 256  # of a part of the batch, or more
 MULTIPLICATIONS = 1 << 23  # of a part, at least: a tenth of a millisecond
@@ -33,22 +33,30 @@ def forward(input: Array, weight: Array, bias: Array | None, activation: str | N
         if activation is not None:
             FORWARD[activation](z, out=z)
 
-    for_each(rows(len(input), weight), run)
+    for_each_product(rows(len(input), weight.size), run, len(input) * weight.size)
     return y
 
 
 def input_grad(dz: Array, weight: Array) -> Array:
     """dinput (N, I) of dz (N, O) and weight (O, I)."""
     dinput = empty_rows(dz, weight.shape[1])
-    for_each(rows(len(dz), weight), lambda part: np.matmul(dz[part], weight, out=dinput[part]))
+
+    def run(part: slice) -> None:
+        np.matmul(dz[part], weight, out=dinput[part])
+
+    for_each_product(rows(len(dz), weight.size), run, len(dz) * weight.size)
     return dinput
 
 
 def weight_grad(dz: Array, input: Array) -> Array:
     """dweight (O, I) of dz (N, O) and input (N, I); the parts' shares are added up in a fixed order."""
-    dweight = np.zeros((dz.shape[1], input.shape[1]), dz.dtype)
-    shares = for_each(rows(len(dz), dweight), lambda part: np.dot(dz[part].T, input[part]))  # matmul is slow on one row
-    return functools.reduce(np.add, shares) if shares else dweight
+
+    def run(part: slice) -> Array:
+        return np.dot(dz[part].T, input[part])  # matmul is slow on one row
+
+    size = dz.shape[1] * input.shape[1]
+    shares = for_each_product(rows(len(dz), size), run, len(dz) * size)
+    return functools.reduce(np.add, shares) if shares else np.zeros((dz.shape[1], input.shape[1]), dz.dtype)
 
 
 def backward(
@@ -63,9 +71,9 @@ def backward(
     )
 
 
-def rows(n: int, weight: Array) -> list[slice]:
-    """The parts of n rows for the product with a matrix like weight."""
-    return parts(n, max(ROWS, MULTIPLICATIONS // max(weight.size, 1)))
+def rows(n: int, size: int) -> list[slice]:
+    """The parts of n rows for products with `size` multiplications a row."""
+    return parts(n, max(ROWS, MULTIPLICATIONS // max(size, 1)))
 
 
 def empty_rows(like: Array, features: int) -> Array:

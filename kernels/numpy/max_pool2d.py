@@ -5,11 +5,12 @@ so the position of the maximum is the largest of those at which a new one was fo
 """
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import Array, batch_innermost, keep
+from kernels.numpy.arrays import Array, batch_innermost, drop, staged
 from kernels.numpy.threads import for_each, scratch, tiles, workspace
 
 Pair = tuple[int, int]
@@ -60,7 +61,7 @@ def input_grad(
             scratch(name, (c, *out, part.stop - part.start), dtype)
             for name, dtype in (("maximum", bits), ("taken", bits), ("larger", bool), ("position", positions.dtype))
         )
-        np.copyto(d, dimages[..., part].view(bits))
+        np.copyto(d, staged(dimages[..., part]).view(bits))
         np.copyto(place, places[..., part])
         for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
             np.equal(place, k, out=mask)
@@ -86,7 +87,7 @@ def gather(input: Array, positions: Array, kernel: Pair, stride: Pair, padding: 
         found.fill(0)
         taken = scratch("maximum", found.shape, input.dtype)
         for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
-            keep(values, np.equal(places[..., part], k), out=taken)
+            drop(values, np.not_equal(places[..., part], k), out=taken)
             np.add(found, taken, out=found)
 
     for_each(tiles(input.shape[0], 2 * input[:1].nbytes), run)
@@ -114,22 +115,23 @@ class Scan:
     def maxima(self, slices: list[Array], first: Array) -> tuple[Array, Array]:
         """The largest of each window and its position, where positions start at `first`; in work memory."""
         self._scan(slices, first, nan=False)
-        if self._maximum.dtype.kind == "f" and np.isnan(np.maximum.reduce(self._maximum, axis=None, initial=0)):
+        if self._maximum.dtype.kind == "f" and math.isnan(np.maximum.reduce(self._maximum, axis=None, initial=0)):
             self._scan(slices, first, nan=True)
         return self._maximum, self._position
 
     def _scan(self, slices: list[Array], first: Array, nan: bool) -> None:
-        maximum, position, larger, candidate = self._maximum, self._position, self._larger, self._candidate
-        number = position.dtype.type
-        np.copyto(maximum, slices[0])
-        np.copyto(position, first)
+        number = self._position.dtype.type
+        maximum, position = slices[0], first
         for k, values in enumerate(slices[1:], 1):
-            np.greater(values, maximum, out=larger)
+            np.greater(values, maximum, out=self._larger)
             if nan:
-                np.logical_or(larger, np.isnan(values), out=larger)
-            np.maximum(maximum, values, out=maximum)
-            np.multiply(self._larger_bytes, number(k), out=candidate)
-            np.maximum(position, candidate, out=position)
+                np.logical_or(self._larger, np.isnan(values), out=self._larger)
+            maximum = np.maximum(maximum, values, out=self._maximum)
+            np.multiply(self._larger_bytes, number(k), out=self._candidate)
+            position = np.maximum(position, self._candidate, out=self._position)
+        if len(slices) == 1:
+            np.copyto(self._maximum, maximum)
+            np.copyto(self._position, position)
 
 
 @functools.lru_cache(maxsize=256)
@@ -152,7 +154,7 @@ def bordered(images: Array, out: Pair, kernel: Pair, stride: Pair, padding: Pair
     border = scratch("border", (c, height, width, n), images.dtype)
     if (height, width) != (h, w):
         border.fill(-np.inf if images.dtype.kind == "f" else np.iinfo(images.dtype).min)
-    np.copyto(border[:, ph : ph + h, pw : pw + w], images)
+    np.copyto(border[:, ph : ph + h, pw : pw + w], staged(images))
     return border
 
 

@@ -21,6 +21,7 @@ TILE = 64  # images, as many as keep a convolution's work arrays in about the L2
 LARGE_TILE = 128  # images of large batches: longer NumPy calls, fewer waits for the interpreter lock
 LARGEST_TILE_BYTES = 16 << 20
 PIECE = 1 << 18  # elements of a piece of a large array
+BLAS_STAYS_SINGLE = 1 << 18  # multiplications; OpenBLAS starts threads for larger products only
 KEPT_WORKSPACES = 64
 KEPT_BYTES = 32 << 20  # larger work buffers are not kept
 
@@ -40,7 +41,7 @@ def parts(n: int, size: int) -> list[slice]:
 
 def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(item) for each item, in order of the items, on as many threads as torch.get_num_threads() allows."""
-    threads = min(torch.get_num_threads(), len(items) // 2)
+    threads = min(torch.get_num_threads(), len(items) // 2) if len(items) > 3 else 1
     if threads < 2:
         return [function(item) for item in items]
     results: list[Any] = [None] * len(items)
@@ -59,6 +60,14 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
             if not helper.cancel():  # one that has not begun would wait for a thread, and that perhaps for this one
                 helper.result()
     return results
+
+
+def for_each_product(items: Sequence[Any], function: Callable[[Any], Any], multiplications: int) -> list[Any]:
+    """`for_each` for a function that multiplies matrices, with at most so many multiplications a product."""
+    if multiplications <= BLAS_STAYS_SINGLE:
+        return for_each(items, function)
+    with one_blas_thread():
+        return for_each(items, function)
 
 
 class _Local(threading.local):
