@@ -10,14 +10,14 @@
 // operands wait in registers while it multiplies: so these kernels take more than 64 registers, and need few warps.
 
 constexpr int TM = TILE / 8, TN = 4;
-constexpr int LANES_M = TILE == 16 ? 8 : 4, LANES_N = 32 / LANES_M;                    // a warp's lanes
-constexpr int WARPS_M = TILE / (LANES_M * TM), WARPS_N = TILE / (LANES_N * TN);        // a group's warps
-constexpr int BLOCK = 32 * WARPS_M * WARPS_N * GROUPS;                                 // threads
+constexpr int LANES_M = TILE == 16 ? 8 : 4, LANES_N = 32 / LANES_M;              // a warp's lanes
+constexpr int WARPS_M = TILE / (LANES_M * TM), WARPS_N = TILE / (LANES_N * TN);  // a group's warps
+constexpr int BLOCK = 32 * WARPS_M * WARPS_N * GROUPS;                           // threads
+constexpr int RESIDENT = sizeof(accum) == 8 ? 1 : TILE == 64 ? 2 : 384 / BLOCK;  // blocks of a multiprocessor, at least
 constexpr int QUADS = 4;                         // that a thread fetches of an operand, four values each
 constexpr int DEPTH = 4 * QUADS * BLOCK / TILE;  // of k, that lie in shared memory at once
-constexpr int RESIDENT = sizeof(accum) == 8 ? 1 : TILE == 64 ? 3 : 512 / BLOCK;  // blocks of a multiprocessor
-constexpr int PITCH = DEPTH + 4;           // reads of 16 bytes in 8 neighbouring rows meet no bank twice
-constexpr int SUM_PITCH = TILE + LANES_N;  // nor do a warp's writes of its sums
+constexpr int PITCH = DEPTH + 4;                 // reads of 16 bytes in 8 neighbouring rows meet no bank twice
+constexpr int SUM_PITCH = TILE + LANES_N;        // nor do a warp's writes of its sums
 constexpr int OPERANDS_SIZE = 2 * TILE * PITCH, SUMS_SIZE = GROUPS * TILE * SUM_PITCH;
 
 constexpr int NONE = 0, RELU = 1, SIGMOID = 2, STEP = 3;
@@ -50,36 +50,42 @@ template <bool K_INNER> struct Operand {
 
     const scalar* from;            // of this thread's first quad
     int rows;                      // of the TILE rows, those that there are
-    int ones;                      // rows after them that are not in memory: 1 for every k
+    bool ones;                     // after them comes a row that is not in memory: 1 for every k
     int64 inner_stride, outer_stride;
     bool vector;
 
     static __device__ __forceinline__ int inner() { return threadIdx.x % LINE * 4; }
     static __device__ __forceinline__ int outer(int q) { return threadIdx.x / LINE + q * STEP; }
 
-    __device__ __forceinline__ Operand(const scalar* data, int64 rows, int64 row_stride, int64 k_stride, int64 first_row,
-                                       int64 first_k, int ones = 0)
+    __device__ __forceinline__ Operand(const scalar* data, int64 rows, int64 depth, int64 row_stride, int64 k_stride,
+                                       int64 first_row, int64 first_k, bool ones = false)
         : rows(int(rows - first_row < TILE ? rows - first_row : TILE)),
           ones(ones),
           inner_stride(K_INNER ? k_stride : row_stride),
           outer_stride(K_INNER ? row_stride : k_stride) {
         data += first_row * row_stride + first_k * k_stride;
         from = data + inner() * inner_stride + outer(0) * outer_stride;
-        vector = inner_stride == 1 && outer_stride % 4 == 0 && size_t(data) % sizeof(Quad) == 0;
+        vector = inner_stride == 1 && outer_stride % 4 == 0 && (K_INNER ? depth : rows) % 4 == 0 &&
+                 size_t(data) % sizeof(Quad) == 0;
     }
 
     // The thread's q-th quad, zeros beyond the end; `depth` values of k are left.
     __device__ __forceinline__ Quad fetch(int q, int depth) const {
         const scalar* quad = from + q * STEP * outer_stride;
-        const int outer_end = K_INNER ? rows : depth, inner_end = K_INNER ? depth : rows;
-        const bool exists = outer(q) < outer_end;
-        if (exists && vector && inner() + 4 <= inner_end) return *reinterpret_cast<const Quad*>(quad);
+        const int inner_end = K_INNER ? depth : rows;
+        const bool exists = outer(q) < (K_INNER ? rows : depth);
         Quad values = {};
-        if (!exists || inner() >= inner_end + ones) return values;
+        if (vector) {
+            if (exists && inner() < inner_end) values = *reinterpret_cast<const Quad*>(quad);
+        } else {
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            if (inner() + e < inner_end) values.at[e] = quad[e * inner_stride];
-            else if (inner() + e < inner_end + ones) values.at[e] = narrow(1);
+            for (int e = 0; e < 4; e++)
+                if (exists && inner() + e < inner_end) values.at[e] = quad[e * inner_stride];
+        }
+        if (ones) {
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (exists && inner() + e == inner_end) values.at[e] = narrow(1);
         }
         return values;
     }
@@ -237,8 +243,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_forward(const scalar* input, const scalar* weight, const scalar* bias, scalar* y, int64 batch, int64 outputs,
                int64 inputs, Strides input_strides, Strides weight_strides, int64 bias_stride, Strides y_strides) {
     const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE;
-    const Operand<true> a(input, batch, input_strides.row, input_strides.column, m0, 0);
-    const Operand<true> b(weight, outputs, weight_strides.row, weight_strides.column, n0, 0);
+    const Operand<true> a(input, batch, inputs, input_strides.row, input_strides.column, m0, 0);
+    const Operand<true> b(weight, outputs, inputs, weight_strides.row, weight_strides.column, n0, 0);
     multiply(a, b, inputs, [&](int m, int n, accum z) {
         if (m0 + m >= batch || n0 + n >= outputs) return;
         if (bias) z += widen(bias[(n0 + n) * bias_stride]);
@@ -250,9 +256,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_input_grad(const scalar* dy, const scalar* y, const scalar* weight, scalar* dinput, int64 batch, int64 outputs,
                   int64 inputs, Strides dy_strides, Strides y_strides, Strides weight_strides, Strides dinput_strides) {
     const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE;
-    const Gradient<true> a = {{dy, batch, dy_strides.row, dy_strides.column, m0, 0},
-                              {y, batch, y_strides.row, y_strides.column, m0, 0}};
-    const Operand<false> b(weight, inputs, weight_strides.column, weight_strides.row, n0, 0);
+    const Gradient<true> a = {{dy, batch, outputs, dy_strides.row, dy_strides.column, m0, 0},
+                              {y, batch, outputs, y_strides.row, y_strides.column, m0, 0}};
+    const Operand<false> b(weight, inputs, outputs, weight_strides.column, weight_strides.row, n0, 0);
     multiply(a, b, outputs, [&](int m, int n, accum sum) {
         if (m0 + m >= batch || n0 + n >= inputs) return;
         dinput[(m0 + m) * dinput_strides.row + (n0 + n) * dinput_strides.column] = narrow(sum);
@@ -267,9 +273,9 @@ linear_weight_grad(const scalar* dy, const scalar* y, const scalar* input, scala
                    int64 batch, int64 outputs, int64 inputs, int64 part, Strides dy_strides, Strides y_strides,
                    Strides input_strides) {
     const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE, k0 = blockIdx.z * part;
-    const Gradient<false> a = {{dy, outputs, dy_strides.column, dy_strides.row, m0, k0},
-                               {y, outputs, y_strides.column, y_strides.row, m0, k0}};
-    const Operand<false> b(input, inputs, input_strides.column, input_strides.row, n0, k0, dbias != nullptr);
+    const Gradient<false> a = {{dy, outputs, batch, dy_strides.column, dy_strides.row, m0, k0},
+                               {y, outputs, batch, y_strides.column, y_strides.row, m0, k0}};
+    const Operand<false> b(input, inputs, batch, input_strides.column, input_strides.row, n0, k0, dbias != nullptr);
     const int64 columns = inputs + (dbias != nullptr);
     multiply(a, b, batch - k0 < part ? batch - k0 : part, [&](int m, int n, accum sum) {
         const int64 o = m0 + m, i = n0 + n;

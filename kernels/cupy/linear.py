@@ -21,8 +21,9 @@ def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activatio
     """y (N, O) of input (N, I), weight (O, I) and bias (O)."""
     y = new_rows(input, weight.shape[0])
     strides = (_strides(input), _strides(weight), 0 if bias is None else bias.stride(0), _strides(y))
-    shape = tiles(*y.shape, input.shape[1])
-    _launch("linear_forward", shape, activation, input, weight, bias, y, *y.shape, input.shape[1], *strides)
+    (batch, outputs), inputs = y.shape, input.shape[1]
+    shape = tiles(batch, outputs, inputs)
+    _launch("linear_forward", shape, activation, input, weight, bias, y, batch, outputs, inputs, *strides)
     return y
 
 
@@ -48,8 +49,9 @@ def _input_grad(dy: Tensor, y: Tensor | None, weight: Tensor, activation: str | 
     dinput = new_rows(dy, weight.shape[1])
     y = dy if y is None else y
     strides = (_strides(dy), _strides(y), _strides(weight), _strides(dinput))
-    shape = tiles(*dinput.shape, dy.shape[1])
-    _launch("linear_input_grad", shape, activation, dy, y, weight, dinput, *dy.shape, weight.shape[1], *strides)
+    (batch, outputs), inputs = dy.shape, weight.shape[1]
+    shape = tiles(batch, inputs, outputs)
+    _launch("linear_input_grad", shape, activation, dy, y, weight, dinput, batch, outputs, inputs, *strides)
     return dinput
 
 

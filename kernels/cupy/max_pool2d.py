@@ -1,6 +1,7 @@
 """Launchers of max_pool2d.cu; results are contiguous."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def _launch(kernel: str, result: Tensor, positions: Tensor, tensors: tuple[Tenso
     )
 
 
-def _tiles(image: Tensor, size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> bool:
+def _tiles(image: Tensor, size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> bool:
     """Whether windows of 2x2 tile contiguous images whose pairs of neighbours are aligned."""
     return (
         (*kernel, *stride, *padding, *dilation) == (2, 2, 2, 2, 0, 0, 1, 1)

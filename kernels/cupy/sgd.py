@@ -49,7 +49,7 @@ def sgd(
     if lr_tensor is not None and lr_tensor.device != params[0].device:
         lr, lr_tensor = lr_tensor.item(), None  # a rate on the CPU: reading it waits for nothing
     options = np.array((lr, momentum, dampening, weight_decay, nesterov, maximize, first), OPTIONS)
-    rate = {"RATE": DTYPES[torch.float64 if lr_tensor is None else lr_tensor.dtype]}
+    rate = DTYPES[torch.float64 if lr_tensor is None else lr_tensor.dtype]
     dense: dict[Any, list[tuple[Tensor, ...]]] = {}
     for tensors in zip(params, grads, *([momentum_buffers] if momentum_buffers else []), strict=True):
         param = tensors[0]
@@ -62,14 +62,25 @@ def sgd(
         buffer = tensors[2] if momentum_buffers else None
         places = layout(param.shape, *[tensor.stride() for tensor in tensors])
         launch(
-            param, "sgd", "sgd_strided", grid, (THREADS,), tensors[1], lr_tensor, param, buffer, options, places, **rate
+            param,
+            "sgd",
+            "sgd_strided",
+            grid,
+            (THREADS,),
+            tensors[1],
+            lr_tensor,
+            param,
+            buffer,
+            options,
+            places,
+            RATE=rate,
         )
     for group in dense.values():
         for start in range(0, len(group), MOST):
             part = group[start : start + MOST]
             parameters = table(part)
             grid = (int(parameters["first_block"][len(part)]),)
-            launch(part[0][0], "sgd", "sgd", grid, (THREADS,), lr_tensor, options, parameters, **rate)
+            launch(part[0][0], "sgd", "sgd", grid, (THREADS,), lr_tensor, options, parameters, RATE=rate)
 
 
 @functools.lru_cache(maxsize=4096)
