@@ -26,6 +26,16 @@ def test_random(data: st.DataObject) -> None:
     check(SOFTMAX, input, dim, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype)))
 
 
+@pytest.mark.parametrize(
+    ("shape", "dim"),
+    (((3, 2500), 1), ((2, 1025), 0), ((70, 3), 0), ((40, 500), 0), ((5,), 0), ((300, 2, 7), 1)),
+    ids=str,
+)
+def test_sizes(shape: tuple[int, ...], dim: int) -> None:
+    """Long rows and short, of neighbours in memory and not: kernels share each kind out in its own way."""
+    check(SOFTMAX, torch.randn(shape, requires_grad=True), dim)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "row",

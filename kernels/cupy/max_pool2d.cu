@@ -121,7 +121,7 @@ max_pool2d_input_grad_2x2(const scalar* dy, const POSITION* positions, scalar* d
     pairs[ow] = {position == 2 ? d : zero, position == 3 ? d : zero};
 }
 
-// The derivative of max_pool2d_input_grad: what lies in input at the positions, 0 for one outside of it.
+// The derivative of max_pool2d_input_grad: what lies in input at the positions, 0 for one outside of it or its window.
 extern "C" __global__ void __launch_bounds__(THREADS)
 max_pool2d_gather(const scalar* input, const POSITION* positions, scalar* y, INDEX elements, Strides strides,
                   Strides positions_strides, Pooling pool) {
@@ -133,6 +133,7 @@ max_pool2d_gather(const scalar* input, const POSITION* positions, scalar* y, IND
     const INDEX p = position / INDEX(pool.kw), q = position % INDEX(pool.kw);
     const INDEX row = at.row * INDEX(pool.sh) - INDEX(pool.ph) + p * INDEX(pool.dh);
     const INDEX column = at.column * INDEX(pool.sw) - INDEX(pool.pw) + q * INDEX(pool.dw);
+    const bool taken = position < INDEX(pool.kh * pool.kw);  // behind ReLU a window may have given nothing: then 0
     const bool inside = row >= 0 && row < INDEX(pool.h) && column >= 0 && column < INDEX(pool.w);
-    y[i] = inside ? input[at.image(strides) + row * strides.h + column * strides.w] : narrow(0);
+    y[i] = taken && inside ? input[at.image(strides) + row * strides.h + column * strides.w] : narrow(0);
 }
