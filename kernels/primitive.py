@@ -40,7 +40,7 @@ ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), tuple, torch
 
 
 def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
-    """Whether anything but the CPU kernel may answer: a tracer, a mode, a transform, a tensor subclass, a device."""
+    """Whether anything but the CPU kernel may answer or watch: a tracer, a profiler, a mode, a transform, a subclass."""
     return (
         torch.compiler.is_compiling()
         or not ORDINARY.issuperset(map(type, arguments))
@@ -48,6 +48,7 @@ def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch.jit.is_tracing()
+        or torch.autograd.profiler._is_profiler_enabled
     )
 
 

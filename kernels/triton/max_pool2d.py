@@ -85,10 +85,12 @@ def max_pool2d_gather_kernel(  # type: ignore[no-untyped-def]
     mask = index < n
     image, channel, i, j = split(index, C, OUT)
     position = tl.load(positions_ptr + index, mask, other=0).to(tl.int32)
+    taken = mask & (position < KERNEL[0] * KERNEL[1])  # behind ReLU a window may have given nothing: then 0
     h = i * STRIDE[0] - PADDING[0] + position // KERNEL[1] * DILATION[0]
     w = j * STRIDE[1] - PADDING[1] + position % KERNEL[1] * DILATION[1]
     input_ptrs = input_ptr + image.to(tl.int64) * strides[0] + channel.to(tl.int64) * strides[1]
-    tl.store(y_ptr + index, tl.load(input_ptrs + h.to(tl.int64) * strides[2] + w.to(tl.int64) * strides[3], mask), mask)
+    y = tl.load(input_ptrs + h.to(tl.int64) * strides[2] + w.to(tl.int64) * strides[3], taken, other=0)
+    tl.store(y_ptr + index, y, mask)
 
 
 @triton.jit

@@ -1,0 +1,163 @@
+"""Counts what the kernels of a LeNet training step do, in the simulator ptxsim: no GPU, and no times.
+
+    python -m benchmarks.counters --backend triton --backend cupy --batch 64
+
+The kernels are compiled for sm_80 and run as PTX. Shares are of warp instructions issued; bytes are distinct ones that
+the launches of an operation touch, against the compulsory: each of its inputs and outputs once.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import kernels
+from kernels.nn import MSELoss
+from kernels.optim import SGD
+from lenet import LeNet
+
+
+class Row(NamedTuple):
+    """One operation of the step; ratios are empty where there is nothing to divide by."""
+
+    backend: str
+    batch: int
+    operation: str
+    launches: int
+    warp_instructions: int
+    fma_share: float  # FMA and tensor core instructions of all
+    issued_per_useful: float  # multiply-adds
+    bytes: int
+    bytes_per_compulsory: float
+    sectors_per_request: float  # of global loads and stores
+    wavefronts_per_request: float  # of shared memory
+
+
+class Watch(TorchDispatchMode):
+    """Counts every operator of ours in a `with` block; `device` records the launches."""
+
+    def __init__(self, backend: str, batch: int, device: Any) -> None:
+        super().__init__()
+        self.rows: list[Row] = []
+        self._label, self._device = (backend, batch), device
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._device.clear()
+        results = func(*args, **kwargs or {})
+        if func.namespace == "lenet_kernels":
+            name = func._opname
+            tensors = [value for value in tree_leaves((args, results)) if isinstance(value, Tensor)]
+            compulsory = sum(distinct_bytes(tensor) for tensor in {id(t): t for t in tensors}.values())
+            if name == "sgd":
+                compulsory += sum(distinct_bytes(tensor) for tensor in (*args[0], *args[2]))  # written too
+            counters = [launch.counters for launch in self._device.launches]
+            self.rows.append(row(*self._label, name, counters, compulsory, useful(name, args, results)))
+        return results
+
+
+def row(backend: str, batch: int, name: str, counters: list[Any], compulsory: int, useful_fmas: float) -> Row:
+    """The sums over an operation's launches."""
+
+    def total(attribute: str) -> int:
+        return sum(getattr(c, attribute) for c in counters)
+
+    def ratio(above: float, below: float) -> float:
+        return above / below if below else math.nan
+
+    instructions = total("warp_instructions")
+    fmas = sum(c.by_class.get(kind, 0) for c in counters for kind in ("fma", "tensor"))
+    touched = total("bytes_read") + total("bytes_written")
+    sectors = total("global_load_sectors") + total("global_store_sectors")
+    requests = total("global_load_requests") + total("global_store_requests")
+    return Row(
+        backend, batch, name, len(counters), instructions,
+        ratio(fmas, instructions), ratio((total("total_flops") + total("total_tensor_flops")) / 2, useful_fmas),
+        touched, ratio(touched, compulsory), ratio(sectors, requests),
+        ratio(total("shared_wavefronts"), total("shared_requests")),
+    )  # fmt: skip
+
+
+def distinct_bytes(tensor: Tensor) -> int:
+    """The bytes of a tensor's elements, those of an expanded dimension once."""
+    lengths = [length for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
+    return math.prod(lengths) * tensor.element_size()
+
+
+def useful(name: str, args: Any, results: Any) -> float:
+    """The multiply-adds that the formula of an operation has; 0 where counting them makes no sense."""
+    if name in ("conv2d_forward", "linear_forward"):
+        return results.numel() * args[1][0].numel()
+    if name == "conv2d_relu_max_pool2d_forward":
+        return 4 * results[0].numel() * args[1][0].numel()
+    if name == "conv2d_input_grad":
+        return args[0].numel() * args[1][0].numel()
+    if name == "conv2d_weight_grad":
+        return args[0].numel() * results[0][0].numel()
+    if name == "conv2d_relu_max_pool2d_backward":
+        return 4 * args[0].numel() * args[3][0].numel() * sum(args[4][:2])
+    if name == "linear_backward":
+        return args[0].numel() * args[3][0].numel() * sum(args[4][:2])
+    return 0
+
+
+@contextlib.contextmanager
+def simulator(backend: str) -> Iterator[Any]:
+    """The simulator's device, with the backend's launchers on it."""
+    import ptxsim.cuda
+
+    if backend == "triton":
+        with ptxsim.triton_device(arch=80) as device:
+            yield device
+        return
+    import cupy
+
+    former, cupy.RawModule = cupy.RawModule, ptxsim.cuda.RawModule
+    try:
+        with ptxsim.cuda.cuda_device(arch=80) as device:
+            yield device
+    finally:
+        cupy.RawModule = former
+
+
+def count(backend: str, batch: int) -> list[Row]:
+    """The operations of the second training step, which has momentum."""
+    torch.manual_seed(0)
+    net, loss = LeNet(), MSELoss()
+    optimiser = SGD(net.parameters(), lr=0.01, momentum=0.9)
+    images, targets = torch.randn(batch, 1, 32, 32), nn.functional.one_hot(torch.arange(batch) % 10, 10).float()
+    with simulator(backend) as device, kernels.use_backend(backend):
+        for _ in range(2):
+            with Watch(backend, batch, device) as watch:
+                optimiser.zero_grad()
+                loss(net(images), targets).backward()
+                optimiser.step()
+    return watch.rows
+
+
+def main(
+    backend: Annotated[list[str] | None, typer.Option(help="triton or cupy; both by default")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="a batch size; repeat it for several")] = None,
+    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = Path(__file__).parent / "results" / "counters",
+) -> None:
+    """Prints a row an operation, and writes them to OUT/lenet.csv."""
+    rows = [row for n in batch or (64, 1024) for name in backend or ("triton", "cupy") for row in count(name, n)]
+    table = Table(*Row._fields)
+    for each in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each))
+    Console(width=200).print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(out / "lenet.csv", index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    typer.run(main)
