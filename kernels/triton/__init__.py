@@ -26,6 +26,11 @@ from kernels.triton.sgd import sgd as sgd
 from kernels.triton.softmax import softmax_backward as softmax_backward
 from kernels.triton.softmax import softmax_forward as softmax_forward
 
+if knobs.runtime.interpret:
+    from kernels.triton.interpreter import correct_bfloat16
+
+    correct_bfloat16()
+
 
 def why_not(device_type: str) -> str:
     """Why this backend cannot take tensors on `device_type` ("" stands for any): "" where it can."""
