@@ -12,8 +12,13 @@
 
 constexpr int TAPS = WINDOW ? WINDOW : 1;                        // taps of a window's row that a thread takes at a time
 constexpr int PADDED = MAPS <= 2 ? MAPS : (MAPS + 3) / 4 * 4;    // maps in shared memory: whole vectors
-constexpr int MAP_THREADS = 256;                                     // at most; four such blocks are half an SM
-constexpr int SUM_THREADS = 128;                                 // of the weight gradient
+constexpr int MAP_THREADS = 256;                                 // of a block, at most
+constexpr int SUM_THREADS = 128;                                 // of a block of the weight gradient
+// A thread's sums, up to 40 and independent of each other, stay in registers; so fewer warps than half of what a
+// multiprocessor holds keep it busy: 24 with 80 registers a thread, 16 or more for the weight gradient. Doubles take twice
+// the room.
+constexpr int MAP_BLOCKS = sizeof(accum) == 4 ? 3 : 2;
+constexpr int SUM_BLOCKS = sizeof(accum) == 4 ? 4 : 3;
 using byte = unsigned char;
 using values = pack<accum, PADDED>;                              // of a pixel or a tap, for each map
 
@@ -36,13 +41,6 @@ struct Tiling {
 
 struct Strides { int64 n, c, h, w; };
 struct WeightStrides { int64 group, map, channel, h, w; };
-
-struct Bias {
-    const scalar* data;  // or null
-    int64 stride;
-
-    __device__ __forceinline__ accum operator[](int map) const { return data ? widen(data[map * stride]) : accum(0); }
-};
 
 // Where pixels come from: an image, zero outside...
 struct Image {
@@ -115,12 +113,10 @@ struct Place {
     bool active;
 
     __device__ Place(const Sizes& s, const Tiling& t) {
-        const int blocks = (s.maps + MAPS - 1) / MAPS;  // that share the pixels are neighbours
-        unsigned block = blockIdx.x;
-        map = block % blocks * MAPS, block /= blocks;
-        group = block % s.groups, block /= s.groups;
-        column = block % t.strips * t.columns, block /= t.strips;
-        row = block % t.bands * t.rows, image = block / t.bands * t.images;
+        const int blocks = (s.maps + MAPS - 1) / MAPS;
+        const unsigned planes = t.bands * t.strips, plane = blockIdx.x % planes;
+        image = blockIdx.x / planes * t.images, row = plane / t.strips * t.rows, column = plane % t.strips * t.columns;
+        map = blockIdx.y % blocks * MAPS, group = blockIdx.y / blocks;
         // Rows outermost, so that a warp has few of them and can skip what is outside the input for all.
         const int tile = threadIdx.x, in_row = t.images * t.columns;
         own_row = tile / in_row, own_image = tile % in_row / t.columns, own_column = tile % t.columns;
@@ -128,6 +124,32 @@ struct Place {
         if (!active) own_row = own_image = own_column = 0;  // computes something, stores nothing
     }
 };
+
+// Copies a number, or zero, to shared memory; where nothing is converted, sm_80 does so without waiting for it.
+__device__ __forceinline__ void copy(accum* to, const scalar* from, bool inside) {
+#if __CUDA_ARCH__ >= 800
+    if (sizeof(scalar) == sizeof(accum)) {
+        const unsigned address = __cvta_generic_to_shared(to);
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(sizeof(accum)),
+                     "r"(inside ? int(sizeof(accum)) : 0) : "memory");
+        return;
+    }
+#endif
+    *to = inside ? widen(*from) : accum(0);
+}
+
+__device__ __forceinline__ void copy(accum* to, const Image::Pixel& pixel, int c) {
+    copy(to, pixel.data + c * pixel.stride, pixel.inside);
+}
+
+__device__ __forceinline__ void copy(accum* to, const Unpooled::Pixel& pixel, int c) { *to = pixel[c]; }
+
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+    __syncthreads();
+}
 
 // Copies the pixels under the block's tiles, even columns before odd ones: neighbouring threads are two columns apart, and
 // so they read neighbouring words.
@@ -141,8 +163,9 @@ __device__ __forceinline__ void stage(
             for (int row = walk.row; row < t.height; row += walk.step) {
                 const auto pixel = source(image + n, channel, top + row, left + column);
                 accum* to = tile + n * t.image + row * t.pitch + (column & 1) * t.odd + column / 2;
-#pragma unroll 4
-                for (int c = 0; c < channels; c++) to[c * t.plane] = pixel[c];
+                int c = 0;
+                do copy(to, pixel, c), to += t.plane;
+                while (++c < channels);
             }
 }
 
@@ -158,22 +181,20 @@ struct Weights {
     const scalar* data;
     WeightStrides strides;
 
-    // A tap's weights for the maps from `map` on.
+    // A tap's weights for the maps from `map` on; past the last map those of the last, whose sums are not stored.
     __device__ __forceinline__ values operator()(const Sizes& s, int group, int map, int c, int p, int q) const {
         const scalar* first = data + group * strides.group + c * strides.channel + p * strides.h + q * strides.w;
-        values tap;
+        values tap = {};
 #pragma unroll
-        for (int m = 0; m < PADDED; m++)
-            tap.at[m] = m < MAPS && map + m < s.maps ? widen(first[(map + m) * strides.map]) : accum(0);
+        for (int m = 0; m < MAPS; m++) tap.at[m] = widen(first[min(map + m, s.maps - 1) * strides.map]);
         return tap;
     }
 };
 
-// sums[a][b][m] = bias[m] + sum over c, p, q of source[.., c, 2 row + a + p - pad, 2 column + b + q - pad] weight[m, c, p, q]
+// sums[a][b][m] = sum over c, p, q of source[.., c, 2 row + a + p - pad, 2 column + b + q - pad] weight[m, c, p, q]
 template <typename Source>
 __device__ __forceinline__ void convolve(
-    accum (&sums)[2][2][MAPS], const Source& source, const Weights& weight, const Bias& bias,
-    const Sizes& s, const Tiling& t, const Place& at
+    accum (&sums)[2][2][MAPS], const Source& source, const Weights& weight, const Sizes& s, const Tiling& t, const Place& at
 ) {
     const int kh = WINDOW ? WINDOW : s.kh, kw = WINDOW ? WINDOW : s.kw;
     const int image = at.image + at.own_image;
@@ -187,26 +208,24 @@ __device__ __forceinline__ void convolve(
 #pragma unroll
         for (int p = 0; p < WINDOW; p++) {
             const int h = top + 2 * at.own_row + p;
-            rows |= unsigned(__any_sync(~0u, h >= -1 && h < s.height)) << p;
+            rows |= unsigned(__any_sync(~0u, at.active && h >= -1 && h < s.height)) << p;
         }
     }
 #pragma unroll
-    for (int m = 0; m < MAPS; m++) {
-        const accum b = at.map + m < s.maps ? bias[at.group * s.maps + at.map + m] : accum(0);
-        sums[0][0][m] = sums[0][1][m] = sums[1][0][m] = sums[1][1][m] = b;
-    }
-
-    for (int first = 0; first < s.channels; first += t.chunk) {
+    for (int m = 0; m < MAPS; m++) sums[0][0][m] = sums[0][1][m] = sums[1][0][m] = sums[1][1][m] = 0;
+    int first = 0;
+    do {
         const int channels = min(t.chunk, s.channels - first), channel = at.group * s.channels + first;
         if (WINDOW) {
             if (first) __syncthreads();  // everyone is through with the last chunk
             for (int k = threadIdx.x; k < channels * kh * kw; k += blockDim.x)
                 taps[k] = weight(s, at.group, at.map, first + k / (kh * kw), k / kw % kh, k % kw);
             stage(tile, source, t, at.image, min(t.images, s.batch - at.image), channel, channels, top, left);
-            __syncthreads();
+            wait_for_copies();
         }
         const accum* corner = tile + at.own_image * t.image + 2 * at.own_row * t.pitch + at.own_column;
-        for (int c = 0; c < channels; c++, corner += t.plane) {
+        int c = 0;
+        do {
 #pragma unroll(TAPS)
             for (int p = 0; p < kh; p++)
                 for (int q = 0; q < kw; q += TAPS) {
@@ -236,8 +255,10 @@ __device__ __forceinline__ void convolve(
                                 for (int m = 0; m < MAPS; m++) sums[a][b][m] += x[a][k + b] * tap.at[m];
                     }
                 }
-        }
-    }
+            corner += t.plane;
+        } while (++c < channels);
+        first += t.chunk;
+    } while (first < s.channels);
 }
 
 // Stores the block's pixels in y (N, groups * maps, out_height, out_width), contiguous. They pass through shared memory,
@@ -270,19 +291,29 @@ __device__ __forceinline__ void store(
                 scalar* pixel = to + int64(row) * s.out_width;
                 const accum* from = tile + n * MAPS * plane + row * width + column;
 #pragma unroll
-                for (int m = 0; m < MAPS; m++, pixel += out_plane, from += plane)
-                    if (m < maps) *pixel = narrow(*from);
+                for (int m = 0; m < MAPS; m++, pixel += out_plane, from += plane) {
+                    if (m == maps) break;
+                    *pixel = narrow(*from);
+                }
             }
         }
 }
 
-extern "C" __global__ void __launch_bounds__(MAP_THREADS, 4) conv2d_forward(
+extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y,
     Sizes s, Tiling t, Strides of_x, WeightStrides of_weight, int64 of_bias
 ) {
     const Place at(s, t);
     accum sums[2][2][MAPS];
-    convolve(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, {bias, of_bias}, s, t, at);
+    convolve(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, s, t, at);
+    if (bias) {
+        const scalar* b = bias + (at.group * s.maps + at.map) * of_bias;
+#pragma unroll
+        for (int m = 0; m < MAPS; m++, b += of_bias) {
+            const accum value = at.map + m < s.maps ? widen(*b) : accum(0);
+            sums[0][0][m] += value, sums[0][1][m] += value, sums[1][0][m] += value, sums[1][1][m] += value;
+        }
+    }
     store(y, sums, s, t, at);
 }
 
@@ -291,25 +322,25 @@ __device__ __forceinline__ Weights flipped(const scalar* weight, const WeightStr
     return {weight + (s.kh - 1) * of.h + (s.kw - 1) * of.w, {of.group, of.map, of.channel, -of.h, -of.w}};
 }
 
-extern "C" __global__ void __launch_bounds__(MAP_THREADS, 4) conv2d_input_grad(
+extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_input_grad(
     const scalar* dy, const scalar* weight, scalar* dx, Sizes s, Tiling t, Strides of_dy, WeightStrides of_weight
 ) {
     const Place at(s, t);
     const int height = (s.height - 1) / s.spread_h + 1, width = (s.width - 1) / s.spread_w + 1;
     const Image source{dy, of_dy, height, width};
     accum sums[2][2][MAPS];
-    convolve(sums, source, flipped(weight, of_weight, s), {}, s, t, at);
+    convolve(sums, source, flipped(weight, of_weight, s), s, t, at);
     store(dx, sums, s, t, at);
 }
 
 // y and positions (N, groups * maps, out_height, out_width): the maximum of each thread's 2x2 pixels, and its position.
-extern "C" __global__ void __launch_bounds__(MAP_THREADS, 4) conv2d_relu_max_pool2d_forward(
+extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_relu_max_pool2d_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y, byte* positions,
     Sizes s, Tiling t, Strides of_x, WeightStrides of_weight, int64 of_bias
 ) {
     const Place at(s, t);
     accum sums[2][2][MAPS];
-    convolve(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, {bias, of_bias}, s, t, at);
+    convolve(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, s, t, at);
     const int row = at.row + at.own_row, column = at.column + at.own_column;
     if (!at.active || row >= s.out_height || column >= s.out_width) return;
     const int64 plane = int64(s.out_height) * s.out_width;
@@ -325,13 +356,14 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, 4) conv2d_relu_max_poo
             const accum value = sums[k / 2][k % 2][m];
             if (value > maximum || value != value) maximum = value, position = k;  // the first maximum, but the last NaN
         }
+        if (bias) maximum += widen(bias[(map + m) * of_bias]);  // max(a) + b = max(a + b)
         const bool dead = maximum <= 0;
         y[to] = narrow(dead ? accum(0) : maximum);
         positions[to] = dead ? 255 : position;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(MAP_THREADS, 4) conv2d_relu_max_pool2d_input_grad(
+extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_relu_max_pool2d_input_grad(
     const scalar* dy, const byte* positions, const scalar* weight, scalar* dx,
     Sizes s, Tiling t, Strides of_dy, Strides of_positions, WeightStrides of_weight
 ) {
@@ -339,7 +371,7 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, 4) conv2d_relu_max_poo
     const int height = ((s.height - 1) / s.spread_h + 1) / 2, width = ((s.width - 1) / s.spread_w + 1) / 2;
     const Unpooled source{{dy, of_dy, height, width}, positions, of_positions};
     accum sums[2][2][MAPS];
-    convolve(sums, source, flipped(weight, of_weight, s), {}, s, t, at);
+    convolve(sums, source, flipped(weight, of_weight, s), s, t, at);
     store(dx, sums, s, t, at);
 }
 
@@ -354,12 +386,13 @@ __device__ __forceinline__ void stage_gradient(
     for (int j = walk.column; j < 2 * t.columns; j += walk.step_columns)
         for (int i = walk.row; i < 2 * t.rows; i += walk.step) {
             const auto from = dy(n, map, 2 * row + i, 2 * column + j);
-            values pixel;
+            values pixel = {};
+            if (from.inside)
 #pragma unroll
-            for (int m = 0; m < PADDED; m++) {
-                pixel.at[m] = m < maps ? from[m] : accum(0);
-                if (m < MAPS) bias_sums[m] += pixel.at[m];
-            }
+                for (int m = 0; m < MAPS; m++) {
+                    pixel.at[m] = widen(from.data[min(m, maps - 1) * from.stride]);
+                    bias_sums[m] += pixel.at[m];
+                }
             accum* to = gradient + ((i & 1) * 2 + (j & 1)) * part;
             reinterpret_cast<values*>(to)[(i >> 1) * t.columns + (j >> 1)] = pixel;
         }
@@ -374,18 +407,23 @@ __device__ __forceinline__ void stage_gradient(
     for (int j = walk.column; j < t.columns; j += walk.step_columns)
         for (int i = walk.row; i < t.rows; i += walk.step) {
             const auto from = dy(n, map, 2 * (row + i), 2 * (column + j));
-            values pixels[4];
+            accum value[MAPS] = {};
+            int position[MAPS] = {};
+            if (from.dy.inside)
 #pragma unroll
-            for (int m = 0; m < PADDED; m++) {
-                const accum value = m < maps ? from.dy[m] : accum(0);
-                const int k = m < maps && from.dy.inside ? from.positions[m * from.stride] : 255;
+                for (int m = 0; m < MAPS; m++) {
+                    const int c = min(m, maps - 1);
+                    position[m] = from.positions[c * from.stride];
+                    value[m] = position[m] < 4 ? widen(from.dy.data[c * from.dy.stride]) : accum(0);
+                    bias_sums[m] += value[m];
+                }
 #pragma unroll
-                for (int pixel = 0; pixel < 4; pixel++) pixels[pixel].at[m] = pixel == k ? value : accum(0);
-                if (m < MAPS && k < 4) bias_sums[m] += value;
+            for (int k = 0; k < 4; k++) {
+                values pixel = {};
+#pragma unroll
+                for (int m = 0; m < MAPS; m++) pixel.at[m] = position[m] == k ? value[m] : accum(0);
+                reinterpret_cast<values*>(gradient + k * part)[i * t.columns + j] = pixel;
             }
-#pragma unroll
-            for (int pixel = 0; pixel < 4; pixel++)
-                reinterpret_cast<values*>(gradient + pixel * part)[i * t.columns + j] = pixels[pixel];
         }
 }
 
@@ -400,11 +438,8 @@ __device__ __forceinline__ void weight_grad(
 ) {
     const int kh = WINDOW ? WINDOW : s.kh, kw = WINDOW ? WINDOW : s.kw;
     const int rows_of_taps = s.channels * kh * (kw / TAPS), taken = t.taps, threads = SUM_THREADS / taken;
-    const int blocks = (s.maps + MAPS - 1) / MAPS, chunks = (rows_of_taps + taken - 1) / taken;
-    unsigned block = blockIdx.x;
-    const int map = block % blocks * MAPS; block /= blocks;
-    const int first = block % chunks * taken; block /= chunks;
-    const int group = block % s.groups, split = block / s.groups;
+    const int blocks = (s.maps + MAPS - 1) / MAPS;
+    const int split = blockIdx.x, map = blockIdx.y % blocks * MAPS, group = blockIdx.y / blocks, first = blockIdx.z * taken;
 
     const int shared_taps = min(taken, rows_of_taps - first);   // rows of taps of this block
     const int own = threadIdx.x % taken, share = threadIdx.x / taken;
@@ -416,20 +451,20 @@ __device__ __forceinline__ void weight_grad(
     accum* tile = gradient + 4 * part;
 
     accum sums[TAPS][MAPS] = {}, bias_sums[MAPS] = {};
-    for (int64 at = split; at < int64(s.batch) * t.bands * t.strips; at += t.splits) {
-        const int n = at / (t.bands * t.strips);
-        const int row = at / t.strips % t.bands * t.rows, column = at % t.strips * t.columns;
+    const unsigned planes = t.bands * t.strips, parts = s.batch * planes;
+    for (unsigned at = split; at < parts; at += t.splits) {
+        const int n = at / planes, column = at % t.strips * t.columns, row = at % planes / t.strips * t.rows;
         const int top = 2 * row * s.stride_h - s.pad_h, left = 2 * column * s.stride_w - s.pad_w;
-        if (at != split) __syncthreads();
+        if (at != split) __syncthreads();  // everyone is through with the last part
         stage_gradient(gradient, part, bias_sums, dy, s, t, n, group * s.maps + map, min(MAPS, s.maps - map), row, column);
         if (WINDOW) {
             const int channel = first / kh;
             stage(tile, x, t, n, 1, group * s.channels + channel, min(t.chunk, s.channels - channel), top, left);
         }
-        __syncthreads();
+        wait_for_copies();
         if (active)
             for (int k = share, i = k / t.columns, j = k % t.columns; k < tiles; k += threads) {
-                const bool two_rows = 2 * (row + i) + 1 < s.out_height, two_columns = 2 * (column + j) + 1 < s.out_width;
+                const int height = s.out_height - 2 * (row + i), width = s.out_width - 2 * (column + j);
                 accum in[2][TAPS + 1];
                 if (WINDOW)
                     load_rows(in, tile + (c - first / kh) * t.plane + (2 * i + p) * t.pitch + j, t);
@@ -446,7 +481,7 @@ __device__ __forceinline__ void weight_grad(
                 for (int a = 0; a < 2; a++)
 #pragma unroll
                     for (int b = 0; b < 2; b++) {
-                        if ((a && !two_rows) || (b && !two_columns)) continue;  // x may be infinite there
+                        if (a >= height || b >= width) continue;  // dy is zero, but x may be infinite
                         const values pixel = *reinterpret_cast<const values*>(gradient + (2 * a + b) * part + k * PADDED);
 #pragma unroll
                         for (int q = 0; q < TAPS; q++)
@@ -458,40 +493,44 @@ __device__ __forceinline__ void weight_grad(
             }
     }
 
-    // The threads that share a row of taps add up, one after the other; then all threads' shares of dbias.
-    accum* shares = reinterpret_cast<accum*>(shared_memory);  // [TAPS * MAPS][threads][taken]
-    const int of_weight = s.channels * kh * kw, length = s.groups * s.maps * (of_weight + 1);
-    partial += split * int64(length);
-    __syncthreads();
-    if (active)
+    // The threads that share a row of taps add up in a tree: the upper half hands its sums to the lower one.
+    accum* handed = reinterpret_cast<accum*>(shared_memory);  // [TAPS * MAPS][threads]
+    for (int left = threads; left > 1; left = (left + 1) / 2) {
+        const int half = (left + 1) / 2;
+        __syncthreads();
+        if (active && share >= half && share < left)
 #pragma unroll
-        for (int q = 0; q < TAPS; q++)
+            for (int k = 0; k < TAPS * MAPS; k++) handed[k * SUM_THREADS + threadIdx.x] = sums[k / MAPS][k % MAPS];
+        __syncthreads();
+        if (active && share + half < left)
 #pragma unroll
-            for (int m = 0; m < MAPS; m++) shares[((q * MAPS + m) * threads + share) * taken + own] = sums[q][m];
-    __syncthreads();
-    for (int k = threadIdx.x; k < TAPS * MAPS * shared_taps; k += blockDim.x) {
-        const int value = k / shared_taps, taps = k % shared_taps, m = value % MAPS;
-        accum sum = 0;
-        for (int i = 0; i < threads; i++) sum += shares[(value * threads + i) * taken + taps];
-        if (map + m < s.maps)
-            partial[(group * s.maps + map + m) * int64(of_weight) + (first + taps) * TAPS + value / MAPS] = sum;
+            for (int k = 0; k < TAPS * MAPS; k++) sums[k / MAPS][k % MAPS] += handed[k * SUM_THREADS + threadIdx.x + half * taken];
     }
+    const int64 of_map = int64(s.channels) * kh * kw, maps = int64(s.groups) * s.maps;
+    partial += split * maps * (of_map + 1);
+    accum* own_partial = partial + (group * s.maps + map) * of_map + row_of_taps * TAPS;
+    if (active && share == 0)
+#pragma unroll
+        for (int m = 0; m < MAPS; m++)
+            if (map + m < s.maps)
+#pragma unroll
+                for (int q = 0; q < TAPS; q++) own_partial[m * of_map + q] = sums[q][m];
+
+    // And all threads have a share of the bias gradient, which a warp adds up for a map.
     if (!with_bias || first) return;
-    accum* warps = shares + TAPS * MAPS * threads * taken;  // [MAPS][warps], beyond what is still being read
-#pragma unroll
-    for (int m = 0; m < MAPS; m++) {
-        for (int lanes = 16; lanes; lanes /= 2) bias_sums[m] += __shfl_xor_sync(~0u, bias_sums[m], lanes);
-        if (threadIdx.x % 32 == 0) warps[m * (SUM_THREADS / 32) + threadIdx.x / 32] = bias_sums[m];
-    }
     __syncthreads();
-    const int m = threadIdx.x;
-    if (m >= MAPS || map + m >= s.maps) return;
-    accum sum = 0;
-    for (int warp = 0; warp < SUM_THREADS / 32; warp++) sum += warps[m * (SUM_THREADS / 32) + warp];
-    partial[s.groups * s.maps * int64(of_weight) + group * s.maps + map + m] = sum;
+#pragma unroll
+    for (int m = 0; m < MAPS; m++) handed[m * SUM_THREADS + threadIdx.x] = bias_sums[m];
+    __syncthreads();
+    for (int m = threadIdx.x / 32; m < min(MAPS, s.maps - map); m += SUM_THREADS / 32) {
+        accum sum = 0;
+        for (int k = threadIdx.x % 32; k < SUM_THREADS; k += 32) sum += handed[m * SUM_THREADS + k];
+        for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+        if (threadIdx.x % 32 == 0) partial[maps * of_map + group * s.maps + map + m] = sum;
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(SUM_THREADS, 8) conv2d_weight_grad(
+extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_weight_grad(
     const scalar* dy, const scalar* x, accum* partial, bool with_bias, Sizes s, Tiling t, Strides of_dy, Strides of_x
 ) {
     weight_grad(
@@ -499,11 +538,11 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS, 8) conv2d_weight_grad(
     );
 }
 
-extern "C" __global__ void __launch_bounds__(SUM_THREADS, 8) conv2d_relu_max_pool2d_weight_grad(
+extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_relu_max_pool2d_weight_grad(
     const scalar* dy, const byte* positions, const scalar* x, accum* partial, bool with_bias,
     Sizes s, Tiling t, Strides of_dy, Strides of_positions, Strides of_x
 ) {
-    const Unpooled gradient{{dy, of_dy, s.out_height / 2, s.out_width / 2}, positions, of_positions};
+    const Unpooled gradient{{dy, of_dy, s.out_height / 2, s.out_width / 2}, positions, of_positions};  // both even
     weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, s, t);
 }
 

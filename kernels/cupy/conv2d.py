@@ -1,6 +1,7 @@
 """Convolution in CUDA C++: how the work of conv2d.cu is cut into blocks, and its launches."""
 
 import functools
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -140,12 +141,14 @@ def struct(fields: Any, dtype: Any = np.int32) -> np.ndarray:
 class Plan:
     """A launch but for its pointers and strides."""
 
-    def __init__(self, sizes: Sizes, tiling: Tiling, maps: int, blocks: int, threads: int, shared: int) -> None:
+    def __init__(
+        self, sizes: Sizes, tiling: Tiling, maps: int, grid: tuple[int, int, int], threads: int, shared: int
+    ) -> None:
         self.out_shape = (sizes.batch, sizes.groups * sizes.maps, sizes.out_height, sizes.out_width)
         self.length = sizes.groups * sizes.maps * (sizes.channels * sizes.kh * sizes.kw + 1)
         self.splits = tiling.splits
         self._structs = struct(sizes), struct(tiling)
-        self._grid, self._block, self._shared = (blocks,), (threads,), shared
+        self._grid, self._block, self._shared = grid, (threads,), shared
         self._constants = {"WINDOW": sizes.window, "MAPS": maps}
 
     def new_partial(self, like: Tensor) -> Tensor:
@@ -204,10 +207,9 @@ def weight_grad_plan(
 ) -> Plan:
     """For the gradient of weight and bias, of an input (N, C, H, W); only pooled pixels have a gradient if `pooled`."""
     sizes = forward_sizes(shape, weight_shape, geometry, groups)
-    tiles = (sizes.out_height // 2, sizes.out_width // 2)
-    if not pooled:
-        tiles = (-(-sizes.out_height // 2), -(-sizes.out_width // 2))
-    return sum_plan(sizes, tiles, itemsize)
+    if pooled:
+        sizes = sizes._replace(out_height=sizes.out_height // 2 * 2, out_width=sizes.out_width // 2 * 2)
+    return sum_plan(sizes, (-(-sizes.out_height // 2), -(-sizes.out_width // 2)), itemsize)
 
 
 def forward_sizes(
@@ -247,11 +249,11 @@ def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     else:
         chunk, staged = s.channels, 0
     shared = max(staged, images * maps * 4 * rows * columns) * item
-    blocks = -(-s.batch // images) * bands * strips * s.groups * -(-s.maps // maps)
+    grid = -(-s.batch // images) * bands * strips, s.groups * -(-s.maps // maps), 1
     tiling = Tiling(
         images, rows, columns, bands, strips, chunk, height, width, (width + 1) // 2, pitch, plane, image, 0, 0
     )
-    return Plan(s, tiling, maps, blocks, threads, shared)
+    return Plan(s, tiling, maps, grid, threads, shared)
 
 
 def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
@@ -276,14 +278,13 @@ def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
         taps = even(s.channels * s.kh * s.kw, SUM_THREADS)
     column_taps = window or 1
     staged = 4 * (rows * columns * vector(maps) + 4) + chunk * plane
-    shared = max(staged, column_taps * maps * SUM_THREADS + maps * SUM_THREADS // 32) * item
-    parts = s.batch * bands * strips
-    blocks = s.groups * -(-s.maps // maps) * -(-s.channels * s.kh * s.kw // (taps * column_taps))
-    splits = min(parts, -(-BLOCKS // blocks))
+    shared = max(staged, column_taps * maps * SUM_THREADS) * item
+    blocks = s.groups * -(-s.maps // maps), -(-s.channels * s.kh * s.kw // (taps * column_taps))
+    splits = min(s.batch * bands * strips, -(-BLOCKS // math.prod(blocks)))
     tiling = Tiling(
         1, rows, columns, bands, strips, chunk, height, width, (width + 1) // 2, pitch, plane, 0, taps, splits
     )
-    return Plan(s, tiling, maps, blocks * splits, SUM_THREADS, shared)
+    return Plan(s, tiling, maps, (splits, *blocks), SUM_THREADS, shared)
 
 
 def maps_of_thread(maps: int, item: int, doubled: bool) -> int:
