@@ -88,7 +88,8 @@ def addressing(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
 @functools.lru_cache(maxsize=1024)
 def collapsed(shape: Sequence[int], *strides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     """The sizes but the last, and each tensor's strides, after neighbouring dimensions were merged where all allow it."""
-    dimensions = sorted(d for d in zip(strides[-1], shape, *strides, strict=True) if d[1] > 1)
+    dimensions = sorted(zip(strides[-1], shape, *strides, strict=True))
+    dimensions = [d for d in dimensions if d[1] > 1] or dimensions[-1:]  # a batch of one looks like any other
     sizes: list[int] = []
     steps: list[tuple[int, ...]] = []
     for _, size, *step in dimensions:

@@ -106,7 +106,7 @@ def max_pool2d_forward(
     """(y, positions) (N, C, OH, OW) of input (N, C, H, W)."""
     n, c, *size = input.shape
     windows = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
-    out = output_size(size, *windows, ceil_mode)
+    out = output_size(size, kernel, stride, padding, dilation, ceil_mode)
     y = input.new_empty((n, c, *out))
     positions = torch.empty_like(y, dtype=position_dtype(kernel))
     lowest = -math.inf if input.is_floating_point() else torch.iinfo(input.dtype).min

@@ -70,10 +70,9 @@ def sgd(
         lr, lr_tensor = lr_tensor.item(), None
     groups: dict[Any, list[tuple[Tensor, ...]]] = {}  # by dtypes
     copies: list[tuple[Tensor, Tensor]] = []
-    for row in (
-        zip(params, grads, momentum_buffers, strict=True) if momentum_buffers else zip(params, grads, strict=True)
-    ):
-        if not all(tensor.is_contiguous() for tensor in row) and addressing(*row) != ((), *[(1,)] * len(row)):
+    lists = (params, grads, momentum_buffers) if momentum_buffers else (params, grads)
+    for row in zip(*lists, strict=True):
+        if addressing(*row) != ((), *[(1,)] * len(row)):
             dense = tuple(tensor.contiguous() for tensor in row)  # they were not of one dense memory order
             copies += zip(row[::2], dense[::2], strict=True)
             row = dense
