@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
+from unittest import mock
 
 import pandas as pd
 import torch
@@ -121,12 +122,14 @@ def simulator(backend: str) -> Iterator[Any]:
         return
     import cupy
 
-    former, cupy.RawModule = cupy.RawModule, ptxsim.cuda.RawModule
-    try:
-        with ptxsim.cuda.cuda_device(arch=80) as device:
-            yield device
-    finally:
-        cupy.RawModule = former
+    from kernels.cupy import launch
+
+    with (
+        mock.patch.object(cupy, "RawModule", ptxsim.cuda.RawModule),
+        mock.patch.object(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr()),
+        ptxsim.cuda.cuda_device(arch=80) as device,
+    ):
+        yield device
 
 
 def count(backend: str, batch: int) -> list[Row]:

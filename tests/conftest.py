@@ -18,16 +18,6 @@ import torch
 
 import kernels
 
-hypothesis.settings.register_profile(
-    "kernels",
-    deadline=None,
-    max_examples=40,
-    derandomize=True,
-    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
-)
-hypothesis.settings.load_profile("kernels")
-
-
 GPU = torch.cuda.is_available()
 
 
@@ -85,8 +75,11 @@ def _device(backend: str) -> Iterator[None]:
         import cupy
         import ptxsim.cuda
 
+        from kernels.cupy import launch
+
         with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(races=True):
             patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
+            patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
             yield
 
 

@@ -1,0 +1,57 @@
+"""All backends: the same functions, and the same training step of LeNet."""
+
+import inspect
+
+import pytest
+import torch
+from tolerances import roundoff
+from torch import Tensor
+
+import kernels
+from kernels.backend import NAMES
+from kernels.nn import MSELoss
+from kernels.optim import SGD
+from lenet import LeNet
+
+
+def primitives() -> set[str]:
+    """The operators that the backends have to serve."""
+    return {
+        name.removeprefix("lenet_kernels::").split(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("lenet_kernels::")
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backend_exports_every_primitive(name: str) -> None:
+    package = pytest.importorskip(f"kernels.{name}")
+    functions = {name: value for name, value in vars(package).items() if inspect.isfunction(value)}
+    assert set(functions) >= primitives()
+
+
+def trained(backend: str, steps: int) -> tuple[list[float], list[Tensor]]:
+    """The losses of some steps of SGD with momentum, and the parameters after them."""
+    torch.manual_seed(0)
+    net, loss_of = LeNet(), MSELoss()
+    optimiser = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    images, targets = torch.randn(5, 1, 32, 32), torch.eye(10)[torch.arange(5)]
+    losses = []
+    with kernels.use_backend(backend):
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss = loss_of(net(images), targets)
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+    return losses, [parameter.detach() for parameter in net.parameters()]
+
+
+def test_a_training_step_equals_numpys(backend: str) -> None:
+    losses, parameters = trained(backend, 2)
+    judged_losses, judged = trained("numpy", 2)
+    # A parameter is a sum of some hundred products; after two steps its error has walked a few roundings further.
+    near = 1000 * roundoff(torch.float32)
+    assert losses == pytest.approx(judged_losses, rel=near)
+    for parameter, expected in zip(parameters, judged, strict=True):
+        assert (parameter - expected).norm() <= near * expected.norm()
