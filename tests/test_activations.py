@@ -29,6 +29,13 @@ def test_random(operation: Operation, data: st.DataObject) -> None:
 
 
 @OPERATIONS
+@pytest.mark.parametrize("size", (255, 256, 257, 1023, 1024, 1025, 4095))
+def test_sizes(operation: Operation, size: int) -> None:
+    """Around those of the blocks in which kernels work."""
+    check(operation, torch.linspace(-90, 90, size, requires_grad=True))
+
+
+@OPERATIONS
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_special_values(operation: Operation, dtype: torch.dtype) -> None:
     check(operation, torch.tensor(SPECIALS, dtype=dtype, requires_grad=operation is not STEP), make_dy=torch.ones_like)

@@ -20,9 +20,21 @@ def relu_grad(dy, y):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x, in float32 as 2^n e^r with |r| <= ln(2) / 2: tl.exp rounds x log2(e), which costs a large x its digits."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        x = tl.clamp(x, -200.0, 200.0, propagate_nan=tl.PropagateNan.ALL)  # r of an infinity would be NaN
+        n = tl.floor(x * 1.4426950408889634 + 0.5)
+        r = (x - n * 0.693359375) + n * 2.12194440e-4  # ln(2) in two parts: products with the first are exact
+        return tl.exp2(n) * tl.exp(r)
+
+
+@triton.jit
 def sigmoid(x):  # type: ignore[no-untyped-def]
-    """1 / (1 + exp(-x)); exp may overflow to infinity, which gives the right 0."""
-    return 1 / (1 + tl.exp(-x))
+    """1 / (1 + e^-x); e^-x may overflow to infinity, which gives the right 0."""
+    return 1 / (1 + exp(-x))
 
 
 @triton.jit
