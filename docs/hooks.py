@@ -1,19 +1,23 @@
-"""MkDocs hook: quotes the source by name, so that no page holds a copy of it, and makes a page of each linked file.
+"""MkDocs hook: quotes source and results, so that no page holds a copy of them, and makes a page of each linked file.
 
-A line `[source: Tile.fold](../kernels/numpy/conv2d.py)` in a page becomes that object's code; the same line is a working
-link where the page is read in the repository.
+A line `[source: Tile.fold](../kernels/numpy/conv2d.py)` in a page becomes that object's code, also that of a function or
+struct in a .cu or .cuh file; `[table: caption](../benchmarks/results/FILE.csv)` becomes a table. The same lines are working
+links where the page is read in the repository.
 """
 
 import ast
+import csv
 import re
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 QUOTE = re.compile(r"^\[source: ([\w.]+)\]\(\.\./([\w./-]+\.py)\)$", re.M)
+CUDA_QUOTE = re.compile(r"^\[source: (\w+)\]\(\.\./([\w./-]+\.cuh?)\)$", re.M)
+TABLE = re.compile(r"^\[table: [^\]]+\]\(\.\./([\w./-]+\.csv)\)$", re.M)
 LINK = re.compile(r"\]\(\.\./([\w./-]+)\)")
 FOR_TOOLS = re.compile(r"  # (type: ignore|noqa|fmt: )[^\n]*")
-LANGUAGES = {".py": "python", ".toml": "toml", ".yml": "yaml", ".md": "markdown"}
+LANGUAGES = {".py": "python", ".cu": "cuda", ".cuh": "cuda", ".toml": "toml", ".yml": "yaml", ".md": "markdown"}
 
 
 def source(path: str, name: str) -> str:
@@ -41,6 +45,33 @@ def _names(node: ast.stmt) -> list[str]:
     return [node.target.id] if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else []
 
 
+def cuda_source(path: str, name: str) -> str:
+    """The code of the function or struct `name` of a CUDA C++ file, with the comment right above it.
+
+    Definitions begin in the first column. KeyError: the file has no such name.
+    """
+    lines = (ROOT / path).read_text().splitlines()
+    definition = re.compile(rf"(?=\w).*\bstruct {name}\b.*{{|(?=\w)(?:.*\W)?{name}\(")
+    first = next((i for i, line in enumerate(lines) if definition.match(line)), None)
+    if first is None:
+        raise KeyError(f"{path} has no {name}")
+    end = first + 1
+    while not (code := "".join(lines[first:end])).count("{") == code.count("}") > 0:
+        end += 1
+    while first and lines[first - 1].startswith(("//", "template", "extern")):
+        first -= 1
+    return "\n".join(lines[first:end])
+
+
+def table(path: str) -> str:
+    """A CSV file as a Markdown table, columns of numbers to the right."""
+    head, *rows = csv.reader((ROOT / path).read_text().splitlines())
+    numbers = [all(re.fullmatch(r"[-+.\de]*", value) for value in column) for column in zip(*rows, strict=True)]
+    titles = [title.replace("_", " ") for title in head]
+    lines = [titles, ["---:" if number else "---" for number in numbers], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def fenced(text: str, language: str, title: str) -> str:
     return f'````{language} title="{title}"\n{text}\n````'
 
@@ -50,7 +81,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = [file.content_string for file in files.documentation_pages() if file.src_uri.endswith(".md")]
-    for path in sorted({path for page in pages for path in LINK.findall(QUOTE.sub("", page))}):
+    for path in sorted({path for page in pages for path in LINK.findall(replaced(page))}):
         code = fenced((ROOT / path).read_text(), LANGUAGES.get(Path(path).suffix, "text"), path)
         content = f"---\nsearch:\n  exclude: true\nhide: [toc]\n---\n# {path}\n\n{code}\n"
         files.append(File.generated(config, f"source/{path}.md", content=content))
@@ -61,5 +92,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Puts the code in the place of the quotes, and leads links to source files to their pages."""
     if page.file.src_uri.startswith("source/"):
         return markdown
+    return LINK.sub(r"](source/\1.md)", replaced(markdown))
+
+
+def replaced(markdown: str) -> str:
+    """The page with code and tables in the place of the lines that name them."""
     markdown = QUOTE.sub(lambda m: fenced(source(m[2], m[1]), "python", f"{m[2]}: {m[1]}"), markdown)
-    return LINK.sub(r"](source/\1.md)", markdown)
+    markdown = CUDA_QUOTE.sub(lambda m: fenced(cuda_source(m[2], m[1]), "cuda", f"{m[2]}: {m[1]}"), markdown)
+    return TABLE.sub(lambda m: table(m[1]), markdown)
