@@ -96,6 +96,15 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def ieee() -> Iterator[None]:
+    """float32 is multiplied as such: torch's own default lets convolutions round it to TF32 first."""
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    yield
+    convolutions.fp32_precision = before
+
+
 def _poisoned(allocate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     """The allocator, but its memory comes with all bits set: NaN as floats, -1 or the largest value as integers."""
 

@@ -7,7 +7,7 @@ import torch
 from cases import WHOLE, convolutions, tensors
 from hypothesis import given
 from hypothesis import strategies as st
-from judge import CONV2D, check, exact
+from judge import CONV2D, CONV2D_RELU_MAX_POOL2D, check, exact
 from torch.autograd import gradcheck, gradgradcheck
 
 import kernels.functional as F
@@ -34,6 +34,20 @@ def test_whole_numbers_are_exact(data: st.DataObject) -> None:
     args, kwargs = data.draw(convolutions(WHOLE))
     operation = CONV2D._replace(sizes=exact)
     check(operation, *args, **kwargs, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype, WHOLE)))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("precision", (torch.float16, torch.bfloat16, "tf32"), ids=str)
+@pytest.mark.parametrize("operation", (CONV2D, CONV2D_RELU_MAX_POOL2D), ids=("conv2d", "conv2d_relu_max_pool2d"))
+def test_as_many_maps_as_tensor_cores_want(operation: Any, precision: Any, geometry: dict[str, Any]) -> None:
+    dtype = precision
+    if precision == "tf32":  # whole numbers are exact in it
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        dtype = torch.float32
+    groups = geometry.get("groups", 1)
+    shapes = ((3, 2 * groups, 12, 11), (20 * groups, 2, 3, 3), (20 * groups,))
+    inputs = [torch.randint(-3, 4, shape).to(dtype).requires_grad_() for shape in shapes]
+    check(operation, *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).to(dtype))
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)

@@ -1,18 +1,13 @@
-"""Convolution in Triton: direct sums in the multiply-add units, without a lowered copy of the input.
+"""Convolution in Triton, without a lowered copy of the input: forward and input gradient are one kernel, the weight
+gradient two passes, sums over parts of the pixels that are then added up in a fixed order.
 
-A lane computes a patch of neighbouring outputs for BLOCK_O output maps at once: every source value it loads serves all
-those maps and all outputs of the patch whose windows hold it, every weight the whole patch. Neighbouring lanes have
-neighbouring columns. Triton has no arrays of registers, so the sums are a tuple of blocks, one value a lane each.
-
-The input gradient is the same sum over another index. With u = i STEP + k DILATION - OFFSET an output at i takes the
-source at u / SPREAD where that is whole: forward has STEP = stride and SPREAD = 1, its gradient STEP = 1 and
-SPREAD = stride, with dilation and padding of the opposite sign.
+float16 and bfloat16 take the tensor cores, float32 where torch allows TF32, else the multiply-add units.
 """
 
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,164 +15,94 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.conv2d import output_size
+from kernels.triton.patches import Correlation, Pair, inside, load_source, patch_sums, pixels, place
 
-Pair = tuple[int, int]
-BLOCK_M = 32  # patches of a program, one a lane of its one warp: small batches need many programs
+BLOCK_M = 32  # patches of a program of direct sums, one a lane of its one warp: small batches need many programs
 MOST_ROWS = 7  # of a patch
-MOST_MAPS = 8  # that a program of forward and input gradient computes
+MOST_MAPS = 8  # that a program of direct sums computes
 UNROLLED = 8  # rows of a window
-SUMS = 150  # of the weight gradient, in 32-bit registers of a lane
+SUMS = 150  # of a direct weight gradient, in 32-bit registers of a lane
 TAPS = 25  # of them for one output map
-CHUNKS = 32  # of 32 pixels, at least, for a program of the weight gradient: adding up its lanes costs as much as ten
 SPLITS = 512  # of the pixels, at most
-
-
-@triton.jit
-def patches(first, n, OUT: tl.constexpr, PATCH: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Image, first row and first column of BLOCK_M patches, from the patch `first` on, and whether the image exists."""
-    COLUMNS: tl.constexpr = (OUT[1] + PATCH[1] - 1) // PATCH[1]
-    PLANE: tl.constexpr = (OUT[0] + PATCH[0] - 1) // PATCH[0] * COLUMNS
-    offs_m = (first % PLANE).to(tl.int32) + tl.arange(0, BLOCK_M)
-    image = first // PLANE + offs_m // PLANE
-    return image, offs_m % PLANE // COLUMNS * PATCH[0], offs_m % COLUMNS * PATCH[1], image < n
-
-
-@triton.jit
-def load_source(
-    src, positions_ptr, plane, row, column, mask, stride_h, stride_w, SIZE: tl.constexpr, POOLED: tl.constexpr
-):
-    """src at (row, column); where that is the gradient of pooled maps, dy if the window's maximum was here."""
-    if POOLED:
-        window = (plane * (SIZE[0] // 2) + row // 2) * (SIZE[1] // 2) + column // 2
-        position = tl.load(positions_ptr + window, mask=mask, other=255)
-        mask &= position == row % 2 * 2 + column % 2
-        row, column = row // 2, column // 2
-    return tl.load(src + row * stride_h + column * stride_w, mask=mask, other=0)
-
-
-@triton.jit
-def patch_sums(
-    src_ptr, positions_ptr, weight_ptr,
-    image, row, column, mask_m, group, first_o, src_strides,
-    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
-    SIZE: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
-    STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
-    INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
-    PATCH: tl.constexpr, ROW_SHIFTS: tl.constexpr, ROW_OF: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """For each output (row, column) of the patch, for each of BLOCK_O maps: the sum over C, KH, KW, a block of BLOCK_M."""
-    KH: tl.constexpr = KERNEL[0]
-    ROWS: tl.constexpr = PATCH[0]
-    COLUMNS: tl.constexpr = PATCH[1]
-    acc = ()
-    for _ in tl.static_range(ROWS * COLUMNS * BLOCK_O):
-        acc += (tl.zeros((BLOCK_M,), ACC),)
-    for c in range(CHANNELS):
-        channel = group.to(tl.int64) * CHANNELS + c
-        src = src_ptr + image * src_strides[0] + channel * src_strides[1]
-        window = weight_ptr + group * WEIGHT_STRIDES[0] + first_o * WEIGHT_STRIDES[1] + c * WEIGHT_STRIDES[2]
-        for kh0 in range(0, KH, BLOCK_KH):
-            for kw in range(KERNEL[1]):
-                weights = ()
-                maps = window + kh0 * WEIGHT_STRIDES[3] + kw * WEIGHT_STRIDES[4]
-                for o in tl.static_range(BLOCK_O):
-                    shift = o if FEATURES % BLOCK_O == 0 else tl.minimum(first_o + o, FEATURES - 1) - first_o
-                    for k in tl.static_range(BLOCK_KH):
-                        weight = tl.load(maps + (shift * WEIGHT_STRIDES[1] + k * WEIGHT_STRIDES[3]))
-                        weights += (weight.to(ACC),)
-                values = ()
-                for j in tl.static_range(COLUMNS):
-                    u = column * STEP[1] + (j * STEP[1] + kw * DILATION[1] - OFFSET[1])
-                    mask_j = mask_m
-                    if not INSIDE[1]:
-                        mask_j &= (u >= 0) & (u < SIZE[1] * SPREAD[1])
-                    if SPREAD[1] > 1:
-                        mask_j &= u % SPREAD[1] == 0
-                    for r in tl.static_range(len(ROW_SHIFTS)):
-                        v = row * STEP[0] + (kh0 * DILATION[0] + ROW_SHIFTS[r])
-                        mask = mask_j
-                        if not INSIDE[0]:
-                            mask &= (v >= 0) & (v < SIZE[0] * SPREAD[0])
-                        if SPREAD[0] > 1:
-                            mask &= v % SPREAD[0] == 0
-                        value = load_source(
-                            src, positions_ptr, image * (GROUPS * CHANNELS) + channel, v // SPREAD[0], u // SPREAD[1],
-                            mask, src_strides[2], src_strides[3], SIZE, POOLED,
-                        )  # fmt: skip
-                        values += (value.to(ACC),)
-                sums = ()
-                for p in tl.static_range(ROWS * COLUMNS):
-                    for o in tl.static_range(BLOCK_O):
-                        s = acc[p * BLOCK_O + o]
-                        for k in tl.static_range(BLOCK_KH):
-                            value = values[p // ROWS * len(ROW_SHIFTS) + ROW_OF[p % ROWS * BLOCK_KH + k]]
-                            s = tl.fma(value, weights[o * BLOCK_KH + k], s)
-                        sums += (s,)
-                acc = sums
-    return acc
+DOT_MAPS = (
+    16  # of a group, from which tensor cores pay: gathering a value for them takes as many instructions as 14 sums
+)
 
 
 @triton.jit(do_not_specialize=["n"])
-def correlate_kernel(
-    src_ptr, positions_ptr, weight_ptr, bias_ptr, out_ptr, n, src_strides, bias_stride,
-    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
-    SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
-    STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
-    INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
-    PATCH: tl.constexpr, ROW_SHIFTS: tl.constexpr, ROW_OF: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """out (n, GROUPS O, *OUT) = bias + sums of src (n, GROUPS C, *SIZE) times weight, one group's BLOCK_O maps a program."""
-    BLOCKS: tl.constexpr = (FEATURES + BLOCK_O - 1) // BLOCK_O
-    tile = tl.program_id(0) % (GROUPS * BLOCKS)
-    group, first_o = tile // BLOCKS, tile % BLOCKS * BLOCK_O
-    first = (tl.program_id(0) // (GROUPS * BLOCKS)).to(tl.int64) * BLOCK_M
-    image, row, column, mask_m = patches(first, n, OUT, PATCH, BLOCK_M)
-    acc = patch_sums(
-        src_ptr, positions_ptr, weight_ptr,
-        image, row, column, mask_m, group, first_o, src_strides,
-        GROUPS, CHANNELS, FEATURES, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
-        PATCH, ROW_SHIFTS, ROW_OF, BLOCK_O, BLOCK_KH, BLOCK_M,
-    )  # fmt: skip
-    for o in tl.static_range(BLOCK_O):
-        of_group = first_o + o
-        out = (
-            out_ptr
-            + (image * (GROUPS * FEATURES) + group * FEATURES + of_group) * (OUT[0] * OUT[1])
-            + row * OUT[1]
-            + column
-        )
-        rows = tl.where(of_group < FEATURES, OUT[0], 0)
+def correlate_kernel(  # type: ignore[no-untyped-def]
+    src_ptr, positions_ptr, weight_ptr, bias_ptr, out_ptr, n, src_strides, bias_stride, G: tl.constexpr
+):
+    """out (n, groups features, *out) = bias + sums of src (n, groups channels, *size) times weight."""
+    group, first_o, image, row, column, mask_m = place(tl.program_id(0), n, G)
+    acc = patch_sums(src_ptr, positions_ptr, weight_ptr, group, first_o, image, row, column, mask_m, src_strides, G)
+    DOT: tl.constexpr = G.dot is not None
+    if DOT:
+        image, row, column, mask_m = image[:, None], row[:, None], column[:, None], mask_m[:, None]
+    MAPS: tl.constexpr = 1 if DOT else G.block_o  # blocks of an output
+    ROWS: tl.constexpr = G.patch[0]
+    COLUMNS: tl.constexpr = G.patch[1]
+    for m in tl.static_range(MAPS):
+        o = first_o + (tl.arange(0, G.block_o)[None, :] if DOT else m)
+        plane = image * (G.groups * G.features) + group * G.features + o
+        out = out_ptr + plane * (G.out[0] * G.out[1]) + row * G.out[1] + column
+        rows = tl.where(o < G.features, G.out[0], 0)
         bias = 0.0
         if bias_ptr is not None:
-            bias = tl.load(bias_ptr + (group * FEATURES + tl.minimum(of_group, FEATURES - 1)) * bias_stride).to(ACC)
-        for i in tl.static_range(PATCH[0]):
-            for j in tl.static_range(PATCH[1]):
-                mask = mask_m & (row + i < rows) & (column + j < OUT[1])
-                s = acc[(j * PATCH[0] + i) * BLOCK_O + o] + bias
-                tl.store(out + i * OUT[1] + j, s.to(out_ptr.dtype.element_ty), mask=mask)
+            bias = tl.load(bias_ptr + (group * G.features + tl.minimum(o, G.features - 1)) * bias_stride).to(G.acc)
+        for i in tl.static_range(ROWS):
+            for j in tl.static_range(COLUMNS):
+                mask = mask_m & (row + i < rows) & (column + j < G.out[1])
+                s = acc[(j * ROWS + i) * MAPS + m] + bias
+                tl.store(out + i * G.out[1] + j, s.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+class WeightCorrelation(NamedTuple):
+    """What a kernel of the weight gradient is compiled for: the geometry, without the batch, and the tiles."""
+
+    groups: int
+    features: int
+    channels: int
+    size: Pair
+    out: Pair
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    inside: tuple[bool, bool]
+    pooled: Pair | None
+    acc: Any
+    dot: str | None
+    block_o: int
+    block_c: int  # of a direct weight gradient, as the two that follow
+    block_kh: int
+    block_kw: int
+    block_k: int  # of one on the tensor cores: taps of the flattened window
+    block_m: int
+    patch: Pair = (1, 1)
+    spread: Pair = (1, 1)
 
 
 @triton.jit(do_not_specialize=["n", "chunks"])
-def weight_grad_kernel(
-    dy_ptr, positions_ptr, input_ptr, partials_ptr, n, chunks, dy_strides, input_strides,
-    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
-    SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr, PADDING: tl.constexpr, DILATION: tl.constexpr,
-    INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_KW: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """partials (splits, GROUPS O, C KH KW + 1): the sums over a split's chunks of BLOCK_M pixels, for BLOCK_O maps and
-    some of the window's taps a program; the last tap is the bias's, of an input of ones."""
-    KH: tl.constexpr = KERNEL[0]
-    KW: tl.constexpr = KERNEL[1]
+def direct_weight_grad_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, input_ptr, partials_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
+):
+    """partials (splits, groups features, channels KH KW + 1): the sums over a split's chunks of block_m pixels, for
+    block_o maps and some of the window's taps a program; the last tap is the bias's, of an input of ones."""
+    ACC: tl.constexpr = G.acc
+    KH: tl.constexpr = G.kernel[0]
+    KW: tl.constexpr = G.kernel[1]
+    BLOCK_M: tl.constexpr = G.block_m
+    BLOCK_O: tl.constexpr = G.block_o
+    BLOCK_C: tl.constexpr = G.block_c
+    BLOCK_KH: tl.constexpr = G.block_kh
+    BLOCK_KW: tl.constexpr = G.block_kw
     TAPS: tl.constexpr = BLOCK_C * BLOCK_KH * BLOCK_KW
-    O_BLOCKS: tl.constexpr = (FEATURES + BLOCK_O - 1) // BLOCK_O
-    C_BLOCKS: tl.constexpr = CHANNELS // BLOCK_C
+    O_BLOCKS: tl.constexpr = (G.features + BLOCK_O - 1) // BLOCK_O
+    C_BLOCKS: tl.constexpr = G.channels // BLOCK_C
     KH_BLOCKS: tl.constexpr = KH // BLOCK_KH
     KW_BLOCKS: tl.constexpr = KW // BLOCK_KW
-    TILES: tl.constexpr = GROUPS * O_BLOCKS * C_BLOCKS * KH_BLOCKS * KW_BLOCKS
+    TILES: tl.constexpr = G.groups * O_BLOCKS * C_BLOCKS * KH_BLOCKS * KW_BLOCKS
     tile = tl.program_id(0) % TILES
     split = (tl.program_id(0) // TILES).to(tl.int64)
     first_kw = tile % KW_BLOCKS * BLOCK_KW
@@ -189,44 +114,89 @@ def weight_grad_kernel(
     for _ in tl.static_range(BLOCK_O * (TAPS + 1)):
         acc += (tl.zeros((BLOCK_M,), ACC),)
     for chunk in range(chunks):
-        image, row, column, mask_m = patches((split * chunks + chunk) * BLOCK_M, n, OUT, (1, 1), BLOCK_M)
+        image, row, column, mask_m = pixels((split * chunks + chunk) * G.block_m, n, G)
         columns = ()
         mask_columns = ()
         for k in tl.static_range(BLOCK_KW):
-            u = column * STRIDE[1] + ((first_kw + k) * DILATION[1] - PADDING[1])
+            u = column * G.stride[1] + ((first_kw + k) * G.dilation[1] - G.padding[1])
             columns += (u * input_strides[3],)
-            mask_columns += (mask_m if INSIDE[1] else mask_m & (u >= 0) & (u < SIZE[1]),)
+            mask_columns += (inside(u, mask_m, G, 1),)
         values = ()
         for i in tl.static_range(BLOCK_C):
-            src = input_ptr + image * input_strides[0] + (group * CHANNELS + first_c + i) * input_strides[1]
+            src = input_ptr + image * input_strides[0] + (group * G.channels + first_c + i) * input_strides[1]
             for j in tl.static_range(BLOCK_KH):
-                v = row * STRIDE[0] + ((first_kh + j) * DILATION[0] - PADDING[0])
-                mask_row = True if INSIDE[0] else (v >= 0) & (v < SIZE[0])
+                v = row * G.stride[0] + ((first_kh + j) * G.dilation[0] - G.padding[0])
                 for k in tl.static_range(BLOCK_KW):
-                    mask = mask_columns[k] & mask_row
-                    values += (tl.load(src + v * input_strides[2] + columns[k], mask=mask, other=0).to(ACC),)
+                    mask = inside(v, mask_columns[k], G, 0)
+                    values += (tl.load(src + v * input_strides[2] + columns[k], mask=mask, other=0).to(G.acc),)
         sums = ()
         for i in tl.static_range(BLOCK_O):
-            o = group * FEATURES + tl.minimum(first_o + i, FEATURES - 1)
+            o = group * G.features + tl.minimum(first_o + i, G.features - 1)
             src = dy_ptr + image * dy_strides[0] + o * dy_strides[1]
-            dy = load_source(
-                src, positions_ptr, image * (GROUPS * FEATURES) + o, row, column,
-                mask_m, dy_strides[2], dy_strides[3], OUT, POOLED,
-            ).to(ACC)  # fmt: skip
+            plane = image * (G.groups * G.features) + o
+            dy = load_source(src, positions_ptr, plane, row, column, mask_m, dy_strides, G).to(G.acc)
             for t in tl.static_range(TAPS):
                 sums += (tl.fma(values[t], dy, acc[i * (TAPS + 1) + t]),)
             sums += (acc[i * (TAPS + 1) + TAPS] + dy,)
         acc = sums
     for i in tl.static_range(BLOCK_O):
         o = first_o + i
-        partials = partials_ptr + ((split * GROUPS + group) * FEATURES + o) * (CHANNELS * KH * KW + 1)
+        partials = partials_ptr + ((split * G.groups + group) * G.features + o) * (G.channels * KH * KW + 1)
         for t in tl.static_range(TAPS):
             c = first_c + t // (BLOCK_KH * BLOCK_KW)
             kh = first_kh + t // BLOCK_KW % BLOCK_KH
             kw = first_kw + t % BLOCK_KW
-            tl.store(partials + (c * KH + kh) * KW + kw, tl.sum(acc[i * (TAPS + 1) + t], 0), mask=o < FEATURES)
-        of_bias = (o < FEATURES) & (first_c + first_kh + first_kw == 0)
-        tl.store(partials + CHANNELS * KH * KW, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
+            tl.store(partials + (c * KH + kh) * KW + kw, tl.sum(acc[i * (TAPS + 1) + t], 0), mask=o < G.features)
+        of_bias = (o < G.features) & (first_c + first_kh + first_kw == 0)
+        tl.store(partials + G.channels * KH * KW, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
+
+
+@triton.jit(do_not_specialize=["n", "chunks"])
+def weight_grad_product_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, input_ptr, partials_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
+):
+    """The partials of `direct_weight_grad_kernel` on the tensor cores: products of dy (block_o, block_m) and the windows
+    (block_m, block_k)."""
+    ACC: tl.constexpr = G.acc
+    BLOCK_M: tl.constexpr = G.block_m
+    BLOCK_O: tl.constexpr = G.block_o
+    BLOCK_K: tl.constexpr = G.block_k
+    WINDOW: tl.constexpr = G.kernel[0] * G.kernel[1]
+    K: tl.constexpr = G.channels * WINDOW
+    K_BLOCKS: tl.constexpr = (K + G.block_k - 1) // G.block_k
+    O_BLOCKS: tl.constexpr = (G.features + G.block_o - 1) // G.block_o
+    TILES: tl.constexpr = G.groups * O_BLOCKS * K_BLOCKS
+    tile = tl.program_id(0) % TILES
+    split = (tl.program_id(0) // TILES).to(tl.int64)
+    group = (tile // (K_BLOCKS * O_BLOCKS)).to(tl.int64)
+    offs_k = tile % K_BLOCKS * G.block_k + tl.arange(0, G.block_k)
+    offs_o = tile // K_BLOCKS % O_BLOCKS * G.block_o + tl.arange(0, G.block_o)
+    mask_k, mask_o = offs_k < K, offs_o < G.features
+    o = group * G.features + offs_o[:, None]
+    c, kh, kw = offs_k // WINDOW, offs_k % WINDOW // G.kernel[1], offs_k % G.kernel[1]
+    channel = group * G.channels + c[None, :]
+    acc = tl.zeros((BLOCK_O, BLOCK_K), ACC)
+    dys = tl.zeros((BLOCK_O, BLOCK_M), ACC)  # added up, for the bias
+    for chunk in range(chunks):
+        image, row, column, mask_m = pixels((split * chunks + chunk) * G.block_m, n, G)
+        v = row[:, None] * G.stride[0] + (kh * G.dilation[0] - G.padding[0])[None, :]
+        u = column[:, None] * G.stride[1] + (kw * G.dilation[1] - G.padding[1])[None, :]
+        mask = inside(v, mask_m[:, None] & mask_k[None, :], G, 0)
+        mask = inside(u, mask, G, 1)
+        src = input_ptr + image[:, None] * input_strides[0] + channel * input_strides[1]
+        windows = tl.load(src + v * input_strides[2] + u * input_strides[3], mask=mask, other=0)
+        dy = load_source(
+            dy_ptr + image[None, :] * dy_strides[0] + o * dy_strides[1], positions_ptr,
+            image[None, :] * (G.groups * G.features) + o, row[None, :], column[None, :],
+            mask_o[:, None] & mask_m[None, :], dy_strides, G,
+        )  # fmt: skip
+        acc = tl.dot(dy, windows, acc, input_precision=G.dot)
+        dys += dy.to(G.acc)
+    partials = partials_ptr + (split * (G.groups * G.features) + o) * (K + 1)
+    tl.store(partials + offs_k[None, :], acc, mask=mask_o[:, None] & mask_k[None, :])
+    of_bias = offs_o < tl.where(tile % K_BLOCKS == 0, G.features, 0)
+    partials = partials_ptr + ((split * G.groups + group) * G.features + offs_o) * (K + 1)
+    tl.store(partials + K, tl.sum(dys, 1), mask=of_bias)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -298,18 +268,19 @@ def correlate(
 ) -> None:
     """Fills `out` (N, groups O, OH, OW) with the sums of src and weight (groups, O, C, KH, KW)."""
     pairs = (size, out.shape[2:], weight.shape[3:], step, spread, dilation, offset)
-    constants = correlation(*weight.shape[:3], weight.stride(), *map(tuple, pairs), src.dtype, positions is not None)
-    grid = (patch_blocks(out.shape[0], constants),)
-    if grid[0]:
+    dot = input_precision(src.dtype, weight.shape[1])
+    g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), src.dtype, dot, pooled_size(positions))
+    if out.shape[0]:
         bias_stride = 0 if bias is None else bias.stride(0)
-        correlate_kernel[grid](src, positions, weight, bias, out, out.shape[0], src.stride(), bias_stride, **constants)
+        grid = (programs(out.shape[0], g),)
+        correlate_kernel[grid](
+            src, positions, weight, bias, out, out.shape[0], src.stride(), bias_stride, g, num_warps=warps(g)
+        )
 
 
 @functools.lru_cache(maxsize=256)
 def correlation(
-    groups: int,
-    o: int,
-    c: int,
+    weight_shape: tuple[int, ...],
     weight_strides: tuple[int, ...],
     size: Pair,
     out: Pair,
@@ -319,31 +290,51 @@ def correlation(
     dilation: Pair,
     offset: Pair,
     dtype: torch.dtype,
-    pooled: bool,
+    dot: str | None,
+    pooled: Pair | None,
     patch: Pair | None = None,
-) -> dict[str, Any]:
-    """The geometry and the tiles of a correlation; a patch of one column and some rows where none is given."""
-    patch = patch or (max(range(1, MOST_ROWS + 1), key=lambda rows: (-triton.cdiv(out[0], rows) * rows, rows)), 1)
+) -> Correlation:
+    """The geometry and the tiles; where no patch is given it is a pixel, for direct sums a column of a few."""
+    groups, o, c = weight_shape[:3]
+    if patch is None:
+        # as many rows as leave the least beyond the last one; a taller patch loads less for each output
+        tallest = 1 if dot else MOST_ROWS
+        patch = (max(range(1, tallest + 1), key=lambda rows: (-triton.cdiv(out[0], rows) * rows, rows)), 1)
+    covered = [triton.cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)
     shifts = [i * step[0] + k * dilation[0] - offset[0] for i in range(patch[0]) for k in range(block_kh)]
     row_shifts = tuple(sorted(set(shifts)))
-    covered = [triton.cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
-    inside = all_inside(covered, size, kernel, step, spread, dilation, offset)
-    acc = tl.float64 if dtype == torch.float64 else tl.float32
-    return {
-        "GROUPS": groups, "CHANNELS": c, "FEATURES": o, "SIZE": size, "OUT": out, "KERNEL": kernel,
-        "WEIGHT_STRIDES": weight_strides, "STEP": step, "SPREAD": spread, "DILATION": dilation, "OFFSET": offset,
-        "INSIDE": inside, "POOLED": pooled, "ACC": acc,
-        "PATCH": patch, "ROW_SHIFTS": row_shifts, "ROW_OF": tuple(map(row_shifts.index, shifts)),
-        "BLOCK_O": even_part(o, MOST_MAPS), "BLOCK_KH": block_kh, "BLOCK_M": BLOCK_M, "num_warps": 1,
-    }  # fmt: skip
+    return Correlation(
+        groups, o, c, weight_strides, size, out, kernel, step, spread, dilation, offset,
+        inside=all_inside(covered, size, kernel, step, spread, dilation, offset), pooled=pooled,
+        acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
+        patch=patch, row_shifts=row_shifts, row_of=tuple(map(row_shifts.index, shifts)),
+        block_o=power_of_2(o, 8, 64) if dot else even_part(o, MOST_MAPS), block_kh=block_kh,
+        block_k=power_of_2(c * math.prod(kernel), 16, 32),
+        block_m=BLOCK_M * (1 if not dot else 4 if patch == (1, 1) else 2),
+    )  # fmt: skip
 
 
-def patch_blocks(n: int, constants: dict[str, Any]) -> int:
+def programs(n: int, g: Correlation) -> int:
     """The programs of a correlation of n images."""
-    (oh, ow), (rows, columns) = constants["OUT"], constants["PATCH"]
-    maps = constants["GROUPS"] * triton.cdiv(constants["FEATURES"], constants["BLOCK_O"])
-    return triton.cdiv(n * triton.cdiv(oh, rows) * triton.cdiv(ow, columns), constants["BLOCK_M"]) * maps
+    patches = triton.cdiv(g.out[0], g.patch[0]) * triton.cdiv(g.out[1], g.patch[1])
+    return triton.cdiv(n * patches, g.block_m) * g.groups * triton.cdiv(g.features, g.block_o)
+
+
+def warps(g: Correlation) -> int:
+    """The warps of a program: one of direct sums, four of products."""
+    return 4 if g.dot else 1
+
+
+def input_precision(dtype: torch.dtype, maps: int) -> str | None:
+    """How tl.dot multiplies on the tensor cores; None where they would round more than torch's switches allow, or where
+    too few maps use what is gathered for them."""
+    if maps < DOT_MAPS:
+        return None
+    if dtype.itemsize == 2:
+        return "ieee"
+    tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32" and not torch.version.hip
+    return "tf32" if tf32 else None
 
 
 def conv2d_weight_grad(
@@ -376,15 +367,17 @@ def weight_grad(
     (n, o), c = dy.shape[:2], input.shape[1] // groups
     dweight, dbias = dy.new_empty((o, c, *kernel_size)), dy.new_empty((o if with_bias else 0,))
     pairs = (input.shape[2:], out, kernel_size, stride, padding, dilation)
-    tiles, constants = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, positions is not None)
+    dot = input_precision(dy.dtype, o // groups)
+    g = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, dot, pooled_size(positions))
+    kernel, tiles, least, warps = weight_grad_plan(g)
     k = c * math.prod(kernel_size)
-    chunks_in_all = triton.cdiv(n * math.prod(out), 32)
-    chunks = max(CHUNKS, triton.cdiv(chunks_in_all, SPLITS))
+    chunks_in_all = triton.cdiv(n * math.prod(out), g.block_m)
+    chunks = max(least, triton.cdiv(chunks_in_all, SPLITS))
     splits = triton.cdiv(chunks_in_all, chunks)
     partials = dy.new_empty((splits, o, k + 1), dtype=torch.promote_types(dy.dtype, torch.float32))
     if splits:
-        weight_grad_kernel[(splits * tiles,)](
-            dy, positions, input, partials, n, chunks, dy.stride(), input.stride(), **constants
+        kernel[(splits * tiles,)](
+            dy, positions, input, partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps
         )
     grid = (triton.cdiv(o * (k + 1), 32),)
     add_splits_kernel[grid](partials, dweight, dbias if with_bias else None, splits, o, k, 32, 32)
@@ -403,22 +396,32 @@ def weight_correlation(
     padding: Pair,
     dilation: Pair,
     dtype: torch.dtype,
-    pooled: bool,
-) -> tuple[int, dict[str, Any]]:
-    """The number of a weight gradient's tiles, and its geometry and tiles."""
+    dot: str | None,
+    pooled: Pair | None,
+) -> WeightCorrelation:
+    """The geometry and the tiles of a weight gradient."""
     sums = SUMS // 2 if dtype == torch.float64 else SUMS
     block_kw = divisor(kernel[1], TAPS)
     block_kh = divisor(kernel[0], TAPS // block_kw)
     block_c = divisor(c, max(1, TAPS // 2 // (block_kh * block_kw)))
-    block_o = even_part(o, sums // (block_c * block_kh * block_kw))
-    parts = zip((o, c, *kernel), (block_o, block_c, block_kh, block_kw), strict=True)
-    return groups * math.prod(triton.cdiv(length, part) for length, part in parts), {
-        "GROUPS": groups, "CHANNELS": c, "FEATURES": o, "SIZE": size, "OUT": out, "KERNEL": kernel,
-        "STRIDE": stride, "PADDING": padding, "DILATION": dilation,
-        "INSIDE": all_inside(out, size, kernel, stride, (1, 1), dilation, padding),
-        "POOLED": pooled, "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-        "BLOCK_O": block_o, "BLOCK_C": block_c, "BLOCK_KH": block_kh, "BLOCK_KW": block_kw, "BLOCK_M": 32, "num_warps": 1,
-    }  # fmt: skip
+    return WeightCorrelation(
+        groups, o, c, size, out, kernel, stride, padding, dilation,
+        inside=all_inside(out, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
+        acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
+        block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw)),
+        block_c=block_c, block_kh=block_kh, block_kw=block_kw,
+        block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=64 if dot else 32,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def weight_grad_plan(g: WeightCorrelation) -> tuple[Any, int, int, int]:
+    """The kernel, its tiles, the least chunks of a program, its warps. The sums of 32 lanes cost as much as ten chunks."""
+    o_blocks = g.groups * triton.cdiv(g.features, g.block_o)
+    if g.dot:
+        return weight_grad_product_kernel, o_blocks * triton.cdiv(g.channels * math.prod(g.kernel), g.block_k), 4, 2
+    parts = zip((g.channels, *g.kernel), (g.block_c, g.block_kh, g.block_kw), strict=True)
+    return direct_weight_grad_kernel, o_blocks * math.prod(length // part for length, part in parts), 32, 1
 
 
 def all_inside(
@@ -430,6 +433,11 @@ def all_inside(
         for o, n, k, st, sp, d, p in zip(out, size, kernel, step, spread, dilation, offset, strict=True)
     )
     return rows, columns
+
+
+def pooled_size(positions: Tensor | None) -> Pair | None:
+    """The size of pooled maps, if there are any."""
+    return None if positions is None else (positions.shape[2], positions.shape[3])
 
 
 def by_group(weight: Tensor, groups: int) -> Tensor:
@@ -450,3 +458,8 @@ def divisor(length: int, most: int) -> int:
 def even_part(length: int, most: int) -> int:
     """The size, at most `most`, of equal parts of `length`, as few and as small as possible."""
     return triton.cdiv(length, triton.cdiv(length, most))
+
+
+def power_of_2(length: int, least: int, most: int) -> int:
+    """The least power of two that holds `length`, between two others."""
+    return min(max(triton.next_power_of_2(length), least), most)

@@ -9,58 +9,40 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.conv2d import output_size
-from kernels.triton.conv2d import (
-    Pair,
-    by_group,
-    correlation,
-    input_grad,
-    patch_blocks,
-    patch_sums,
-    patches,
-    weight_grad,
-)
+from kernels.triton.conv2d import by_group, correlation, input_grad, input_precision, programs, warps, weight_grad
+from kernels.triton.patches import Pair, patch_sums, place
 
 
 @triton.jit(do_not_specialize=["n"])
-def conv2d_relu_max_pool2d_kernel(
-    input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, input_strides, bias_stride,
-    GROUPS: tl.constexpr, CHANNELS: tl.constexpr, FEATURES: tl.constexpr,
-    SIZE: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, WEIGHT_STRIDES: tl.constexpr,
-    STEP: tl.constexpr, SPREAD: tl.constexpr, DILATION: tl.constexpr, OFFSET: tl.constexpr,
-    INSIDE: tl.constexpr, POOLED: tl.constexpr, ACC: tl.constexpr,
-    PATCH: tl.constexpr, ROW_SHIFTS: tl.constexpr, ROW_OF: tl.constexpr,
-    BLOCK_O: tl.constexpr, BLOCK_KH: tl.constexpr, BLOCK_M: tl.constexpr,
-):  # fmt: skip
-    """y and positions (n, GROUPS O, *OUT / 2) of input (n, GROUPS C, *SIZE): OUT is an even size."""
-    BLOCKS: tl.constexpr = (FEATURES + BLOCK_O - 1) // BLOCK_O
-    tile = tl.program_id(0) % (GROUPS * BLOCKS)
-    group, first_o = tile // BLOCKS, tile % BLOCKS * BLOCK_O
-    first = (tl.program_id(0) // (GROUPS * BLOCKS)).to(tl.int64) * BLOCK_M
-    image, row, column, mask_m = patches(first, n, OUT, PATCH, BLOCK_M)
-    acc = patch_sums(
-        input_ptr, None, weight_ptr,
-        image, row, column, mask_m, group, first_o, input_strides,
-        GROUPS, CHANNELS, FEATURES, SIZE, KERNEL, WEIGHT_STRIDES, STEP, SPREAD, DILATION, OFFSET, INSIDE, POOLED, ACC,
-        PATCH, ROW_SHIFTS, ROW_OF, BLOCK_O, BLOCK_KH, BLOCK_M,
-    )  # fmt: skip
-    for o in tl.static_range(BLOCK_O):
-        of_group = first_o + o
+def conv2d_relu_max_pool2d_kernel(  # type: ignore[no-untyped-def]
+    input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, input_strides, bias_stride, G: tl.constexpr
+):
+    """y and positions (n, groups features, *out / 2) of input (n, groups channels, *size): G.out is an even size."""
+    group, first_o, image, row, column, mask_m = place(tl.program_id(0), n, G)
+    acc = patch_sums(input_ptr, None, weight_ptr, group, first_o, image, row, column, mask_m, input_strides, G)
+    DOT: tl.constexpr = G.dot is not None
+    if DOT:
+        image, row, column, mask_m = image[:, None], row[:, None], column[:, None], mask_m[:, None]
+    MAPS: tl.constexpr = 1 if DOT else G.block_o  # blocks of an output
+    ROWS: tl.constexpr = G.patch[0]
+    for m in tl.static_range(MAPS):
+        o = first_o + (tl.arange(0, G.block_o)[None, :] if DOT else m)
         bias = 0.0
         if bias_ptr is not None:
-            bias = tl.load(bias_ptr + (group * FEATURES + tl.minimum(of_group, FEATURES - 1)) * bias_stride).to(ACC)
-        mask = mask_m & (row < tl.where(of_group < FEATURES, OUT[0], 0))
-        plane = (image * (GROUPS * FEATURES) + group * FEATURES + of_group) * (OUT[0] // 2 * (OUT[1] // 2))
-        for w in tl.static_range(PATCH[0] // 2):
-            maximum = acc[2 * w * BLOCK_O + o]
-            position = tl.zeros((BLOCK_M,), tl.int32)
+            bias = tl.load(bias_ptr + (group * G.features + tl.minimum(o, G.features - 1)) * bias_stride).to(G.acc)
+        mask = mask_m & (row < tl.where(o < G.features, G.out[0], 0))
+        plane = (image * (G.groups * G.features) + group * G.features + o) * (G.out[0] // 2 * (G.out[1] // 2))
+        for w in tl.static_range(ROWS // 2):
+            maximum = acc[2 * w * MAPS + m]
+            position = tl.full(maximum.shape, 0, tl.int32)
             for p in tl.static_range(1, 4):  # the window's positions row by row; the sums are column by column
-                s = acc[(p % 2 * PATCH[0] + 2 * w + p // 2) * BLOCK_O + o]
+                s = acc[(p % 2 * ROWS + 2 * w + p // 2) * MAPS + m]
                 larger = (s > maximum) | (s != s)  # so the first maximum wins, and the last NaN
                 maximum = tl.where(larger, s, maximum)
                 position = tl.where(larger, p, position)
             maximum += bias
             dead = maximum <= 0
-            offset = plane + (row // 2 + w) * (OUT[1] // 2) + column // 2
+            offset = plane + (row // 2 + w) * (G.out[1] // 2) + column // 2
             tl.store(y_ptr + offset, tl.where(dead, 0, maximum).to(y_ptr.dtype.element_ty), mask=mask)
             tl.store(positions_ptr + offset, tl.where(dead, 255, position).to(tl.uint8), mask=mask)
 
@@ -73,15 +55,14 @@ def conv2d_relu_max_pool2d_forward(
     out = pooled_part(output_size(size, weight.shape[2:], stride, padding, dilation))
     y = input.new_empty((n, weight.shape[0], out[0] // 2, out[1] // 2))
     positions = torch.empty_like(y, dtype=torch.uint8)
-    weight = by_group(weight, groups)
+    weight, dot = by_group(weight, groups), input_precision(input.dtype, weight.shape[0] // groups)
     pairs = (size, out, weight.shape[3:], stride, (1, 1), dilation, padding)
-    patch = (4 if out[0] % 4 == 0 else 2, 2)
-    constants = correlation(*weight.shape[:3], weight.stride(), *map(tuple, pairs), input.dtype, False, patch)
-    grid = (patch_blocks(n, constants),)
-    bias_stride = 0 if bias is None else bias.stride(0)
+    patch = (4 if out[0] % 4 == 0 and not dot else 2, 2)
+    g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), input.dtype, dot, None, patch)
     if n:
-        conv2d_relu_max_pool2d_kernel[grid](
-            input, weight, bias, y, positions, n, input.stride(), bias_stride, **constants
+        bias_stride = 0 if bias is None else bias.stride(0)
+        conv2d_relu_max_pool2d_kernel[(programs(n, g),)](
+            input, weight, bias, y, positions, n, input.stride(), bias_stride, g, num_warps=warps(g)
         )
     return y, positions
 
