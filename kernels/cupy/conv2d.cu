@@ -12,12 +12,11 @@
 
 constexpr int TAPS = WINDOW ? WINDOW : 1;                        // taps of a window's row that a thread takes at a time
 constexpr int PADDED = MAPS <= 2 ? MAPS : (MAPS + 3) / 4 * 4;    // maps in shared memory: whole vectors
-constexpr int MAP_THREADS = 256;                                 // of a block, at most
+constexpr int MAP_THREADS = 1024 / sizeof(accum);                // of a block, at most
 constexpr int SUM_THREADS = 128;                                 // of a block of the weight gradient
 // A thread's sums, up to 40 and independent of each other, stay in registers; so fewer warps than half of what a
-// multiprocessor holds keep it busy: 24 with 80 registers a thread, 16 or more for the weight gradient. Doubles take twice
-// the room.
-constexpr int MAP_BLOCKS = sizeof(accum) == 4 ? 3 : 2;
+// multiprocessor holds keep it busy: 24 where a thread has 80 registers, 16 where it has 128, 12 for doubles.
+constexpr int MAP_BLOCKS = MAPS <= 4 && WINDOW < 7 ? 3 : 2;
 constexpr int SUM_BLOCKS = sizeof(accum) == 4 ? 4 : 3;
 using byte = unsigned char;
 using values = pack<accum, PADDED>;                              // of a pixel or a tap, for each map

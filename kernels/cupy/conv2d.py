@@ -229,7 +229,7 @@ def forward_sizes(
 def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     """For a kernel that computes maps of tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a tile."""
     item, window = max(itemsize, 4), s.window
-    maps = maps_of_thread(s.maps, item, doubled=0 < window and s.channels * s.kh * s.kw < 64)
+    maps = maps_of_thread(s.maps, item, doubled=window in (3, 5) and s.channels * s.kh * s.kw < 64)
     rows, columns, bands, strips = cut(tiles, THREADS * 4 // item)
     images = images_of_block(rows * columns, THREADS * 4 // item)
     threads = -(-images * rows * columns // 32) * 32
