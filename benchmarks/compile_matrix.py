@@ -1,7 +1,7 @@
 """Compiles every kernel for GPUs that are not here: does it build, with how many registers, does it spill?
 
     python -m benchmarks.compile_matrix            all architectures and dtypes, as a table
-    python -m benchmarks.compile_matrix --arch 90 --dtype float32
+    python -m benchmarks.compile_matrix --arch 90 --precision float32
 
 Nothing runs: Triton's launchers, unmodified, meet a driver that compiles what they launch and throws it away.
 """
@@ -28,12 +28,13 @@ from triton.runtime import JITFunction
 import kernels
 import kernels.triton
 from benchmarks.exercise import operations
-from kernels.checks import FLOATS
 
 TARGETS = {str(arch): GPUTarget("cuda", arch, 32) for arch in (75, 80, 86, 89, 90, 100, 120)}
 TARGETS |= {"gfx942": GPUTarget("hip", "gfx942", 64), "gfx1100": GPUTarget("hip", "gfx1100", 32)}
 SHARED_LIMITS = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have
 LDS_LIMIT = 64  # KiB, on AMD's GPUs
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "tf32": torch.float32}
+PRECISIONS |= {"float32": torch.float32, "float64": torch.float64}  # tf32: float32 where torch allows its rounding
 TENSOR_CORES = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma|v_mfma|v_wmma)")
 
 
@@ -41,7 +42,7 @@ class Built(NamedTuple):
     """A compiled kernel: what a lane and a block of it take, and whether it uses tensor cores."""
 
     target: str
-    dtype: str
+    precision: str
     kernel: str
     warps: int
     registers: int
@@ -50,11 +51,17 @@ class Built(NamedTuple):
     tensor_cores: bool
 
 
-def build(target: str, dtype: torch.dtype) -> list[Built]:
-    """Every Triton kernel that the operations launch on tensors of `dtype`, compiled for `target`."""
+def build(target: str, precision: str) -> list[Built]:
+    """Every Triton kernel that the operations launch in one of the PRECISIONS, compiled for `target`."""
+    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
     with compiling_for(target) as device, kernels.use_backend("triton"):
-        for run in operations(dtype).values():
+        for switch in switches:
+            switch.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        for run in operations(PRECISIONS[precision]).values():
             run()
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
         compiled = [kernel for function in jit_functions() for kernel in function.device_caches[device][0].values()]
     rows = []
     for kernel in compiled:
@@ -62,7 +69,7 @@ def build(target: str, dtype: torch.dtype) -> list[Built]:
         registers, spilled = resources(kernel)
         rows.append(
             Built(
-                target, str(dtype).removeprefix("torch."), kernel.metadata.name, kernel.metadata.num_warps,
+                target, precision, kernel.metadata.name, kernel.metadata.num_warps,
                 registers, spilled, kernel.metadata.shared, bool(TENSOR_CORES.search(assembly)),
             )
         )  # fmt: skip
@@ -139,19 +146,13 @@ class _Driver:
 
 def main(
     arch: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(TARGETS)}; repeat it for several")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="float16, bfloat16, float32 or float64")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help=f"of {', '.join(PRECISIONS)}; likewise")] = None,
     out: Annotated[Path | None, typer.Option(help="a CSV file for the rows")] = None,
 ) -> None:
     """Prints a row a kernel; the exit status is 1 where an NVIDIA kernel spills."""
     import pandas as pd
 
-    rows = [
-        row
-        for target in arch or TARGETS
-        for each in FLOATS
-        if not dtype or str(each).removeprefix("torch.") in dtype
-        for row in build(target, each)
-    ]
+    rows = [row for target in arch or TARGETS for each in precision or PRECISIONS for row in build(target, each)]
     table = Table(*Built._fields)
     for row in rows:
         table.add_row(*map(str, row))

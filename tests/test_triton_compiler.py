@@ -13,14 +13,14 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets; run pytest --compiled")
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
-@pytest.mark.parametrize("target", ("80", "90"))
-def test_no_kernel_spills(target: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("target", "precision"), (("80", "float32"), ("90", "float16"), ("120", "tf32")))
+def test_no_kernel_spills(target: str, precision: str) -> None:
     from benchmarks.compile_matrix import build
 
-    rows = build(target, dtype)
-    assert {row.kernel for row in rows} >= {"correlate_kernel", "weight_grad_kernel"}
+    rows = build(target, precision)
+    assert {row.kernel for row in rows} >= {"correlate_kernel", "add_splits_kernel"}
     assert [row for row in rows if row.spilled] == []
+    assert any(row.tensor_cores for row in rows) == (precision != "float32")
 
 
 def test_another_batch_size_compiles_nothing() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels.conv2d import output_size
 from kernels.triton.patches import Correlation, Pair, inside, load_source, patch_sums, pixels, place
+from kernels.triton.precision import tensor_core_precision
 
 BLOCK_M = 32  # patches of a program of direct sums, one a lane of its one warp: small batches need many programs
 MOST_ROWS = 7  # of a patch
@@ -274,7 +275,7 @@ def correlate(
         bias_stride = 0 if bias is None else bias.stride(0)
         grid = (programs(out.shape[0], g),)
         correlate_kernel[grid](
-            src, positions, weight, bias, out, out.shape[0], src.stride(), bias_stride, g, num_warps=warps(g)
+            src, positions, weight, bias, out, out.shape[0], src.stride(), bias_stride, g, **schedule(g)
         )
 
 
@@ -311,7 +312,7 @@ def correlation(
         patch=patch, row_shifts=row_shifts, row_of=tuple(map(row_shifts.index, shifts)),
         block_o=power_of_2(o, 8, 64) if dot else even_part(o, MOST_MAPS), block_kh=block_kh,
         block_k=power_of_2(c * math.prod(kernel), 16, 32),
-        block_m=BLOCK_M * (1 if not dot else 4 if patch == (1, 1) else 2),
+        block_m=2 * BLOCK_M if dot and patch == (1, 1) else BLOCK_M,
     )  # fmt: skip
 
 
@@ -321,20 +322,14 @@ def programs(n: int, g: Correlation) -> int:
     return triton.cdiv(n * patches, g.block_m) * g.groups * triton.cdiv(g.features, g.block_o)
 
 
-def warps(g: Correlation) -> int:
-    """The warps of a program: one of direct sums, four of products."""
-    return 4 if g.dot else 1
+def schedule(g: Correlation) -> dict[str, int]:
+    """The warps of a program: one of direct sums, four of products; loading ahead would take more than it gives."""
+    return {"num_warps": 4 if g.dot else 1, "num_stages": 1}
 
 
 def input_precision(dtype: torch.dtype, maps: int) -> str | None:
-    """How tl.dot multiplies on the tensor cores; None where they would round more than torch's switches allow, or where
-    too few maps use what is gathered for them."""
-    if maps < DOT_MAPS:
-        return None
-    if dtype.itemsize == 2:
-        return "ieee"
-    tf32 = dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32" and not torch.version.hip
-    return "tf32" if tf32 else None
+    """How tl.dot multiplies; None where there are too few maps for what is gathered for them, or no tensor cores."""
+    return tensor_core_precision(dtype, torch.backends.cudnn.conv.fp32_precision) if maps >= DOT_MAPS else None
 
 
 def conv2d_weight_grad(
@@ -377,7 +372,7 @@ def weight_grad(
     partials = dy.new_empty((splits, o, k + 1), dtype=torch.promote_types(dy.dtype, torch.float32))
     if splits:
         kernel[(splits * tiles,)](
-            dy, positions, input, partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps
+            dy, positions, input, partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps, num_stages=1
         )
     grid = (triton.cdiv(o * (k + 1), 32),)
     add_splits_kernel[grid](partials, dweight, dbias if with_bias else None, splits, o, k, 32, 32)
@@ -419,7 +414,7 @@ def weight_grad_plan(g: WeightCorrelation) -> tuple[Any, int, int, int]:
     """The kernel, its tiles, the least chunks of a program, its warps. The sums of 32 lanes cost as much as ten chunks."""
     o_blocks = g.groups * triton.cdiv(g.features, g.block_o)
     if g.dot:
-        return weight_grad_product_kernel, o_blocks * triton.cdiv(g.channels * math.prod(g.kernel), g.block_k), 4, 2
+        return weight_grad_product_kernel, o_blocks * triton.cdiv(g.channels * math.prod(g.kernel), g.block_k), 4, 4
     parts = zip((g.channels, *g.kernel), (g.block_c, g.block_kh, g.block_kw), strict=True)
     return direct_weight_grad_kernel, o_blocks * math.prod(length // part for length, part in parts), 32, 1
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.conv2d import output_size
-from kernels.triton.conv2d import by_group, correlation, input_grad, input_precision, programs, warps, weight_grad
+from kernels.triton.conv2d import by_group, correlation, input_grad, input_precision, programs, schedule, weight_grad
 from kernels.triton.patches import Pair, patch_sums, place
 
 
@@ -62,7 +62,7 @@ def conv2d_relu_max_pool2d_forward(
     if n:
         bias_stride = 0 if bias is None else bias.stride(0)
         conv2d_relu_max_pool2d_kernel[(programs(n, g),)](
-            input, weight, bias, y, positions, n, input.stride(), bias_stride, g, num_warps=warps(g)
+            input, weight, bias, y, positions, n, input.stride(), bias_stride, g, **schedule(g)
         )
     return y, positions
 
