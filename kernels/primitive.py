@@ -1,5 +1,6 @@
 """How a primitive becomes a torch operator: a schema, a fake and the backends behind the CPU and CUDA keys."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -70,12 +71,21 @@ def _implementation(name: str, device_type: str) -> Callable[..., Any]:
         backend = arguments[-1]
         if backend not in functions:
             functions[backend] = getattr(resolve(backend, device_type), name)
-        results = functions[backend](*arguments[:-1])
+        with _current(arguments[0]) if device_type == "cuda" else CPU:
+            results = functions[backend](*arguments[:-1])
         for i in written:
             torch.autograd.graph.increment_version(arguments[i])  # so that autograd notices
         return results
 
     return run
+
+
+CPU = contextlib.nullcontext()
+
+
+def _current(input: torch.Tensor | list[torch.Tensor]) -> Any:
+    """A block in which the input's GPU is the current one, on which Triton launches."""
+    return torch.cuda.device_of(input[0] if isinstance(input, list) else input)
 
 
 def new_image(like: torch.Tensor, shape: tuple[int, ...], backend: str) -> torch.Tensor:

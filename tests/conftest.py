@@ -53,9 +53,14 @@ def _cannot_test(backend: str) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs tests that use the fixture `backend` on every backend, or on those --backend names."""
+    """Runs tests that use the fixture `backend` on every backend, or on those --backend names.
+
+    Without a GPU, what tests torch and modules around the operations runs on NumPy alone: simulating takes long.
+    """
     if "backend" in metafunc.fixturenames:
         names = metafunc.config.getoption("backend") or [backend.name for backend in kernels.backends()]
+        if not GPU and metafunc.module.__name__.startswith(("test_torch_", "test_nn")):
+            names = [name for name in names if name == "numpy"]
         marks = {name: pytest.mark.skip(reason=reason) for name in names if (reason := _cannot_test(name))}
         parameters = [pytest.param(name, marks=marks.get(name, ())) for name in names]
         metafunc.parametrize("backend", parameters, indirect=True)
