@@ -38,17 +38,6 @@ def load_dz(dy_ptrs, y_ptrs, mask, PHI_GRAD: tl.constexpr):  # type: ignore[no-u
         return PHI_GRAD(raised(dy), raised(tl.load(y_ptrs, mask, other))).to(dy.dtype)
 
 
-@triton.jit(
-    do_not_specialize=["n", "b_stride_k"],  # the tiles of b come with the columns side by side, for the reads of a warp
-    do_not_specialize_on_alignment=[
-        "a_stride_n",
-        "a_stride_k",
-        "y_stride_n",
-        "y_stride_k",
-        "out_stride_n",
-        "out_stride_m",
-    ],
-)
 def product_kernel(  # type: ignore[no-untyped-def]
     a_ptr, y_ptr, b_ptr, bias_ptr, out_ptr, n,
     a_stride_n, a_stride_k, y_stride_n, y_stride_k, b_stride_k, b_stride_m, bias_stride, out_stride_n, out_stride_m,
@@ -82,6 +71,17 @@ def product_kernel(  # type: ignore[no-untyped-def]
         acc = PHI(acc)
     out_ptrs = out_ptr + offs_n[:, None] * out_stride_n + offs_m[None, :].to(tl.int64) * out_stride_m
     tl.store(out_ptrs, acc, (offs_n < n)[:, None] & (offs_m < M)[None, :])
+
+
+ANY_ALIGNMENT = ["a_stride_n", "a_stride_k", "y_stride_n", "y_stride_k", "out_stride_n", "out_stride_m"]
+tensor_core_kernel = triton.jit(
+    product_kernel, do_not_specialize=["n"], do_not_specialize_on_alignment=[*ANY_ALIGNMENT, "b_stride_k"]
+)
+# Not knowing that the elements of a column of b may be neighbours, Triton loads rows of it, which the lanes of a warp then
+# read from shared memory without bank conflicts. Operands of the tensor cores it arranges for them anyway.
+fma_kernel = triton.jit(
+    product_kernel, do_not_specialize=["n", "b_stride_k"], do_not_specialize_on_alignment=ANY_ALIGNMENT
+)
 
 
 @triton.jit(
@@ -153,10 +153,12 @@ def product(a: Tensor, y: Tensor | None, b: Tensor, bias: Tensor | None, phi: An
     (n, k), m = a.shape, b.shape[1]
     out = new_rows(a, m)
     if n and m:
-        block_n, block_m, block_k, warps, stages = product_tile(on_tensor_cores(a.dtype), phi_grad is not None, m)
+        on_tensor_cores = uses_tensor_cores(a.dtype)
+        kernel = tensor_core_kernel if on_tensor_cores else fma_kernel
+        block_n, block_m, block_k, warps, stages = product_tile(a.dtype, on_tensor_cores, phi_grad is not None, m)
         y_strides = (0, 0) if y is None else y.stride()
         bias_stride = 0 if bias is None else bias.stride(0)
-        product_kernel[(-(-n // block_n), -(-m // block_m))](
+        kernel[(-(-n // block_n), -(-m // block_m))](
             a, y, b, bias, out, n, *a.stride(), *y_strides, *b.stride(), bias_stride, *out.stride(),
             k, m, phi, phi_grad, precision(a.dtype), block_n, block_m, block_k, num_warps=warps, num_stages=stages,
         )  # fmt: skip
@@ -171,7 +173,7 @@ def weight_grad(
     dweight, dbias = dy.new_empty((o, i)), dy.new_empty(o) if need_bias else None
     if o == 0 or (i == 0 and not need_bias):
         return dweight, dbias
-    block_o, block_i, block_n, warps, stages = weight_grad_tile(on_tensor_cores(dy.dtype), o, i)
+    block_o, block_i, block_n, warps, stages = weight_grad_tile(dy.dtype, uses_tensor_cores(dy.dtype), o, i)
     columns = -(-(i + need_bias) // block_i)  # of tiles
     splits, share = shares(n, -(-o // block_o) * columns, block_n)
     partials = dy.new_empty((splits, o, i + 1), dtype=torch.promote_types(dy.dtype, torch.float32))
@@ -190,27 +192,35 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def on_tensor_cores(dtype: torch.dtype) -> bool:
+def uses_tensor_cores(dtype: torch.dtype) -> bool:
     return dtype.itemsize == 2 or precision(dtype) == "tf32"
 
 
-def product_tile(tensor_cores: bool, gradient: bool, m: int) -> tuple[int, ...]:
+def product_tile(dtype: torch.dtype, tensor_cores: bool, gradient: bool, m: int) -> tuple[int, ...]:
     """(BLOCK_N, BLOCK_M, BLOCK_K, warps, stages), by the layer alone: no batch size compiles anew.
 
     Few columns take small tiles, so that a small batch has enough of them. What is changed after loading goes through
     registers anyway: there loading ahead only adds a way through shared memory.
     """
+    few = m < 512
     if tensor_cores:
-        return (32, 32, 32, 2, 3) if m < 512 else (64, 64, 32, 4, 3)
+        block_k = 64 // dtype.itemsize
+        if gradient:
+            return (32, 32, block_k, 4, 1) if few else (64, 64, block_k, 4, 1)
+        return (32, 32, block_k, 2, 3) if few else (64, 64, block_k, 4, 3)
+    if dtype == torch.float64:
+        return (16, 32, 16, 2, 1) if few else (32, 64, 16, 4, 1)
     if gradient:
-        return (32, 32, 16, 1, 1) if m < 512 else (64, 64, 16, 4, 1)
-    return (16, 32, 16, 1, 2) if m < 512 else (64, 64, 16, 4, 2)
+        return (32, 32, 16, 1, 1) if few else (64, 64, 16, 4, 1)
+    return (16, 32, 16, 1, 2) if few else (64, 64, 16, 4, 2)
 
 
-def weight_grad_tile(tensor_cores: bool, o: int, i: int) -> tuple[int, ...]:
+def weight_grad_tile(dtype: torch.dtype, tensor_cores: bool, o: int, i: int) -> tuple[int, ...]:
     """(BLOCK_O, BLOCK_I, BLOCK_N, warps, stages), by the layer alone."""
-    block_n = 32 if tensor_cores else 16
-    return (32, 64, block_n, 1, 1) if o * i < 1 << 18 else (64, 64, block_n, 4, 1)
+    if tensor_cores:
+        block_n = 64 // dtype.itemsize
+        return (32, 32, block_n, 2, 1) if o * i < 1 << 18 else (64, 64, block_n, 8, 1)
+    return (32, 32, 16, 2, 1) if dtype == torch.float64 else (32, 64, 16, 1, 1)
 
 
 PROGRAMS = 256  # of the weight gradient, about: two for each multiprocessor
