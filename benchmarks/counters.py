@@ -138,6 +138,7 @@ def count(backend: str, batch: int) -> list[Row]:
     net, loss = LeNet(), MSELoss()
     optimiser = SGD(net.parameters(), lr=0.01, momentum=0.9)
     images, targets = torch.randn(batch, 1, 32, 32), nn.functional.one_hot(torch.arange(batch) % 10, 10).float()
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # for all backends alike
     with simulator(backend) as device, kernels.use_backend(backend):
         for _ in range(2):
             with Watch(backend, batch, device) as watch:

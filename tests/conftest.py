@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
     )
     hypothesis.settings.load_profile("kernels")
+    config.addinivalue_line("markers", "large: takes minutes in Triton's interpreter")
     if not GPU and not config.getoption("compiled"):
         assert "triton" not in sys.modules, "Triton decides when it is imported whether it interprets"
         os.environ["TRITON_INTERPRET"] = "1"
@@ -64,6 +65,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         marks = {name: pytest.mark.skip(reason=reason) for name in names if (reason := _cannot_test(name))}
         parameters = [pytest.param(name, marks=marks.get(name, ())) for name in names]
         metafunc.parametrize("backend", parameters, indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves large tests of Triton to its compiler, where there is one."""
+    skip = pytest.mark.skip(reason="takes minutes in Triton's interpreter; run pytest --compiled --backend triton")
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        interpreted = parameters.get("backend") == "triton" and "TRITON_INTERPRET" in os.environ
+        if interpreted and item.get_closest_marker("large"):
+            item.add_marker(skip)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def test_random(operation: Operation, data: st.DataObject) -> None:
 @pytest.mark.parametrize("size", (255, 256, 257, 1023, 1024, 1025, 4095))
 def test_sizes(operation: Operation, size: int) -> None:
     """Around those of the blocks in which kernels work."""
-    check(operation, torch.linspace(-90, 90, size, requires_grad=True))
+    check(operation, torch.linspace(-87, 87, size, requires_grad=True))  # beyond, e^-x is subnormal
 
 
 @OPERATIONS

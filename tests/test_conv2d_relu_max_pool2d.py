@@ -25,6 +25,7 @@ def test_whole_numbers_are_exact(data: st.DataObject) -> None:
     check(operation, *args, **kwargs, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype, WHOLE)))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("batch", (1, 5, 300))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 def test_lenet_layer(dtype: torch.dtype, batch: int) -> None:

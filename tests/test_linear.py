@@ -44,6 +44,7 @@ def test_large_layer_with_relu(dtype: torch.dtype) -> None:
     check(LINEAR_RELU, *(torch.randn(s, dtype=dtype, requires_grad=True) for s in ((300, 400), (120, 400), (120,))))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("sizes", ((70, 40, 300), (260, 270, 21), (1030, 1050, 9), (9, 1030, 1050)), ids=str)
 def test_sizes(sizes: tuple[int, int, int]) -> None:
     """Sizes for which kernels choose different tiles, and which fill none of them."""

@@ -329,7 +329,8 @@ def schedule(g: Correlation) -> dict[str, int]:
 
 def input_precision(dtype: torch.dtype, maps: int) -> str | None:
     """How tl.dot multiplies; None where there are too few maps for what is gathered for them, or no tensor cores."""
-    return tensor_core_precision(dtype, torch.backends.cudnn.conv.fp32_precision) if maps >= DOT_MAPS else None
+    switch = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return tensor_core_precision(dtype, switch) if maps >= DOT_MAPS else None
 
 
 def conv2d_weight_grad(
