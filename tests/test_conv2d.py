@@ -50,6 +50,7 @@ def test_as_many_maps_as_tensor_cores_want(operation: Any, precision: Any, geome
     check(operation, *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).to(dtype))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("with_bias", (False, True))
 def test_derivatives(geometry: dict[str, Any], with_bias: bool) -> None:
@@ -64,6 +65,7 @@ def test_derivatives(geometry: dict[str, Any], with_bias: bool) -> None:
     assert gradgradcheck(convolve, inputs, fast_mode=True)
 
 
+@pytest.mark.large
 def test_third_derivative() -> None:
     input, weight = (
         torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 1, 4, 4), (1, 1, 2, 2))

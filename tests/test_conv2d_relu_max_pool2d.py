@@ -42,6 +42,7 @@ def test_specials(special: float) -> None:
     torch.testing.assert_close(F.conv2d_relu_max_pool2d(input, weight, bias), judged, equal_nan=True)
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("with_bias", (False, True))
 def test_derivatives(geometry: dict[str, Any], with_bias: bool) -> None:
