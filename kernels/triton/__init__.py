@@ -27,9 +27,9 @@ from kernels.triton.softmax import softmax_backward as softmax_backward
 from kernels.triton.softmax import softmax_forward as softmax_forward
 
 if knobs.runtime.interpret:
-    from kernels.triton.interpreter import correct_bfloat16
+    from kernels.triton.interpreter import correct
 
-    correct_bfloat16()
+    correct()
 
 
 def why_not(device_type: str) -> str:

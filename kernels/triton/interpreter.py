@@ -1,6 +1,7 @@
-"""Corrects bfloat16 in Triton's interpreter, which holds it as 16-bit integers.
+"""Corrects Triton's interpreter in three places where it does not do what its compiler does.
 
-It cuts a float32 off where every GPU rounds it to the nearest bfloat16, and tl.dot multiplies the integers.
+It holds bfloat16 as 16-bit integers: it cuts a float32 off where every GPU rounds it to the nearest bfloat16, and tl.dot
+multiplies the integers. With NumPy 2.4, Triton 3.6 refuses a range whose bounds are arguments.
 """
 
 from typing import Any
@@ -11,12 +12,14 @@ from triton.runtime import interpreter
 
 _convert_float = interpreter._convert_float
 _create_dot = interpreter.InterpreterBuilder.create_dot
+_patch_lang_tensor = interpreter._patch_lang_tensor
 
 
-def correct_bfloat16() -> None:
+def correct() -> None:
     """Changes the interpreter, for every kernel of the process."""
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter._patch_lang_tensor = patch_lang_tensor
 
 
 def convert_float(data: Any, dtype: tl.dtype, to: tl.dtype, rounding: Any) -> Any:
@@ -29,3 +32,8 @@ def create_dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:
     if a.dtype.scalar == tl.bfloat16:
         a, b = (builder.cast_impl(operand, tl.float32) for operand in (a, b))
     return _create_dot(builder, a, b, *others)
+
+
+def patch_lang_tensor(tensor: Any, scope: Any) -> None:
+    _patch_lang_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))

@@ -15,6 +15,7 @@ from kernels.linear import new_rows
 from kernels.triton.activations import relu, relu_grad, sigmoid, sigmoid_grad, step
 from kernels.triton.conv2d import add_splits_kernel
 from kernels.triton.elementwise import raised
+from kernels.triton.precision import tensor_core_precision
 
 
 @triton.jit
@@ -53,14 +54,15 @@ def product_kernel(  # type: ignore[no-untyped-def]
     a_ptrs = a_ptr + row * a_stride_n + offs_k[None, :].to(tl.int64) * a_stride_k
     b_ptrs = b_ptr + column.to(tl.int64) * b_stride_m + offs_k[:, None].to(tl.int64) * b_stride_k
     y_ptrs = None if PHI_GRAD is None else y_ptr + row * y_stride_n + offs_k[None, :].to(tl.int64) * y_stride_k
+    step = tl.cast(BLOCK_K, tl.int64)
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype)
     for _ in range(K // BLOCK_K):
         a, b = load_dz(a_ptrs, y_ptrs, None, PHI_GRAD), tl.load(b_ptrs)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
-        a_ptrs += BLOCK_K * a_stride_k
-        b_ptrs += BLOCK_K * b_stride_k
+        a_ptrs += step * a_stride_k
+        b_ptrs += step * b_stride_k
         if PHI_GRAD is not None:
-            y_ptrs += BLOCK_K * y_stride_k
+            y_ptrs += step * y_stride_k
     if K % BLOCK_K != 0:
         mask_k = offs_k < K % BLOCK_K
         a, b = load_dz(a_ptrs, y_ptrs, mask_k[None, :], PHI_GRAD), tl.load(b_ptrs, mask_k[:, None], other=0)
@@ -153,14 +155,14 @@ def product(a: Tensor, y: Tensor | None, b: Tensor, bias: Tensor | None, phi: An
     (n, k), m = a.shape, b.shape[1]
     out = new_rows(a, m)
     if n and m:
-        on_tensor_cores = uses_tensor_cores(a.dtype)
-        kernel = tensor_core_kernel if on_tensor_cores else fma_kernel
-        block_n, block_m, block_k, warps, stages = product_tile(a.dtype, on_tensor_cores, phi_grad is not None, m)
+        precision = tensor_cores(a.dtype)
+        kernel = tensor_core_kernel if precision else fma_kernel
+        block_n, block_m, block_k, warps, stages = product_tile(a.dtype, precision, phi_grad is not None, m)
         y_strides = (0, 0) if y is None else y.stride()
         bias_stride = 0 if bias is None else bias.stride(0)
         kernel[(-(-n // block_n), -(-m // block_m))](
             a, y, b, bias, out, n, *a.stride(), *y_strides, *b.stride(), bias_stride, *out.stride(),
-            k, m, phi, phi_grad, precision(a.dtype), block_n, block_m, block_k, num_warps=warps, num_stages=stages,
+            k, m, phi, phi_grad, precision or "ieee", block_n, block_m, block_k, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out
 
@@ -173,30 +175,26 @@ def weight_grad(
     dweight, dbias = dy.new_empty((o, i)), dy.new_empty(o) if need_bias else None
     if o == 0 or (i == 0 and not need_bias):
         return dweight, dbias
-    block_o, block_i, block_n, warps, stages = weight_grad_tile(dy.dtype, uses_tensor_cores(dy.dtype), o, i)
+    precision = tensor_cores(dy.dtype)
+    block_o, block_i, block_n, warps, stages = weight_grad_tile(dy.dtype, precision, o, i)
     columns = -(-(i + need_bias) // block_i)  # of tiles
     splits, share = shares(n, -(-o // block_o) * columns, block_n)
     partials = dy.new_empty((splits, o, i + 1), dtype=torch.promote_types(dy.dtype, torch.float32))
     y_strides = (0, 0) if y is None else y.stride()
     weight_grad_kernel[(-(-o // block_o), columns, splits)](
         dy, y, x, partials, n, share, *dy.stride(), *y_strides, *x.stride(),
-        o, i, phi_grad, precision(dy.dtype), block_o, block_i, block_n, num_warps=warps, num_stages=stages,
+        o, i, phi_grad, precision or "ieee", block_o, block_i, block_n, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     add_splits_kernel[(-(-o * (i + 1) // 256),)](partials, dweight, dbias, splits, o, i, 4, 256)
     return dweight, dbias
 
 
-def precision(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies: float32 rounded to TF32 only where torch's switch allows it."""
-    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tf32 else "ieee"
+def tensor_cores(dtype: torch.dtype) -> str | None:
+    """How tl.dot multiplies on the tensor cores, None where it does so in the multiply-add units."""
+    return tensor_core_precision(dtype, torch.backends.cuda.matmul.fp32_precision)
 
 
-def uses_tensor_cores(dtype: torch.dtype) -> bool:
-    return dtype.itemsize == 2 or precision(dtype) == "tf32"
-
-
-def product_tile(dtype: torch.dtype, tensor_cores: bool, gradient: bool, m: int) -> tuple[int, ...]:
+def product_tile(dtype: torch.dtype, tensor_cores: str | None, gradient: bool, m: int) -> tuple[int, ...]:
     """(BLOCK_N, BLOCK_M, BLOCK_K, warps, stages), by the layer alone: no batch size compiles anew.
 
     Few columns take small tiles, so that a small batch has enough of them. What is changed after loading goes through
@@ -215,7 +213,7 @@ def product_tile(dtype: torch.dtype, tensor_cores: bool, gradient: bool, m: int)
     return (16, 32, 16, 1, 2) if few else (64, 64, 16, 4, 2)
 
 
-def weight_grad_tile(dtype: torch.dtype, tensor_cores: bool, o: int, i: int) -> tuple[int, ...]:
+def weight_grad_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) -> tuple[int, ...]:
     """(BLOCK_O, BLOCK_I, BLOCK_N, warps, stages), by the layer alone."""
     if tensor_cores:
         block_n = 64 // dtype.itemsize
