@@ -115,10 +115,13 @@ def seeded() -> None:
 @pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
     """float32 is multiplied as such: torch's own default lets convolutions round it to TF32 first."""
-    convolutions = torch.backends.cudnn.conv
-    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    switches = torch.backends.cudnn.conv, torch.backends.cudnn.rnn  # torch wants them equal where it exports
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     yield
-    convolutions.fp32_precision = before
+    for switch, value in zip(switches, before, strict=True):
+        switch.fp32_precision = value
 
 
 def _poisoned(allocate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:

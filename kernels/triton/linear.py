@@ -202,11 +202,9 @@ def product_tile(dtype: torch.dtype, tensor_cores: str | None, gradient: bool, m
     """
     few = m < 512
     if tensor_cores:
-        block_k = 64 // dtype.itemsize
-        if gradient:
-            return (32, 32, block_k, 4, 1) if few else (64, 64, block_k, 4, 1)
-        return (32, 32, block_k, 2, 3) if few else (64, 64, block_k, 4, 3)
-    if dtype == torch.float64:
+        side = 32 if few else 64
+        return side, side, 64 // dtype.itemsize, 4, 1 if gradient else 3
+    if dtype != torch.float32:  # their operands take more registers
         return (16, 32, 16, 2, 1) if few else (32, 64, 16, 4, 1)
     if gradient:
         return (32, 32, 16, 1, 1) if few else (64, 64, 16, 4, 1)
@@ -217,8 +215,8 @@ def weight_grad_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: in
     """(BLOCK_O, BLOCK_I, BLOCK_N, warps, stages), by the layer alone."""
     if tensor_cores:
         block_n = 64 // dtype.itemsize
-        return (32, 32, block_n, 2, 1) if o * i < 1 << 18 else (64, 64, block_n, 8, 1)
-    return (32, 32, 16, 2, 1) if dtype == torch.float64 else (32, 64, 16, 1, 1)
+        return (32, 32, block_n, 4, 1) if o * i < 1 << 18 else (64, 64, block_n, 8, 1)
+    return (32, 64, 16, 1, 1) if dtype == torch.float32 else (32, 32, 16, 2, 1)
 
 
 PROGRAMS = 256  # of the weight gradient, about: two for each multiprocessor
