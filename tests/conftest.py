@@ -115,13 +115,9 @@ def seeded() -> None:
 @pytest.fixture(autouse=True)
 def ieee() -> Iterator[None]:
     """float32 is multiplied as such: torch's own default lets convolutions round it to TF32 first."""
-    switches = torch.backends.cudnn.conv, torch.backends.cudnn.rnn  # torch wants them equal where it exports
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee"
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
     yield
-    for switch, value in zip(switches, before, strict=True):
-        switch.fp32_precision = value
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def _poisoned(allocate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:

@@ -42,7 +42,7 @@ def test_whole_numbers_are_exact(data: st.DataObject) -> None:
 def test_as_many_maps_as_tensor_cores_want(operation: Any, precision: Any, geometry: dict[str, Any]) -> None:
     dtype = precision
     if precision == "tf32":  # whole numbers are exact in it
-        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        torch.backends.cudnn.allow_tf32 = True
         dtype = torch.float32
     groups = geometry.get("groups", 1)
     shapes = ((2, 2 * groups, 7, 8), (20 * groups, 2, 3, 3), (20 * groups,))
