@@ -40,14 +40,13 @@ def test_whole_numbers_are_exact(data: st.DataObject) -> None:
 @pytest.mark.parametrize("precision", (torch.float16, torch.bfloat16, "tf32"), ids=str)
 @pytest.mark.parametrize("operation", (CONV2D, CONV2D_RELU_MAX_POOL2D), ids=("conv2d", "conv2d_relu_max_pool2d"))
 def test_as_many_maps_as_tensor_cores_want(operation: Any, precision: Any, geometry: dict[str, Any]) -> None:
-    dtype = precision
-    if precision == "tf32":  # whole numbers are exact in it
-        torch.backends.cudnn.allow_tf32 = True
-        dtype = torch.float32
+    tf32 = precision == "tf32"  # whole numbers are exact in it
+    dtype = torch.float32 if tf32 else precision
     groups = geometry.get("groups", 1)
     shapes = ((2, 2 * groups, 7, 8), (20 * groups, 2, 3, 3), (20 * groups,))
     inputs = [torch.randint(-3, 4, shape).to(dtype).requires_grad_() for shape in shapes]
-    check(operation, *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).to(dtype))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+        check(operation, *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).to(dtype))
 
 
 @pytest.mark.large
