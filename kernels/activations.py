@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_tensors
-from kernels.primitive import differentiable, primitive
+from kernels.primitive import Function, differentiable, primitive, total
 
 
 @primitive("(Tensor input, str backend) -> Tensor")
@@ -43,82 +43,111 @@ def step_forward(input, backend):  # type: ignore[no-untyped-def]
     return torch.empty_like(input)
 
 
-class Relu(torch.autograd.Function):
+class Relu(Function):
     """y = max(input, 0)."""
 
+    forward = staticmethod(relu_forward)
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
-        y = relu_forward(input, backend)
-        ctx.save_for_backward(y)
-        ctx.backend = backend
-        return y
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.backend = inputs
+        Function.save(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return relu_grad(dy, *ctx.saved_tensors, ctx.backend), None
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor, _: None) -> Tensor:
+        return relu_grad(dinput, *ctx.saved_tensors, ctx.backend)
 
-class ReluBackward(torch.autograd.Function):
+
+class ReluBackward(Function):
     """dx = dy where y > 0, else 0: linear in dy, constant in y."""
 
+    forward = staticmethod(relu_backward)
+
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, y: Tensor, backend: str) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(y)
-        ctx.backend = backend
-        return relu_backward(dy, y, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, y, ctx.backend = inputs
+        Function.save(ctx, y)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         return relu_grad(ddx, *ctx.saved_tensors, ctx.backend), None, None
 
+    @staticmethod
+    def tangent(ctx: Any, ddy: Tensor | None, _: Any, __: None) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.zeros_like(y) if ddy is None else relu_grad(ddy, y, ctx.backend)
 
-class Sigmoid(torch.autograd.Function):
+
+class Sigmoid(Function):
     """y = 1 / (1 + exp(-input))."""
 
+    forward = staticmethod(sigmoid_forward)
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
-        y = sigmoid_forward(input, backend)
-        ctx.save_for_backward(y)
-        ctx.backend = backend
-        return y
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.backend = inputs
+        Function.save(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return sigmoid_grad(dy, *ctx.saved_tensors, ctx.backend), None
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor, _: None) -> Tensor:
+        return sigmoid_grad(dinput, *ctx.saved_tensors, ctx.backend)
 
-class SigmoidBackward(torch.autograd.Function):
+
+class SigmoidBackward(Function):
     """dx = dy y (1 - y)."""
 
+    forward = staticmethod(sigmoid_backward)
+
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, y: Tensor, backend: str) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(dy, y)
-        ctx.backend = backend
-        return sigmoid_backward(dy, y, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, y, ctx.backend = inputs
+        Function.save(ctx, dy, y)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         dy, y = ctx.saved_tensors
         return sigmoid_grad(ddx, y, ctx.backend), ddx * dy * (1 - 2 * y), None
 
+    @staticmethod
+    def tangent(ctx: Any, ddy: Tensor | None, y_tangent: Tensor | None, _: None) -> Tensor:
+        dy, y = ctx.saved_tensors
+        return total(
+            None if ddy is None else sigmoid_grad(ddy, y, ctx.backend),
+            None if y_tangent is None else y_tangent * dy * (1 - 2 * y),
+        )
 
-class Step(torch.autograd.Function):
+
+class Step(Function):
     """y = 1 where input > 0, else 0; the gradient is zero."""
 
+    forward = staticmethod(step_forward)
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
-        return step_forward(input, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return torch.zeros_like(dy), None
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor, _: None) -> Tensor:
+        return torch.zeros_like(dinput)
 
-phi_relu = differentiable(Relu, relu_forward)
-relu_grad = differentiable(ReluBackward, relu_backward)
-phi_sigmoid = differentiable(Sigmoid, sigmoid_forward)
-sigmoid_grad = differentiable(SigmoidBackward, sigmoid_backward)
-phi_step = differentiable(Step, step_forward)
+
+phi_relu = differentiable(Relu)
+relu_grad = differentiable(ReluBackward)
+phi_sigmoid = differentiable(Sigmoid)
+sigmoid_grad = differentiable(SigmoidBackward)
+phi_step = differentiable(Step)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:

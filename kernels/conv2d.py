@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_float, check_same, pair
-from kernels.primitive import differentiable, new_image, primitive
+from kernels.primitive import Function, differentiable, new_image, primitive, total
 
 Pair = tuple[int, int]
 
@@ -48,29 +48,36 @@ def conv2d_weight_grad(dy, input, kernel_size, with_bias, stride, padding, dilat
     return dweight, dy.new_empty((c_out if with_bias else 0,))
 
 
-class Conv2d(torch.autograd.Function):
+class Conv2d(Function):
     """y = conv2d(input, weight) + bias."""
 
+    forward = staticmethod(conv2d_forward)
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(input, weight)
-        ctx.geometry = geometry
-        return conv2d_forward(input, weight, bias, *geometry)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, *ctx.geometry = inputs
+        Function.save(ctx, input, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight = ctx.saved_tensors
         return *gradients(dy, input, weight, ctx.geometry, ctx.needs_input_grad), *[None] * len(ctx.geometry)
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
+        input, weight = ctx.saved_tensors
+        return tangent(input, weight, dinput, dweight, dbias, *ctx.geometry)
 
-class Conv2dInputGrad(torch.autograd.Function):
+
+class Conv2dInputGrad(Function):
     """dx, the gradient of the input: linear in dy and in weight."""
 
+    forward = staticmethod(conv2d_input_grad)
+
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, weight: Tensor, input_size: Pair, *geometry: Any) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(dy, weight)
-        ctx.geometry = geometry
-        return conv2d_input_grad(dy, weight, input_size, *geometry)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, weight, ctx.input_size, *ctx.geometry = inputs
+        Function.save(ctx, dy, weight)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -82,17 +89,24 @@ class Conv2dInputGrad(torch.autograd.Function):
             dweight, _ = weight_grad(dy, ddx, weight.shape[2:], False, *ctx.geometry)
         return ddy, dweight, None, *[None] * len(ctx.geometry)
 
+    @staticmethod
+    def tangent(ctx: Any, ddy: Tensor | None, dweight: Tensor | None, *_: None) -> Tensor:
+        dy, weight = ctx.saved_tensors
+        return total(
+            None if ddy is None else input_grad(ddy, weight, ctx.input_size, *ctx.geometry),
+            None if dweight is None else input_grad(dy, dweight, ctx.input_size, *ctx.geometry),
+        )
 
-class Conv2dWeightGrad(torch.autograd.Function):
+
+class Conv2dWeightGrad(Function):
     """(dweight, dbias), the gradients of weight and bias: linear in dy and in input; dbias is empty if not wanted."""
 
+    forward = staticmethod(conv2d_weight_grad)
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, dy: Tensor, input: Tensor, kernel_size: Pair, with_bias: bool, *geometry: Any
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(dy, input)
-        ctx.with_bias, ctx.geometry = with_bias, geometry
-        return conv2d_weight_grad(dy, input, kernel_size, with_bias, *geometry)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        dy, input, ctx.kernel_size, ctx.with_bias, *ctx.geometry = inputs
+        Function.save(ctx, dy, input)
 
     @staticmethod
     def backward(ctx: Any, ddweight: Tensor, ddbias: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -104,10 +118,40 @@ class Conv2dWeightGrad(torch.autograd.Function):
             dinput = input_grad(dy, ddweight, input.shape[2:], *ctx.geometry)
         return ddy, dinput, None, None, *[None] * len(ctx.geometry)
 
+    @staticmethod
+    def tangent(ctx: Any, ddy: Tensor | None, dinput: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
+        dy, input = ctx.saved_tensors
+        dbias = dy.new_zeros((dy.shape[1] if ctx.with_bias else 0,))  # no function of the input
+        return total(
+            None if ddy is None else weight_grad(ddy, input, ctx.kernel_size, ctx.with_bias, *ctx.geometry),
+            None if dinput is None else (weight_grad(dy, dinput, ctx.kernel_size, False, *ctx.geometry)[0], dbias),
+        )
 
-convolve = differentiable(Conv2d, conv2d_forward)
-input_grad = differentiable(Conv2dInputGrad, conv2d_input_grad)
-weight_grad = differentiable(Conv2dWeightGrad, conv2d_weight_grad)
+
+convolve = differentiable(Conv2d)
+input_grad = differentiable(Conv2dInputGrad)
+weight_grad = differentiable(Conv2dWeightGrad)
+
+
+def tangent(
+    input: Tensor,
+    weight: Tensor,
+    dinput: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
+    *geometry: Any,
+) -> Tensor:
+    """dy of a convolution whose input, weight and bias change by dinput, dweight and dbias, at least one of them."""
+    dy = total(
+        None if dinput is None else convolve(dinput, weight, None, *geometry),
+        None if dweight is None else convolve(input, dweight, None, *geometry),
+    )
+    if dbias is None:
+        return dy
+    if dy is None:
+        size = output_size(input.shape[2:], weight.shape[2:], *geometry[:3])
+        return dbias[:, None, None].expand(input.shape[0], weight.shape[0], *size).contiguous()
+    return dy + dbias[:, None, None]
 
 
 def gradients(

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
-from kernels.conv2d import gradients, output_size, prepare
+from kernels.conv2d import gradients, output_size, prepare, tangent
+from kernels.max_pool2d import gather
 from kernels.max_pool2d import input_grad as max_pool2d_grad
-from kernels.primitive import differentiable, new_image, primitive
+from kernels.primitive import Function, differentiable, new_image, primitive
 
 WINDOWS = ((2, 2), (2, 2), (0, 0), (1, 1))  # kernel_size, stride, padding, dilation
 
@@ -47,19 +48,18 @@ def conv2d_relu_max_pool2d_backward(  # type: ignore[no-untyped-def]
     )
 
 
-class Conv2dReluMaxPool2d(torch.autograd.Function):
+class Conv2dReluMaxPool2d(Function):
     """(y, positions); a gradient that will be differentiated again takes the unfused primitives."""
 
+    forward = staticmethod(conv2d_relu_max_pool2d_forward)
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
-    ) -> tuple[Tensor, Tensor]:
-        y, positions = conv2d_relu_max_pool2d_forward(input, weight, bias, *geometry)
-        ctx.save_for_backward(input, weight, positions)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, weight, _, *ctx.geometry = inputs
+        _, positions = output
+        Function.save(ctx, input, weight, positions)
         ctx.mark_non_differentiable(positions)
         ctx.set_materialize_grads(False)
-        ctx.geometry = geometry
-        return y, positions
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -74,8 +74,16 @@ class Conv2dReluMaxPool2d(torch.autograd.Function):
             grads = conv2d_relu_max_pool2d_backward(dy, positions, input, weight, needed, *geometry)
         return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *[None] * len(geometry)
 
+    @staticmethod
+    def tangent(
+        ctx: Any, dinput: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None
+    ) -> tuple[Tensor, None]:
+        input, weight, positions = ctx.saved_tensors
+        dconv = tangent(input, weight, dinput, dweight, dbias, *ctx.geometry)
+        return gather(dconv, positions, *WINDOWS, ctx.geometry[-1]), None
 
-fused = differentiable(Conv2dReluMaxPool2d, conv2d_relu_max_pool2d_forward)
+
+fused = differentiable(Conv2dReluMaxPool2d)
 
 
 def conv2d_relu_max_pool2d(

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.activations import relu_grad, sigmoid_grad
 from kernels.backend import chosen
 from kernels.checks import check_float, check_same
-from kernels.primitive import differentiable, primitive
+from kernels.primitive import Function, differentiable, primitive, total
 
 ACTIVATIONS = ("relu", "sigmoid", "step")
 
@@ -56,17 +56,15 @@ def new_rows(like: Tensor, features: int) -> Tensor:
     return like.new_empty((n, features))
 
 
-class Linear(torch.autograd.Function):
+class Linear(Function):
     """y = phi(input weight^T + bias) of an (N, in_features) input."""
 
+    forward = staticmethod(linear_forward)
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, backend: str
-    ) -> Tensor:
-        y = linear_forward(input, weight, bias, activation, backend)
-        ctx.save_for_backward(input, weight, y if activation else None)
-        ctx.activation, ctx.backend = activation, backend
-        return y
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, _, ctx.activation, ctx.backend = inputs
+        Function.save(ctx, input, weight, output if ctx.activation else None)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -80,15 +78,27 @@ class Linear(torch.autograd.Function):
         grads = linear_backward(dy, y, input, weight, needed, ctx.activation, backend)
         return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:
+        input, weight, y = ctx.saved_tensors
+        dz = total(
+            None if dinput is None else layer(dinput, weight, None, None, ctx.backend),
+            None if dweight is None else layer(input, dweight, None, None, ctx.backend),
+        )
+        if dbias is not None:
+            dz = dbias.expand(input.shape[0], -1).contiguous() if dz is None else dz + dbias
+        return activation_backward(dz, y, ctx.activation, ctx.backend)
 
-class LinearInputGrad(torch.autograd.Function):
+
+class LinearInputGrad(Function):
     """dinput = dz weight."""
 
+    forward = staticmethod(linear_input_grad)
+
     @staticmethod
-    def forward(ctx: Any, dz: Tensor, weight: Tensor, backend: str) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(dz, weight)
-        ctx.backend = backend
-        return linear_input_grad(dz, weight, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.backend = inputs
+        Function.save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, ddinput: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -97,15 +107,24 @@ class LinearInputGrad(torch.autograd.Function):
         dweight = weight_grad(dz, ddinput, ctx.backend) if ctx.needs_input_grad[1] else None
         return ddz, dweight, None
 
+    @staticmethod
+    def tangent(ctx: Any, ddz: Tensor | None, dweight: Tensor | None, _: None) -> Tensor:
+        dz, weight = ctx.saved_tensors
+        return total(
+            None if ddz is None else input_grad(ddz, weight, ctx.backend),
+            None if dweight is None else input_grad(dz, dweight, ctx.backend),
+        )
 
-class LinearWeightGrad(torch.autograd.Function):
+
+class LinearWeightGrad(Function):
     """dweight = dz^T input."""
 
+    forward = staticmethod(linear_weight_grad)
+
     @staticmethod
-    def forward(ctx: Any, dz: Tensor, input: Tensor, backend: str) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(dz, input)
-        ctx.backend = backend
-        return linear_weight_grad(dz, input, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.backend = inputs
+        Function.save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, ddweight: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -114,10 +133,18 @@ class LinearWeightGrad(torch.autograd.Function):
         dinput = input_grad(dz, ddweight, ctx.backend) if ctx.needs_input_grad[1] else None
         return ddz, dinput, None
 
+    @staticmethod
+    def tangent(ctx: Any, ddz: Tensor | None, dinput: Tensor | None, _: None) -> Tensor:
+        dz, input = ctx.saved_tensors
+        return total(
+            None if ddz is None else weight_grad(ddz, input, ctx.backend),
+            None if dinput is None else weight_grad(dz, dinput, ctx.backend),
+        )
 
-layer = differentiable(Linear, linear_forward)
-input_grad = differentiable(LinearInputGrad, linear_input_grad)
-weight_grad = differentiable(LinearWeightGrad, linear_weight_grad)
+
+layer = differentiable(Linear)
+input_grad = differentiable(LinearInputGrad)
+weight_grad = differentiable(LinearWeightGrad)
 
 
 def activation_backward(dy: Tensor, y: Tensor | None, activation: str | None, backend: str) -> Tensor:

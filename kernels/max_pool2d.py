@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_tensors, pair
-from kernels.primitive import differentiable, new_image, primitive
+from kernels.primitive import Function, differentiable, new_image, primitive
 
 Pair = tuple[int, int]
 
@@ -51,17 +51,19 @@ def max_pool2d_gather(input, positions, kernel_size, stride, padding, dilation, 
     return new_image(input, tuple(positions.shape), backend)
 
 
-class MaxPool2d(torch.autograd.Function):
+class MaxPool2d(Function):
     """(y, positions) of the maxima of input's windows."""
 
+    forward = staticmethod(max_pool2d_forward)
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, ceil_mode: bool, *windows: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        y, positions = max_pool2d_forward(input, ceil_mode, *windows)
-        ctx.save_for_backward(positions)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, _, *ctx.windows = inputs
+        _, positions = output
+        Function.save(ctx, positions)
         ctx.mark_non_differentiable(positions)
         ctx.set_materialize_grads(False)
-        ctx.input_size, ctx.windows = input.shape[2:], windows
-        return y, positions
+        ctx.input_size = input.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -69,40 +71,54 @@ class MaxPool2d(torch.autograd.Function):
         dx = None if dy is None else input_grad(dy, positions, ctx.input_size, *ctx.windows)
         return dx, None, *[None] * len(ctx.windows)
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor, *_: None) -> tuple[Tensor, None]:
+        return gather(dinput, *ctx.saved_tensors, *ctx.windows), None
 
-class MaxPool2dInputGrad(torch.autograd.Function):
+
+class MaxPool2dInputGrad(Function):
     """dx: each dy added at the position of its window's maximum."""
 
+    forward = staticmethod(max_pool2d_input_grad)
+
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, positions: Tensor, input_size: Pair, *windows: Any) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(positions)
-        ctx.windows = windows
-        return max_pool2d_input_grad(dy, positions, input_size, *windows)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, positions, ctx.input_size, *ctx.windows = inputs
+        Function.save(ctx, positions)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (positions,) = ctx.saved_tensors
-        return gather(ddx, positions, *ctx.windows), None, None, *[None] * len(ctx.windows)
-
-
-class MaxPool2dGather(torch.autograd.Function):
-    """What lies in input at each window's stored position."""
+        return gather(ddx, *ctx.saved_tensors, *ctx.windows), None, None, *[None] * len(ctx.windows)
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, positions: Tensor, *windows: Any) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(positions)
-        ctx.input_size, ctx.windows = input.shape[2:], windows
-        return max_pool2d_gather(input, positions, *windows)
+    def tangent(ctx: Any, ddy: Tensor, *_: None) -> Tensor:
+        return input_grad(ddy, *ctx.saved_tensors, ctx.input_size, *ctx.windows)
+
+
+class MaxPool2dGather(Function):
+    """What lies in input at each window's stored position."""
+
+    forward = staticmethod(max_pool2d_gather)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, positions, *ctx.windows = inputs
+        Function.save(ctx, positions)
+        ctx.input_size = input.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (positions,) = ctx.saved_tensors
-        return input_grad(dy, positions, ctx.input_size, *ctx.windows), None, *[None] * len(ctx.windows)
+        dinput = input_grad(dy, *ctx.saved_tensors, ctx.input_size, *ctx.windows)
+        return dinput, None, *[None] * len(ctx.windows)
+
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor, *_: None) -> Tensor:
+        return gather(dinput, *ctx.saved_tensors, *ctx.windows)
 
 
-pool = differentiable(MaxPool2d, max_pool2d_forward)
-input_grad = differentiable(MaxPool2dInputGrad, max_pool2d_input_grad)
-gather = differentiable(MaxPool2dGather, max_pool2d_gather)
+pool = differentiable(MaxPool2d)
+input_grad = differentiable(MaxPool2dInputGrad)
+gather = differentiable(MaxPool2dGather)
 
 
 def max_pool2d(

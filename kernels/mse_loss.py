@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_float, check_tensors
-from kernels.primitive import differentiable, primitive
+from kernels.primitive import Function, differentiable, primitive, total
 
 REDUCTIONS = ("none", "mean", "sum")
 
@@ -28,14 +28,15 @@ def mse_loss_backward(dloss, input, target, reduction, backend):  # type: ignore
     return torch.empty_like(input)
 
 
-class MseLoss(torch.autograd.Function):
+class MseLoss(Function):
     """loss of input and target of one shape and dtype."""
 
+    forward = staticmethod(mse_loss_forward)
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, reduction: str, backend: str) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(input, target)
-        ctx.reduction, ctx.backend = reduction, backend
-        return mse_loss_forward(input, target, reduction, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, target, ctx.reduction, ctx.backend = inputs
+        Function.save(ctx, input, target)
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -43,28 +44,48 @@ class MseLoss(torch.autograd.Function):
         need_input, need_target = ctx.needs_input_grad[:2]
         return dinput if need_input else None, -dinput if need_target else None, None, None
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor | None, dtarget: Tensor | None, *_: None) -> Tensor:
+        input, target = ctx.saved_tensors
+        dloss = total(dinput, None if dtarget is None else -dtarget) * (input - target) * scale(input, ctx.reduction)
+        return dloss if ctx.reduction == "none" else dloss.sum()
 
-class MseLossBackward(torch.autograd.Function):
+
+class MseLossBackward(Function):
     """dinput = 2 (input - target) dloss / n: bilinear in dloss and input - target."""
 
+    forward = staticmethod(mse_loss_backward)
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, dloss: Tensor, input: Tensor, target: Tensor, reduction: str, backend: str
-    ) -> Tensor:
-        ctx.save_for_backward(dloss, input, target)
-        ctx.scale = 2 / max(input.numel(), 1) if reduction == "mean" else 2
-        return mse_loss_backward(dloss, input, target, reduction, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.reduction, ctx.backend = inputs
+        Function.save(ctx, *tensors)
 
     @staticmethod
     def backward(ctx: Any, ddinput: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dloss, input, target = ctx.saved_tensors
-        ddloss = (ddinput * (input - target) * ctx.scale).sum_to_size(dloss.shape)
-        dinput = ddinput * dloss * ctx.scale
+        scaled = ddinput * scale(input, ctx.reduction)
+        ddloss = (scaled * (input - target)).sum_to_size(dloss.shape)
+        dinput = scaled * dloss
         return ddloss, dinput, -dinput, None, None
 
+    @staticmethod
+    def tangent(ctx: Any, ddloss: Tensor | None, dinput: Tensor | None, dtarget: Tensor | None, *_: None) -> Tensor:
+        dloss, input, target = ctx.saved_tensors
+        change = total(dinput, None if dtarget is None else -dtarget)
+        return total(
+            None if ddloss is None else squared_error_grad(ddloss, input, target, ctx.reduction, ctx.backend),
+            None if change is None else change * dloss * scale(input, ctx.reduction),
+        )
 
-squared_error = differentiable(MseLoss, mse_loss_forward)
-squared_error_grad = differentiable(MseLossBackward, mse_loss_backward)
+
+def scale(input: Tensor, reduction: str) -> float:
+    """2 / n."""
+    return 2 / max(input.numel(), 1) if reduction == "mean" else 2
+
+
+squared_error = differentiable(MseLoss)
+squared_error_grad = differentiable(MseLossBackward)
 
 
 def mse_loss(

@@ -1,10 +1,13 @@
 """How a primitive becomes a torch operator: a schema, a fake and the backends behind the CPU and CUDA keys."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from kernels.backend import resolve
 
@@ -29,6 +32,7 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=_library)
         operator = getattr(torch.ops.lenet_kernels, name).default
 
+        @functools.wraps(fake)  # torch.compile counts the arguments
         def call(*arguments: Any) -> Any:
             return (operator if _needs_dispatcher(arguments) else on_cpu)(*arguments)
 
@@ -53,13 +57,49 @@ def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
     )
 
 
-def differentiable(function: type[torch.autograd.Function], primitive: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls `function.apply` where autograd records, else the bare `primitive` of the same arguments, which is quicker."""
+class Function(torch.autograd.Function):
+    """A primitive with its derivatives: `forward` is the primitive, `tangent` the jvp, where there is one.
+
+    `tangent` becomes `jvp` only where a tangent may come, for torch.compile refuses Functions that have one.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def save(ctx: Any, *tensors: Tensor | None) -> None:
+        """Keeps inputs and outputs for `backward` and `tangent`, where they are `ctx.saved_tensors`."""
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+
+def differentiable(function: type[Function]) -> Callable[..., Any]:
+    """What calls the primitive so that autograd and torch.func see its derivatives, by the shortest way.
+
+    torch's `Function.apply` binds the arguments to forward's signature, which takes longer than all the rest; where
+    no transform of torch.func is active, the `apply` below it does the same for arguments given by position.
+    """
+    record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    with_tangent = function
+    if hasattr(function, "tangent"):
+        with_tangent = type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
 
     def call(*arguments: Any) -> Any:
-        return function.apply(*arguments) if torch.is_grad_enabled() else primitive(*arguments)
+        if torch.compiler.is_compiling():
+            return (function.apply if torch.is_grad_enabled() else function.forward)(*arguments)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return with_tangent.apply(*arguments)
+        return (record if torch.is_grad_enabled() else function.forward)(*arguments)
 
     return call
+
+
+def total(*terms: Any) -> Any:
+    """The sum of the terms that are there, of those that are tuples one by one; None where there is none."""
+    present = [term for term in terms if term is not None]
+    if len(present) < 2:
+        return present[0] if present else None
+    first, second = present
+    return tuple(map(total, first, second)) if isinstance(first, tuple) else first + second
 
 
 def _implementation(name: str, device_type: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.checks import check_float, check_tensors
-from kernels.primitive import differentiable, primitive
+from kernels.primitive import Function, differentiable, primitive, total
 
 
 @primitive("(Tensor input, int dim, str backend) -> Tensor")
@@ -24,29 +24,34 @@ def softmax_backward(dy, y, dim, backend):  # type: ignore[no-untyped-def]
     return torch.empty_like(dy)
 
 
-class Softmax(torch.autograd.Function):
-    """y = softmax(input) along dim."""
+class Softmax(Function):
+    """y = softmax(input) along dim; its matrix of derivatives is symmetric."""
+
+    forward = staticmethod(softmax_forward)
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, dim: int, backend: str) -> Tensor:  # type: ignore[override]
-        y = softmax_forward(input, dim, backend)
-        ctx.save_for_backward(y)
-        ctx.dim, ctx.backend = dim, backend
-        return y
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.dim, ctx.backend = inputs
+        Function.save(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         return softmax_grad(dy, *ctx.saved_tensors, ctx.dim, ctx.backend), None, None
 
+    @staticmethod
+    def tangent(ctx: Any, dinput: Tensor, *_: None) -> Tensor:
+        return softmax_grad(dinput, *ctx.saved_tensors, ctx.dim, ctx.backend)
 
-class SoftmaxBackward(torch.autograd.Function):
+
+class SoftmaxBackward(Function):
     """dx = y (dy - sum(dy y)): linear in dy with a symmetric matrix, quadratic in y."""
 
+    forward = staticmethod(softmax_backward)
+
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, y: Tensor, dim: int, backend: str) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(dy, y)
-        ctx.dim, ctx.backend = dim, backend
-        return softmax_backward(dy, y, dim, backend)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        dy, y, ctx.dim, ctx.backend = inputs
+        Function.save(ctx, dy, y)
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
@@ -56,9 +61,18 @@ class SoftmaxBackward(torch.autograd.Function):
         ddx_mean = (ddx * y).sum(ctx.dim, keepdim=True)
         return ddy, ddx * (dy - dy_mean) - dy * ddx_mean, None, None
 
+    @staticmethod
+    def tangent(ctx: Any, ddy: Tensor | None, y_tangent: Tensor | None, *_: None) -> Tensor:
+        dy, y = ctx.saved_tensors
+        from_y = None
+        if y_tangent is not None:
+            dy_mean = (dy * y).sum(ctx.dim, keepdim=True)
+            from_y = y_tangent * (dy - dy_mean) - y * (dy * y_tangent).sum(ctx.dim, keepdim=True)
+        return total(None if ddy is None else softmax_grad(ddy, y, ctx.dim, ctx.backend), from_y)
 
-normalise = differentiable(Softmax, softmax_forward)
-softmax_grad = differentiable(SoftmaxBackward, softmax_backward)
+
+normalise = differentiable(Softmax)
+softmax_grad = differentiable(SoftmaxBackward)
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
