@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from kernels.backend import resolve
 
-_library = torch.library.Library("lenet_kernels", "DEF")
+library = torch.library.Library("lenet_kernels", "DEF")
 
 
 def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -24,12 +24,12 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
         name = fake.__name__  # type: ignore[attr-defined]
-        _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+        library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         on_cpu, on_cuda = (_implementation(name, device_type) for device_type in ("cpu", "cuda"))
-        _library.impl(name, on_cpu, "CPU")
-        _library.impl(name, on_cuda, "CUDA")
-        _library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=_library)
+        library.impl(name, on_cpu, "CPU")
+        library.impl(name, on_cuda, "CUDA")
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=library)
         operator = getattr(torch.ops.lenet_kernels, name).default
 
         @functools.wraps(fake)  # torch.compile counts the arguments
@@ -52,6 +52,7 @@ def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
         or not arguments[0].is_cpu
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
+        or torch._C._functorch.is_legacy_batchedtensor(arguments[0])  # of torch.autograd.grad(is_grads_batched=True)
         or torch.jit.is_tracing()
         or torch.autograd.profiler._is_profiler_enabled
     )
@@ -72,6 +73,10 @@ class Function(torch.autograd.Function):
         ctx.save_for_forward(*tensors)
 
 
+class Leaf(tuple):
+    """A tuple that torch's pytrees leave whole: in 2.13 the jvp of a vmap loses count of the others' items."""
+
+
 def differentiable(function: type[Function]) -> Callable[..., Any]:
     """What calls the primitive so that autograd and torch.func see its derivatives, by the shortest way.
 
@@ -87,7 +92,7 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             return (function.apply if torch.is_grad_enabled() else function.forward)(*arguments)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            return with_tangent.apply(*arguments)
+            return with_tangent.apply(*(Leaf(a) if isinstance(a, tuple) else a for a in arguments))
         return (record if torch.is_grad_enabled() else function.forward)(*arguments)
 
     return call
