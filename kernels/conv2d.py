@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from kernels.autocast import low_precision
 from kernels.backend import chosen
 from kernels.checks import check_float, check_same, pair
 from kernels.primitive import Function, differentiable, new_image, primitive, total
@@ -182,6 +183,7 @@ def conv2d(
     OH = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1; padding may be 'valid' (none) or 'same' (OH = H).
     float16, bfloat16 (summed in float32), float32, float64. Raises RuntimeError, TypeError, ValueError as torch does.
     """
+    input, weight, bias = low_precision(input, weight, bias)
     images, geometry = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
     y = convolve(images, weight, bias, *geometry, chosen())
     return y if input.dim() == 4 else y.squeeze(0)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.autocast import low_precision
 from kernels.backend import chosen
 from kernels.conv2d import gradients, output_size, prepare, tangent
 from kernels.max_pool2d import gather
@@ -100,6 +101,7 @@ def conv2d_relu_max_pool2d(
     Arguments, dtypes and errors are those of `conv2d`; OH and OW must be at least 2.
     """
     name = "conv2d_relu_max_pool2d"
+    input, weight, bias = low_precision(input, weight, bias)
     images, geometry = prepare(name, input, weight, bias, stride, padding, dilation, groups)
     size = output_size(images.shape[2:], weight.shape[2:], *geometry[:3])
     if min(size) < 2:

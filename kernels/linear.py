@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import relu_grad, sigmoid_grad
+from kernels.autocast import low_precision
 from kernels.backend import chosen
 from kernels.checks import check_float, check_same
 from kernels.primitive import Function, differentiable, primitive, total
@@ -172,6 +173,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """activation(linear(input, weight, bias)) in one pass; errors speak of the operation `name`."""
+    input, weight, bias = low_precision(input, weight, bias)
     check_same(name, input, weight, bias)
     check_float(name, input)
     if weight.dim() not in (1, 2):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.autocast import full_precision
 from kernels.backend import chosen
 from kernels.checks import check_float, check_tensors
 from kernels.primitive import Function, differentiable, primitive, total
@@ -104,6 +105,7 @@ def mse_loss(
     """
     name = "mse_loss"
     check_tensors(name, input=input, target=target, **({} if weight is None else {"weight": weight}))
+    input, target, weight = full_precision(input, target, weight)
     if size_average is not None or reduce is not None:
         warnings.warn(f"{name}: size_average and reduce are deprecated, use reduction", stacklevel=2)
         reduction = "none" if reduce is False else "sum" if size_average is False else "mean"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.autocast import softmax_dtype
 from kernels.backend import chosen
 from kernels.checks import check_float, check_tensors
 from kernels.primitive import Function, differentiable, primitive, total
@@ -92,6 +93,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
     least = -max(input.dim(), 1)
     if not least <= dim < -least:
         raise IndexError(f"softmax: expected dim to be in the range [{least}, {-least - 1}], got {dim}")
+    dtype = dtype or softmax_dtype(input)
     if dtype is not None:
         input = input.to(dtype)
     check_float("softmax", input)
