@@ -34,7 +34,7 @@ def _device(input: Any) -> str:
     if not isinstance(input, Tensor):
         return ""
     device = input.device.type
-    return device if torch.is_autocast_enabled(device) else ""
+    return device if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) else ""
 
 
 def _cast(tensors: tuple[Any, ...], device: str, dtype: torch.dtype) -> tuple[Any, ...]:
