@@ -37,7 +37,8 @@ class Row(NamedTuple):
     launches: int
     warp_instructions: int
     fma_share: float  # FMA and tensor core instructions of all
-    issued_per_useful: float  # multiply-adds
+    multiply_adds: int  # useful: those of the formula
+    issued_per_useful: float
     bytes: int
     bytes_per_compulsory: float
     sectors_per_request: float  # of global loads and stores
@@ -66,7 +67,7 @@ class Watch(TorchDispatchMode):
         return results
 
 
-def row(backend: str, batch: int, name: str, counters: list[Any], compulsory: int, useful_fmas: float) -> Row:
+def row(backend: str, batch: int, name: str, counters: list[Any], compulsory: int, useful_fmas: int) -> Row:
     """The sums over an operation's launches."""
 
     def total(attribute: str) -> int:
@@ -82,7 +83,7 @@ def row(backend: str, batch: int, name: str, counters: list[Any], compulsory: in
     requests = total("global_load_requests") + total("global_store_requests")
     return Row(
         backend, batch, name, len(counters), instructions,
-        ratio(fmas, instructions), ratio((total("total_flops") + total("total_tensor_flops")) / 2, useful_fmas),
+        ratio(fmas, instructions), useful_fmas, ratio((total("total_flops") + total("total_tensor_flops")) / 2, useful_fmas),
         touched, ratio(touched, compulsory), ratio(sectors, requests),
         ratio(total("shared_wavefronts"), total("shared_requests")),
     )  # fmt: skip
@@ -94,7 +95,7 @@ def distinct_bytes(tensor: Tensor) -> int:
     return math.prod(lengths) * tensor.element_size()
 
 
-def useful(name: str, args: Any, results: Any) -> float:
+def useful(name: str, args: Any, results: Any) -> int:
     """The multiply-adds that the formula of an operation has; 0 where counting them makes no sense."""
     if name in ("conv2d_forward", "linear_forward"):
         return results.numel() * args[1][0].numel()

@@ -76,3 +76,33 @@ def test_every_operation_has_its_benchmark():
     assert stems == {path.stem for path in (ROOT / "kernels" / "numpy").glob("*.py")} & {
         path.stem for path in (ROOT / "kernels").glob("*.py")
     } - {"__init__"}
+
+
+def test_bounds_of_torch_s_sequence():
+    from benchmarks import bounds
+
+    forward = {kernel.operation: kernel for kernel in bounds.of_torch(3, training=False)}
+    conv1, *_ = bounds.of_torch(3, training=False)
+    assert conv1.bytes == 4 * (3 * 32 * 32 + 6 * 25 + 6 + 3 * 6 * 28 * 28)
+    assert conv1.useful == 3 * 28 * 28 * 6 * 25
+    assert forward.keys() == {"convolution", "relu", "max_pool2d_with_indices", "addmm"}
+    assert forward["max_pool2d_with_indices"].bytes == 3 * 16 * (4 * 100 + (4 + 8) * 25)  # the last: conv2's
+    training = bounds.of_torch(3, training=True)
+    products = 3 * (2 * 28 * 28 * 6 * 25 + 3 * (10 * 10 * 16 * 150 + 400 * 120 + 120 * 84 + 84 * 10))
+    assert sum(kernel.useful for kernel in training) == products
+
+
+def test_bounds_take_the_larger_of_memory_and_arithmetic(tmp_path):
+    from benchmarks import bounds
+
+    (tmp_path / "counts.csv").write_text(
+        "backend,batch,operation,launches,bytes,multiply_adds,issued_per_useful\n"
+        "triton,64,linear_forward,1,1000000,10000000,2\n"  # 4 * 10^7 operations: they decide on an A100
+        "triton,64,mse_loss_backward,2,3000000,0,\n"
+    )
+    bounds.main(tmp_path / "counts.csv", tmp_path)
+    forward, _, step, _ = pd.read_csv(tmp_path / "bounds.csv").to_dict("records")
+    assert (forward["launches"], step["launches"]) == (1, 3)
+    arithmetic, memory = 4e7 / 19.5e12, 3e6 / 2.039e12
+    assert forward["A100 SXM, us"] == pytest.approx(1e6 * arithmetic, rel=1e-3)
+    assert step["A100 SXM, us"] == pytest.approx(1e6 * (arithmetic + memory), rel=1e-3)

@@ -1,0 +1,150 @@
+"""Lower bounds of LeNet's time on named GPUs, from counts: no GPU, and no times that one took.
+
+    python -m benchmarks.bounds
+
+The model: a kernel takes at least as long as its bytes at the memory's peak rate, and at least as long as its
+multiply-adds at the float32 peak rate; kernels follow one another. Ours touch the bytes and issue the multiply-adds
+that `python -m benchmarks.counters` counted. torch's sequence is one kernel an operator, unfused, which touches every
+input and output once and issues no multiply-add in vain: the best that sequence could do. Launches take no time in
+this model, nor do caches save any.
+"""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks.bench_lenet import torch_lenet
+from benchmarks.counters import distinct_bytes
+
+RESULTS = Path(__file__).parent / "results" / "counters"
+
+
+class GPU(NamedTuple):
+    """Peak rates, from the makers' data sheets: bytes a second, and float32 operations a second without tensor cores."""
+
+    bandwidth: float
+    flops: float
+
+
+GPUS = {
+    "T4": GPU(0.32e12, 8.1e12),
+    "L4": GPU(0.30e12, 30.3e12),
+    "RTX 4090": GPU(1.008e12, 82.6e12),
+    "A100 SXM": GPU(2.039e12, 19.5e12),
+    "H100 SXM": GPU(3.35e12, 67e12),
+    "H200 SXM": GPU(4.8e12, 67e12),
+}
+
+
+class Kernel(NamedTuple):
+    """What the launches of one operation touch and issue."""
+
+    operation: str
+    launches: int
+    bytes: int
+    useful: float  # multiply-adds
+    issued: float
+
+    def bound(self, gpu: GPU) -> float:
+        """Seconds."""
+        return max(self.bytes / gpu.bandwidth, 2 * self.issued / gpu.flops)
+
+
+class Unfused(TorchDispatchMode):
+    """Every operator of torch that computes something, as a kernel of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[Kernel] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **kwargs or {})
+        view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        if not view and not func._opname.startswith(("empty", "new_empty", "_unsafe_view")):
+            written = [a for a, s in zip(args, func._schema.arguments, strict=False) if s.is_write]
+            new = [] if written else results
+            touched = sum(distinct_bytes(t) for t in tree_leaves((args, written, new)) if isinstance(t, Tensor))
+            formula = flop_registry.get(func.overloadpacket)
+            useful = formula(*args, **kwargs or {}, out_val=results) / 2 if formula else 0
+            self.kernels.append(Kernel(func._opname, 1, touched, useful, useful))
+        return results
+
+
+def of_torch(batch: int, training: bool) -> list[Kernel]:
+    """The forward pass, or the second training step, of torch.nn with torch.optim.SGD, on tensors without values."""
+    with torch.device("meta"):
+        net = torch_lenet()
+        images, targets = torch.empty(batch, 1, 32, 32), torch.empty(batch, 10)
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, foreach=True)
+    for _ in range(2):
+        optimiser.zero_grad()
+        with Unfused() as watch, torch.set_grad_enabled(training):
+            y = net(images)
+            if training:
+                nn.functional.mse_loss(y, targets).backward()
+                optimiser.step()
+    return watch.kernels
+
+
+def of_ours(counted: pd.DataFrame, training: bool) -> list[Kernel]:
+    """The counted operations of one backend at one batch."""
+    kernels = [
+        Kernel(row.operation, row.launches, row.bytes, row.multiply_adds, row.multiply_adds * row.issued_per_useful)
+        if row.multiply_adds
+        else Kernel(row.operation, row.launches, row.bytes, 0, 0)
+        for row in counted.itertuples()
+    ]
+    if training:
+        return kernels
+    return [kernel for kernel in kernels if kernel.operation.endswith("_forward") and "loss" not in kernel.operation]
+
+
+def row(contender: str, batch: int, training: bool, kernels: list[Kernel]) -> dict[str, Any]:
+    """The sums over all operations, and a bound in microseconds for each GPU."""
+    useful = sum(kernel.useful for kernel in kernels)
+    bounds = {f"{name}, us": 1e6 * sum(kernel.bound(gpu) for kernel in kernels) for name, gpu in GPUS.items()}
+    return {
+        "kernels of": contender,
+        "batch": batch,
+        "what": "training step" if training else "forward",
+        "launches": sum(kernel.launches for kernel in kernels),
+        "MB": sum(kernel.bytes for kernel in kernels) / 1e6,
+        "useful M multiply-adds": useful / 1e6,
+        "issued per useful": sum(kernel.issued for kernel in kernels) / useful if useful else math.nan,
+        **bounds,
+    }
+
+
+def main(
+    counters: Annotated[Path, typer.Option(help="what python -m benchmarks.counters wrote")] = RESULTS / "lenet.csv",
+    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS,
+) -> None:
+    """Prints the bounds, and writes them to OUT/bounds.csv."""
+    counted = pd.read_csv(counters)
+    rows = []
+    for batch, of_batch in counted.groupby("batch"):
+        for training in (False, True):
+            for backend, of_backend in of_batch.groupby("backend", sort=False):
+                rows.append(row(str(backend), int(batch), training, of_ours(of_backend, training)))
+            rows.append(row("torch, unfused", int(batch), training, of_torch(int(batch), training)))
+    frame = pd.DataFrame(rows)
+    table = Table(*frame.columns)
+    for values in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
+    Console(width=200).print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    frame.to_csv(out / "bounds.csv", index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    typer.run(main)
