@@ -1,0 +1,110 @@
+"""The primitives of a forward pass as ONNX operators, for torch.onnx.export of a model that runs on our kernels.
+
+    torch.onnx.export(model, inputs, dynamo=True, custom_translation_table=kernels.onnx.TRANSLATIONS)
+
+Each function translates the primitive of its name and takes its arguments. Gradients have no translation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from onnx_ir import DataType
+from onnxscript import opset18
+
+from kernels.conv2d_relu_max_pool2d import WINDOWS
+from kernels.max_pool2d import output_size, position_dtype
+
+Ints = Sequence[int]
+op: Any = opset18
+
+
+def conv2d_forward(
+    input: Any, weight: Any, bias: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int, backend: str
+) -> Any:
+    return op.Conv(input, weight, bias, strides=stride, pads=[*padding, *padding], dilations=dilation, group=groups)
+
+
+def max_pool2d_forward(
+    input: Any, ceil_mode: bool, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, backend: str
+) -> Any:
+    ends = ceil_padding(input.shape[2:], kernel_size, stride, padding, dilation) if ceil_mode else padding
+    y, indices = op.MaxPool(input, kernel_shape=kernel_size, strides=stride, pads=[*padding, *ends], dilations=dilation)
+    h, w, oh, ow = (op.Shape(images, start=d, end=d + 1) for images in (input, y) for d in (2, 3))
+    place = op.Mod(indices, op.Mul(h, w))  # ONNX counts through all images and channels
+    top = op.Unsqueeze(op.Mul(op.Range(0, op.Squeeze(oh), 1), stride[0]), [1])
+    left = op.Mul(op.Range(0, op.Squeeze(ow), 1), stride[1])
+    p = op.Div(op.Sub(op.Add(op.Div(place, w), padding[0]), top), dilation[0])
+    q = op.Div(op.Sub(op.Add(op.Mod(place, w), padding[1]), left), dilation[1])
+    positions = op.Add(op.Mul(p, kernel_size[1]), q)
+    return y, op.Cast(positions, to=DTYPES[position_dtype(kernel_size)])
+
+
+def ceil_padding(size: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
+    """The padding at the far ends with which windows counted without ceil_mode are those that torch has with it.
+
+    ONNX's own ceil_mode counts windows that begin outside the image. NotImplementedError: the size (H, W) is not fixed.
+    """
+    if not all(isinstance(n, int) for n in size):
+        raise NotImplementedError(f"max_pool2d: ceil_mode needs images of a fixed size, got {tuple(size)}")
+    outputs = output_size(size, kernel_size, stride, padding, dilation, True)
+    lengths = zip(size, outputs, kernel_size, stride, padding, dilation, strict=True)
+    return [max((o - 1) * s + d * (k - 1) + 1 - n - p, 0) for n, o, k, s, p, d in lengths]
+
+
+def conv2d_relu_max_pool2d_forward(
+    input: Any, weight: Any, bias: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int, backend: str
+) -> Any:
+    y = op.Relu(conv2d_forward(input, weight, bias, stride, padding, dilation, groups, backend))
+    pooled, positions = max_pool2d_forward(y, False, *WINDOWS, backend)
+    return pooled, op.Where(op.Greater(pooled, op.CastLike(0, pooled)), positions, op.CastLike(255, positions))
+
+
+def linear_forward(input: Any, weight: Any, bias: Any, activation: str | None, backend: str) -> Any:
+    z = op.Gemm(input, weight, bias, transB=1)
+    return z if activation is None else ACTIVATIONS[activation](z, backend)
+
+
+def relu_forward(input: Any, backend: str) -> Any:
+    return op.Relu(input)
+
+
+def sigmoid_forward(input: Any, backend: str) -> Any:
+    return op.Sigmoid(input)
+
+
+def step_forward(input: Any, backend: str) -> Any:
+    return op.CastLike(op.Greater(input, op.CastLike(0, input)), input)
+
+
+def softmax_forward(input: Any, dim: int, backend: str) -> Any:
+    return op.Softmax(input, axis=dim)
+
+
+def mse_loss_forward(input: Any, target: Any, reduction: str, backend: str) -> Any:
+    error = op.Sub(input, target)
+    return REDUCTIONS[reduction](op.Mul(error, error))
+
+
+ACTIVATIONS = {"relu": relu_forward, "sigmoid": sigmoid_forward, "step": step_forward}
+REDUCTIONS = {
+    "none": lambda squared: squared,
+    "mean": lambda squared: op.ReduceMean(squared, keepdims=False),
+    "sum": lambda squared: op.ReduceSum(squared, keepdims=False),
+}
+DTYPES = {torch.uint8: DataType.UINT8, torch.int32: DataType.INT32}
+
+TRANSLATIONS = {
+    getattr(torch.ops.lenet_kernels, function.__name__).default: function
+    for function in (
+        conv2d_forward,
+        max_pool2d_forward,
+        conv2d_relu_max_pool2d_forward,
+        linear_forward,
+        relu_forward,
+        sigmoid_forward,
+        step_forward,
+        softmax_forward,
+        mse_loss_forward,
+    )
+}
