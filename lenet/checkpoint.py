@@ -52,9 +52,15 @@ def settings_of(checkpoint: dict[str, Any], path: Path) -> Settings:
 
 
 def load_trained(path: Path, device: torch.device) -> tuple[LeNet, Settings]:
-    """The network of the checkpoint `path`, on `device`, and the settings it was trained with."""
-    checkpoint = load_checkpoint(path)
+    """The network of the checkpoint or safetensors file `path`, on `device`, and the settings it was trained with."""
+    from lenet.export import load_safetensors
+
     model = LeNet()
     with restoring(path):
-        model.load_state_dict(checkpoint["model"])
-    return model.to(device), settings_of(checkpoint, path)
+        if path.suffix == ".safetensors":
+            weights, settings = load_safetensors(path)
+        else:
+            checkpoint = load_checkpoint(path)
+            weights, settings = checkpoint["model"], settings_of(checkpoint, path)
+        model.load_state_dict(weights)
+    return model.to(device), settings

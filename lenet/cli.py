@@ -4,7 +4,10 @@ import sys
 
 from lenet.errors import LenetError
 
-EXTRA = {"matplotlib", "PIL", "pooch", "sklearn", "tqdm", "typer"}
+EXTRAS = {
+    "lenet": {"matplotlib", "PIL", "pooch", "sklearn", "tqdm", "typer"},
+    "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,8 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (LenetError, OSError) as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        if error.name not in EXTRA:
+        extra = next((extra for extra, names in EXTRAS.items() if error.name in names), None)
+        if extra is None:
             raise
-        message = f"{error.name} is missing: pip install 'lenet-kernels[lenet]'"
+        message = f"{error.name} is missing: pip install 'lenet-kernels[{extra}]'"
     print("lenet: error:", " ".join(message.split()), file=sys.stderr)
     return 2

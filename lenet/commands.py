@@ -1,4 +1,4 @@
-"""The commands `lenet train`, `evaluate`, `predict` and `info`.
+"""The commands `lenet train`, `evaluate`, `predict`, `export` and `info`.
 
 Each imports what it needs when it runs, so that --help answers at once.
 """
@@ -195,6 +195,22 @@ def predict(
     for path, row in zip(images, rows, strict=True):
         print(f"{path}: {names[row.index(max(row))]}")
         print("  " + "  ".join(f"{name} {probability:.1%}" for name, probability in zip(names, row, strict=True)))
+
+
+@app.command(epilog="Example: `lenet export lenet.onnx`")
+def export(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write; it ends in .onnx or .safetensors.")],
+    checkpoint: Checkpoint = OUT / "checkpoint.pt",
+) -> None:
+    """Write a trained network as ONNX or as safetensors.
+
+    The ONNX network takes any number of images and consists of standard operators; its scores are compared with ours
+    before the file is put in place. `lenet evaluate` and `predict` read safetensors too.
+    """
+    from lenet.export import export as write
+
+    write(checkpoint, file)
+    print(f"the network of {checkpoint} is in {file}")
 
 
 @app.command(epilog="Example: `lenet info`")

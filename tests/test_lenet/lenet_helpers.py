@@ -30,3 +30,11 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of weights are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def refused(outcome: Outcome, *fragments: object) -> None:
+    """`outcome` is one line of error, exit status 2, and names each of `fragments`."""
+    assert outcome.status == 2
+    assert outcome.err.startswith("lenet: error: ") and outcome.err.count("\n") == 1 and outcome.err.endswith("\n")
+    for fragment in fragments:
+        assert str(fragment) in outcome.err

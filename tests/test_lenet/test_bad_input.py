@@ -7,21 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lenet_helpers import FILES, Outcome, idx
+from lenet_helpers import FILES, Outcome, idx, refused
 from PIL import Image
 
 import kernels
 
 Cli = Callable[..., Outcome]
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
-
-
-def refused(outcome: Outcome, *fragments: object) -> None:
-    """`outcome` is one line of error, exit status 2, and names each of `fragments`."""
-    assert outcome.status == 2
-    assert outcome.err.startswith("lenet: error: ") and outcome.err.count("\n") == 1 and outcome.err.endswith("\n")
-    for fragment in fragments:
-        assert str(fragment) in outcome.err
 
 
 @pytest.mark.parametrize(
