@@ -5,8 +5,9 @@ import sys
 from lenet.errors import LenetError
 
 EXTRAS = {
-    "lenet": {"matplotlib", "PIL", "pooch", "sklearn", "tqdm", "typer"},
+    "lenet": {"matplotlib", "PIL", "pooch", "sklearn", "tomlkit", "tqdm", "typer"},
     "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors"},
+    "tune": {"optuna", "sqlalchemy"},
 }
 
 

@@ -1,14 +1,17 @@
-"""The commands `lenet train`, `evaluate`, `predict`, `export` and `info`.
+"""The commands `lenet train`, `tune`, `evaluate`, `predict`, `export` and `info`.
 
 Each imports what it needs when it runs, so that --help answers at once.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lenet.errors import LenetError
+
+if TYPE_CHECKING:
+    from lenet.settings import Settings
 
 app = typer.Typer(
     help="Train and use LeNet, a small convolutional network, on hand-written kernels.",
@@ -18,7 +21,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-OUT = Path("lenet-run")
+OUT, TUNE_OUT = Path("lenet-run"), Path("lenet-tune")
+BATCH_SIZE, MOMENTUM = 64, 0.9
+SCHEDULE: Literal["one-cycle", "constant"] = "one-cycle"
 DATA_HELP = "digits (scikit-learn's, offline), mnist, fashion-mnist, or a folder with the four IDX files."
 
 DataDir = Annotated[
@@ -41,19 +46,39 @@ Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="cpu, cuda, cuda:1 ...", show_default="cuda if there is a GPU, else cpu"),
 ]
+
+
+def config_file(ctx: typer.Context, path: Path | None) -> Path | None:
+    if path is not None:
+        from lenet.config import use_config
+
+        use_config(ctx, path)
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        is_eager=True,
+        callback=config_file,
+        help="TOML file with options, as `lenet tune` writes it; those on the command line go before.",
+    ),
+]
 Checkpoint = Annotated[Path, typer.Option(metavar="FILE", help="The checkpoint.pt that `lenet train` left.")]
 
 
 @app.command(epilog="Example: `lenet train --data mnist --epochs 4 --out mnist-run`")
 def train(
     ctx: typer.Context,
+    config: Config = None,
     data: Annotated[str, typer.Option(metavar="NAME|DIR", help=DATA_HELP)] = "digits",
     data_dir: DataDir = None,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Passes over the training images.", show_default="20 for digits, else 4"),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = BATCH_SIZE,
     lr: Annotated[
         float | None,
         typer.Option(
@@ -62,11 +87,11 @@ def train(
             show_default="0.5 for mse, 0.05 for cross-entropy",
         ),
     ] = None,
-    momentum: Annotated[float, typer.Option(min=0, help="Momentum of gradient descent.")] = 0.9,
+    momentum: Annotated[float, typer.Option(min=0, help="Momentum of gradient descent.")] = MOMENTUM,
     schedule: Annotated[
         Literal["one-cycle", "constant"],
         typer.Option(help="Whether the learning rate rises and falls once over the run or stays."),
-    ] = "one-cycle",
+    ] = SCHEDULE,
     loss: Annotated[
         Literal["mse", "cross-entropy"], typer.Option(help="Mean squared error to one-hot targets, or cross-entropy.")
     ] = "mse",
@@ -87,18 +112,18 @@ def train(
     """
     from lenet.checkpoint import load_checkpoint, settings_of
     from lenet.compute import computing
-    from lenet.data import SOURCES, load
+    from lenet.data import load
     from lenet.plots import save_pictures
     from lenet.run import Run
-    from lenet.settings import Settings, resumed
+    from lenet.settings import resumed
     from lenet.train import train as train_run
 
-    settings = Settings(
-        data=data if data in ("digits", *SOURCES) else str(Path(data).resolve()),
-        data_dir=str(Path(data_dir).resolve()) if data_dir else None,
-        epochs=epochs or (20 if data == "digits" else 4),
+    settings = settings_for(
+        data=data,
+        data_dir=data_dir,
+        epochs=epochs,
         batch_size=batch_size,
-        lr=lr if lr is not None else (0.5 if loss == "mse" else 0.05),
+        lr=lr,
         momentum=momentum,
         schedule=schedule,
         loss=loss,
@@ -125,9 +150,72 @@ def train(
     print(f"test accuracy {run.history[-1]['test_accuracy']:.2%} after {run.epoch} epochs; results are in {out}")
 
 
+def settings_for(
+    data: str, data_dir: str | None, epochs: int | None, loss: str, lr: float | None = None, **others: Any
+) -> "Settings":
+    """The settings that the options of `lenet train` mean."""
+    from lenet.data import SOURCES
+    from lenet.settings import Settings
+
+    return Settings(
+        data=data if data in ("digits", *SOURCES) else str(Path(data).resolve()),
+        data_dir=str(Path(data_dir).resolve()) if data_dir else None,
+        epochs=epochs or (20 if data == "digits" else 4),
+        lr=lr if lr is not None else (0.5 if loss == "mse" else 0.05),
+        loss=loss,
+        **others,
+    )
+
+
 def is_given(ctx: typer.Context, name: str) -> bool:
     source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return source is not None and source.name in ("COMMANDLINE", "DEFAULT_MAP")  # the latter: in the file of --config
+
+
+@app.command(epilog="Example: `lenet tune`, then `lenet train --config lenet-tune/best.toml`")
+def tune(
+    data: Annotated[str, typer.Option(metavar="NAME|DIR", help=DATA_HELP)] = "digits",
+    data_dir: DataDir = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trainings in all, those cut short included.")] = 50,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Passes over the training images a trial.", show_default="20 for digits, else 4"),
+    ] = None,
+    loss: Annotated[
+        Literal["mse", "cross-entropy"], typer.Option(help="Mean squared error to one-hot targets, or cross-entropy.")
+    ] = "mse",
+    backend: Backend = None,
+    device: Device = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of every training; the choice of trials varies.")
+    ] = 0,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the study and what it found.")] = TUNE_OUT,
+) -> None:
+    """Look for the learning rate, momentum, batch size and schedule that train best.
+
+    Leaves in --out: best.toml for `lenet train --config`, study.db, study.png and parameters.png. A fifth of the
+    training images is held out to judge the trials; the test set is not looked at. The same command continues a study
+    that was stopped or killed, and several processes may work on one.
+    """
+    from lenet.compute import computing
+    from lenet.data import load
+    from lenet.tune import tune as search
+
+    settings = settings_for(
+        data=data,
+        data_dir=data_dir,
+        epochs=epochs,
+        batch_size=BATCH_SIZE,
+        momentum=MOMENTUM,
+        schedule=SCHEDULE,
+        loss=loss,
+        seed=seed,
+    )
+    with computing(backend, device) as where:
+        dataset = load(settings.data, settings.data_dir).to(where)
+        out.mkdir(parents=True, exist_ok=True)
+        study = search(settings, dataset, where, trials, out)
+    print(f"best: trial {study.best_trial.number}, validation accuracy {study.best_value:.2%}; {out}/best.toml has it")
 
 
 @app.command(epilog="Example: `lenet evaluate --checkpoint mnist-run/checkpoint.pt`")

@@ -38,6 +38,8 @@ TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
         (["train", "--device", "abacus"], "abacus"),
         (["train", "--device", "meta"], "meta"),
         (["train", "--device", "cuda:99"], "cuda:99"),
+        (["tune", "--trials", "0"], "--trials"),
+        (["tune", "--data", "nowhere"], "nowhere"),
         (["evaluate"], "no such checkpoint"),
         (["predict"], "IMAGE"),
         (["predict", "nowhere.png"], "nowhere.png: no such file"),

@@ -88,7 +88,7 @@ def test_info(cli: Cli) -> None:
         assert part in out
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["predict"], ["export"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["tune"], ["evaluate"], ["predict"], ["export"], ["info"]])
 def test_help(cli: Cli, command: list[str]) -> None:
     status, out, err = cli(*command, "--help")
     assert (status, err) == (0, "")
