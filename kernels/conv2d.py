@@ -172,9 +172,10 @@ def gradients(
 
 def in_memory_order(dweight: Tensor, weight: Tensor) -> Tensor:
     """dweight with the strides of weight, as DistributedDataParallel wants gradients; weight may be channels_last."""
-    if dweight.stride() == weight.stride():
+    strides = weight.stride()
+    if dweight.stride() == strides:
         return dweight
-    order = sorted(range(weight.dim()), key=lambda d: (-weight.stride(d), -weight.shape[d]))  # outermost first
+    order = sorted(range(weight.dim()), key=lambda d: (-strides[d], -weight.shape[d]))  # outermost first
     dense = dweight.permute(order).clone(memory_format=torch.contiguous_format)
     return dense.permute([order.index(d) for d in range(weight.dim())])
 

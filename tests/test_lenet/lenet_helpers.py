@@ -1,5 +1,6 @@
 """What several tests of `lenet` share."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,3 +31,9 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of weights are equal bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    """The metrics of the run in `out`, without the times."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in lines]

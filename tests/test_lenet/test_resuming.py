@@ -1,6 +1,5 @@
 """Runs that are interrupted, killed and resumed."""
 
-import json
 import os
 import random
 import signal
@@ -11,19 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lenet_helpers import Outcome, same, weights
+from lenet_helpers import Outcome, metrics, same, weights
 
 from lenet.cli import main
 from lenet.model import LeNet
 
 Cli = Callable[..., Outcome]
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    """The metrics of the run in `out`, without the times."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in lines]
 
 
 class Killed(BaseException):
