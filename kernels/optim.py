@@ -7,6 +7,7 @@ import torch
 import torch.optim as _torch
 
 from kernels.backend import chosen
+from kernels.checks import in_process_group
 from kernels.mirror import torch_attribute
 from kernels.sgd import sgd
 
@@ -70,6 +71,8 @@ class SGD(_torch.SGD):
     def _update(
         self, params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any], first: bool
     ) -> None:
+        if in_process_group():
+            params, grads, buffers = ([_shard(tensor) for tensor in tensors] for tensors in (params, grads, buffers))
         lr = group["lr"]
         lr, lr_tensor = (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
         sgd(
@@ -86,3 +89,8 @@ class SGD(_torch.SGD):
             first,
             chosen(),
         )
+
+
+def _shard(tensor: Any) -> Any:
+    """What this process holds of a tensor that FSDP spreads over several: gradients and buffers are cut as parameters."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
