@@ -33,6 +33,7 @@ class SGD(_torch.SGD):
         super().__init__(params, *args, **kwargs)
         if any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("SGD: differentiable=True is not supported; use torch.optim.SGD for it")
+        self._step_supports_amp_scaling = False  # fused=True says it were: GradScaler has to unscale before our step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]

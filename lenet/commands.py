@@ -70,6 +70,10 @@ def train(
     loss: Annotated[
         Literal["mse", "cross-entropy"], typer.Option(help="Mean squared error to one-hot targets, or cross-entropy.")
     ] = "mse",
+    amp: Annotated[
+        Literal["off", "bf16", "fp16"],
+        typer.Option(help="Mixed precision: convolutions and layers in bfloat16, or in float16 with scaled gradients."),
+    ] = "off",
     backend: Backend = None,
     device: Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides first weights and order of images.")] = 0,
@@ -104,9 +108,10 @@ def train(
         schedule=schedule,
         loss=loss,
         seed=seed,
+        amp=amp,
     )
     path = out / "checkpoint.pt"
-    with joined(device) as processes, computing(backend, processes.device(device)) as where:
+    with joined(device) as processes, computing(backend, processes.device(device), settings.amp) as where:
         if processes.size > batch_size:
             raise LenetError(f"--batch-size {batch_size}: there are {processes.size} processes, which share each batch")
         begun = processes.of_first(path.exists)

@@ -54,8 +54,8 @@ def train_epoch(run: Run, data: Data, step: Step, processes: Processes, stop: St
 
     with progress_bar(run, len(data.train_labels), processes) as bar:
         for x, target, label, together in steps[run.step :]:
-            step(x, target, label, len(x) * processes.size / together)
-            run.scheduler.step()
+            if step(x, target, label, len(x) * processes.size / together):
+                run.scheduler.step()
             run.step += 1
             if bar.update(together):  # true a few times a second
                 loss, accuracy = (
