@@ -164,9 +164,20 @@ def gradients(
         dinput = input_grad(dy, weight, input.shape[2:], *geometry)
     if needed[1]:
         dweight, dbias = weight_grad(dy, input, weight.shape[2:], needed[2], *geometry)
+        dweight = in_memory_order(dweight, weight)
     elif needed[2]:
         dbias = dy.sum((0, 2, 3))
     return dinput, dweight, dbias if needed[2] else None
+
+
+def in_memory_order(dweight: Tensor, weight: Tensor) -> Tensor:
+    """dweight with the strides of weight, as DistributedDataParallel wants gradients; weight may be channels_last."""
+    strides = weight.stride()
+    if dweight.stride() == strides:
+        return dweight
+    order = sorted(range(weight.dim()), key=lambda d: (-strides[d], -weight.shape[d]))  # outermost first
+    dense = dweight.permute(order).clone(memory_format=torch.contiguous_format)
+    return dense.permute([order.index(d) for d in range(weight.dim())])
 
 
 def conv2d(

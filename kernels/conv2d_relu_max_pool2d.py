@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.autocast import low_precision
 from kernels.backend import chosen
-from kernels.conv2d import gradients, output_size, prepare, tangent
+from kernels.conv2d import gradients, in_memory_order, output_size, prepare, tangent
 from kernels.max_pool2d import gather
 from kernels.max_pool2d import input_grad as max_pool2d_grad
 from kernels.primitive import Function, differentiable, new_image, primitive
@@ -72,7 +72,8 @@ class Conv2dReluMaxPool2d(Function):
             dconv = max_pool2d_grad(dy, positions, size, *WINDOWS, geometry[-1])
             grads = gradients(dconv, input, weight, geometry, needed)
         elif dy is not None:
-            grads = conv2d_relu_max_pool2d_backward(dy, positions, input, weight, needed, *geometry)
+            dinput, dweight, dbias = conv2d_relu_max_pool2d_backward(dy, positions, input, weight, needed, *geometry)
+            grads = dinput, in_memory_order(dweight, weight) if needed[1] else dweight, dbias
         return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *[None] * len(geometry)
 
     @staticmethod

@@ -7,6 +7,7 @@ import torch
 import torch.optim as _torch
 
 from kernels.backend import chosen
+from kernels.checks import in_process_group
 from kernels.mirror import torch_attribute
 from kernels.sgd import sgd
 
@@ -32,6 +33,7 @@ class SGD(_torch.SGD):
         super().__init__(params, *args, **kwargs)
         if any(group["differentiable"] for group in self.param_groups):
             raise RuntimeError("SGD: differentiable=True is not supported; use torch.optim.SGD for it")
+        self._step_supports_amp_scaling = False  # fused=True says it were: GradScaler has to unscale before our step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -70,6 +72,8 @@ class SGD(_torch.SGD):
     def _update(
         self, params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any], first: bool
     ) -> None:
+        if in_process_group():
+            params, grads, buffers = ([_shard(tensor) for tensor in tensors] for tensors in (params, grads, buffers))
         lr = group["lr"]
         lr, lr_tensor = (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
         sgd(
@@ -86,3 +90,8 @@ class SGD(_torch.SGD):
             first,
             chosen(),
         )
+
+
+def _shard(tensor: Any) -> Any:
+    """What this process holds of a tensor that FSDP spreads over several: gradients and buffers are cut as parameters."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

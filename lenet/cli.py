@@ -3,6 +3,7 @@
 import sys
 
 from lenet.errors import LenetError
+from lenet.rank import rank
 
 EXTRAS = {
     "lenet": {"matplotlib", "PIL", "pooch", "sklearn", "tomlkit", "tqdm", "typer"},
@@ -18,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
 
         return run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
-        print("lenet: interrupted", file=sys.stderr)
+        if rank() in (None, "0"):
+            print("lenet: interrupted", file=sys.stderr)
         return 130
     except (LenetError, OSError) as error:
         message = str(error)
@@ -27,5 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
         if extra is None:
             raise
         message = f"{error.name} is missing: pip install 'lenet-kernels[{extra}]'"
-    print("lenet: error:", " ".join(message.split()), file=sys.stderr)
+    which = "" if rank() is None else f" (rank {rank()})"
+    print(f"lenet: error{which}:", " ".join(message.split()), file=sys.stderr)
     return 2

@@ -95,6 +95,10 @@ def train(
     loss: Annotated[
         Literal["mse", "cross-entropy"], typer.Option(help="Mean squared error to one-hot targets, or cross-entropy.")
     ] = "mse",
+    amp: Annotated[
+        Literal["off", "bf16", "fp16"],
+        typer.Option(help="Mixed precision: convolutions and layers in bfloat16, or in float16 with scaled gradients."),
+    ] = "off",
     backend: Backend = None,
     device: Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides first weights and order of images.")] = 0,
@@ -114,6 +118,7 @@ def train(
     from lenet.compute import computing
     from lenet.data import load
     from lenet.plots import save_pictures
+    from lenet.processes import joined
     from lenet.run import Run
     from lenet.settings import resumed
     from lenet.train import train as train_run
@@ -128,26 +133,34 @@ def train(
         schedule=schedule,
         loss=loss,
         seed=seed,
+        amp=amp,
     )
     path = out / "checkpoint.pt"
-    if path.exists() and not resume:
-        raise LenetError(f"{out} already holds a run: continue it with --resume, or choose another folder with --out")
-    checkpoint = load_checkpoint(path) if path.exists() else None
-    if checkpoint:
-        given = {name for name in vars(settings) if is_given(ctx, name)}
-        settings = resumed(settings_of(checkpoint, path), checkpoint["epoch"], settings, given)
-
-    with computing(backend, device) as where:
-        dataset = load(settings.data, settings.data_dir).to(where)
-        out.mkdir(parents=True, exist_ok=True)
+    with joined(device) as processes, computing(backend, processes.device(device), settings.amp) as where:
+        if processes.size > batch_size:
+            raise LenetError(f"--batch-size {batch_size}: there are {processes.size} processes, which share each batch")
+        begun = processes.of_first(path.exists)
+        if begun and not resume:
+            raise LenetError(
+                f"{out} already holds a run: continue it with --resume, or choose another folder with --out"
+            )
+        checkpoint = processes.of_first(lambda: load_checkpoint(path)) if begun else None
+        if checkpoint:
+            given = {name for name in vars(settings) if is_given(ctx, name)}
+            settings = resumed(settings_of(checkpoint, path), checkpoint["epoch"], settings, given)
+        dataset = processes.in_turn(lambda: load(settings.data, settings.data_dir)).to(where)
         run = Run(settings, len(dataset.train_labels), where)
         if checkpoint:
             run.restore(checkpoint, path)
-        elif resume:
-            print(f"{out} holds no run yet: beginning one")
-        train_run(run, dataset, out)
-        save_pictures(out, run, dataset)
-    print(f"test accuracy {run.history[-1]['test_accuracy']:.2%} after {run.epoch} epochs; results are in {out}")
+        if processes.first:
+            out.mkdir(parents=True, exist_ok=True)
+            if resume and not checkpoint:
+                print(f"{out} holds no run yet: beginning one")
+        train_run(run, dataset, out, processes)
+        if processes.first:
+            save_pictures(out, run, dataset)
+            accuracy = run.history[-1]["test_accuracy"]
+            print(f"test accuracy {accuracy:.2%} after {run.epoch} epochs; results are in {out}")
 
 
 def settings_for(

@@ -8,13 +8,14 @@ import torch
 import kernels
 from lenet.errors import LenetError
 from lenet.model import LeNet
+from lenet.precision import autocast
 
 
 @contextmanager
-def computing(backend: str | None, device: str | None) -> Iterator[torch.device]:
+def computing(backend: str | None, device: str | None, amp: str = "off") -> Iterator[torch.device]:
     """The device `device`, by default the GPU where there is one, with the kernels of `backend` in use on it.
 
-    LenetError: unknown or unusable backend or device, or one that does not run on the other.
+    LenetError: unknown or unusable backend or device, or one that does not run on the other, or not in the precision `amp`.
     """
     try:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -29,9 +30,11 @@ def computing(backend: str | None, device: str | None) -> Iterator[torch.device]
         raise LenetError(f"--backend {backend}: {first_line(error)}") from error
     with using:
         try:
-            LeNet().to(chosen)(torch.zeros(1, 1, 32, 32, device=chosen))
+            with autocast(amp, chosen):
+                LeNet().to(chosen)(torch.zeros(1, 1, 32, 32, device=chosen))
         except (NotImplementedError, RuntimeError, ValueError) as error:
-            raise LenetError(f"--backend {backend or 'automatic'} --device {chosen}: {first_line(error)}") from error
+            what = f"--backend {backend or 'automatic'} --device {chosen}" + (f" --amp {amp}" if amp != "off" else "")
+            raise LenetError(f"{what}: {first_line(error)}") from error
         yield chosen
 
 

@@ -20,7 +20,7 @@ PLACE = ("epoch", "step", "loss_sum", "correct", "seconds", "history")
 
 
 class Run:
-    """The network, its optimiser and schedule, and the place reached.
+    """The network, its optimiser and schedule, the scale of its gradients, and the place reached.
 
     `epoch` epochs are done, one dictionary each in `history`. Of the next epoch `step` steps are done, in `seconds`,
     with `loss_sum`, the loss summed over their images, and `correct`, the number of images classified right.
@@ -31,6 +31,7 @@ class Run:
         self.settings = settings
         self.model = LeNet().to(device)
         self.optimizer = kernels.optim.SGD(self.model.parameters(), lr=settings.lr, momentum=settings.momentum)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
         self.scheduler: LRScheduler
         if settings.schedule == "one-cycle":
             steps = settings.epochs * math.ceil(images / settings.batch_size)
@@ -49,7 +50,7 @@ class Run:
 
     def save(self, out: Path) -> None:
         """Write checkpoint.pt and metrics.jsonl, one line an epoch done, into the folder `out`."""
-        states = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        states = {name: getattr(self, name).state_dict() for name in (*STATEFUL, "scaler")}
         place = {name: getattr(self, name) for name in PLACE}
         save_checkpoint(out / "checkpoint.pt", {"settings": asdict(self.settings), **states, **place})
         write_file(out / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self.history).encode())
@@ -59,5 +60,6 @@ class Run:
         with restoring(path):
             for name in STATEFUL:
                 getattr(self, name).load_state_dict(checkpoint[name])
+            self.scaler.load_state_dict(checkpoint.get("scaler", {}))  # older checkpoints have none
             for name in PLACE:
                 setattr(self, name, checkpoint[name])

@@ -18,6 +18,7 @@ class Settings:
     schedule: str
     loss: str
     seed: int
+    amp: str = "off"
 
 
 def resumed(stored: Settings, epochs_done: int, asked: Settings, given: set[str]) -> Settings:

@@ -1,12 +1,8 @@
 """The training loop."""
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import torch
@@ -17,64 +13,70 @@ from lenet.data import Data
 from lenet.errors import LenetError
 from lenet.evaluate import loss_and_accuracy, scores_of
 from lenet.losses import LOSSES
+from lenet.processes import ALONE, Processes
 from lenet.run import Run
+from lenet.step import Step
+from lenet.stopping import Stop, ctrl_c
 
 
-def train(run: Run, data: Data, out: Path) -> None:
+def train(run: Run, data: Data, out: Path, processes: Processes = ALONE) -> None:
     """Train `run` to its last epoch, and leave its checkpoint and metrics in the folder `out` after every one.
 
     KeyboardInterrupt: after Ctrl-C, once the checkpoint of the step reached is written.
     """
-    run.save(out)
-    with ctrl_c() as stop:
-        while run.epoch < run.settings.epochs and not stop.is_set():
-            if train_epoch(run, data, stop):
-                end_epoch(run, data)
-            run.save(out)
-    if stop.is_set():
-        print(f"stopped after {run.epoch} epochs and {run.step} steps; --resume continues from there", flush=True)
+    step = Step(run, processes)
+    if processes.first:
+        run.save(out)
+    with ctrl_c(processes) as stop:
+        while run.epoch < run.settings.epochs and not stop.agreed:
+            if train_epoch(run, data, step, processes, stop):
+                end_epoch(run, data, processes)
+            if processes.first:
+                run.save(out)
+            stop.agree()
+    if stop.agreed:
+        if processes.first:
+            print(f"stopped after {run.epoch} epochs and {run.step} steps; --resume continues from there", flush=True)
         raise KeyboardInterrupt
 
 
-def train_epoch(run: Run, data: Data, stop: Event) -> bool:
-    """Take the steps of one epoch that are still to do; False if `stop` was set before the last of them."""
-    model, optimizer, scheduler, loss_function = run.model, run.optimizer, run.scheduler, LOSSES[run.settings.loss]
+def train_epoch(run: Run, data: Data, step: Step, processes: Processes, stop: Stop) -> bool:
+    """Take the steps of one epoch that are still to do; False if `stop` was agreed on before the last of them."""
     start = time.perf_counter() - run.seconds
-    order = shuffled(data.train_labels, run)
+    batches = shuffled(data.train_labels, run).split(run.settings.batch_size)
+    parts = [processes.part(batch) for batch in batches]
+    order, sizes = torch.cat(parts), [len(part) for part in parts]
     images, labels = data.train_images[order], data.train_labels[order]
-    targets = loss_function.targets(labels)
-    batches = list(zip(*(tensor.split(run.settings.batch_size) for tensor in (images, targets, labels)), strict=True))
-    loss_sum = torch.tensor(run.loss_sum, dtype=torch.float64, device=images.device)
-    correct = torch.tensor(run.correct, device=images.device)
+    targets = LOSSES[run.settings.loss].targets(labels)
+    steps = list(zip(*(tensor.split(sizes) for tensor in (images, targets, labels)), map(len, batches), strict=True))
+    step.loss_sum.fill_(run.loss_sum if processes.first else 0)
+    step.correct.fill_(run.correct if processes.first else 0)
 
-    with progress_bar(run, len(images)) as bar:
-        for x, target, label in batches[run.step :]:
-            scores = model(x)
-            loss = loss_function.value(scores, target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-
+    with progress_bar(run, len(data.train_labels), processes) as bar:
+        for x, target, label, together in steps[run.step :]:
+            if step(x, target, label, len(x) * processes.size / together):
+                run.scheduler.step()
             run.step += 1
-            loss_sum.add_(loss.detach(), alpha=len(x))
-            correct.add_((scores.argmax(1) == label).sum())
-            if bar.update(len(x)):  # true a few times a second
-                bar.set_postfix(loss=f"{loss_sum / bar.n:.4f}", accuracy=f"{correct / bar.n:.2%}", refresh=False)
-            if stop.is_set():
+            if bar.update(together):  # true a few times a second
+                loss, accuracy = (
+                    (before + (now.item() - before) * processes.size) / bar.n  # the other processes' parts will be like
+                    for before, now in ((run.loss_sum, step.loss_sum), (run.correct, step.correct))
+                )
+                bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.2%}", refresh=False)
+            if stop.agree():
                 break
 
-    run.loss_sum, run.correct = loss_sum.item(), int(correct)
+    run.loss_sum, run.correct = processes.total(step.loss_sum).item(), int(processes.total(step.correct))
     run.seconds = time.perf_counter() - start
-    return run.step == len(batches)
+    return run.step == len(steps)
 
 
-def end_epoch(run: Run, data: Data) -> None:
+def end_epoch(run: Run, data: Data, processes: Processes) -> None:
     """Measure the network, print and keep the figures. LenetError: training has diverged."""
     images = len(data.train_labels)
-    test_loss, test_accuracy = loss_and_accuracy(
-        scores_of(run.model, data.test_images), data.test_labels, run.settings.loss
-    )
+    scores = torch.zeros(len(data.test_labels), 10, device=data.test_labels.device)
+    processes.part(scores).copy_(scores_of(run.model, processes.part(data.test_images)))
+    test_loss, test_accuracy = loss_and_accuracy(processes.total(scores), data.test_labels, run.settings.loss)
     if not (math.isfinite(run.loss_sum) and math.isfinite(test_loss)):
         raise LenetError(f"training diverged in epoch {run.epoch + 1}: the loss is not finite; try a smaller --lr")
     figures = {
@@ -86,12 +88,13 @@ def end_epoch(run: Run, data: Data) -> None:
         "seconds": run.seconds,
         "images_per_second": images / run.seconds,
     }
-    print(
-        f"epoch {run.epoch + 1}/{run.settings.epochs}: train loss {figures['train_loss']:.4f}, "
-        f"accuracy {figures['train_accuracy']:.2%}; test loss {test_loss:.4f}, accuracy {test_accuracy:.2%}; "
-        f"{figures['images_per_second']:,.0f} images/s",
-        flush=True,
-    )
+    if processes.first:
+        print(
+            f"epoch {run.epoch + 1}/{run.settings.epochs}: train loss {figures['train_loss']:.4f}, "
+            f"accuracy {figures['train_accuracy']:.2%}; test loss {test_loss:.4f}, accuracy {test_accuracy:.2%}; "
+            f"{figures['images_per_second']:,.0f} images/s",
+            flush=True,
+        )
     run.history.append(figures)
     run.epoch += 1
     run.begin_epoch()
@@ -103,8 +106,8 @@ def shuffled(labels: Tensor, run: Run) -> Tensor:
     return torch.from_numpy(order).to(labels.device)
 
 
-def progress_bar(run: Run, images: int) -> tqdm:
-    """A bar that counts images, on a terminal only."""
+def progress_bar(run: Run, images: int, processes: Processes) -> tqdm:
+    """A bar that counts images, in the first process and on a terminal only."""
     return tqdm(
         desc=f"epoch {run.epoch + 1}/{run.settings.epochs}",
         initial=run.step * run.settings.batch_size,
@@ -112,22 +115,5 @@ def progress_bar(run: Run, images: int) -> tqdm:
         unit=" images",
         mininterval=0.25,
         leave=False,
-        disable=None,
+        disable=None if processes.first else True,
     )
-
-
-@contextmanager
-def ctrl_c() -> Iterator[Event]:
-    """An event that the first Ctrl-C sets; the second interrupts at once."""
-    pressed = Event()
-
-    def press(*_: object) -> None:
-        if pressed.is_set():
-            raise KeyboardInterrupt
-        pressed.set()
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

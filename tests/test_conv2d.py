@@ -77,14 +77,16 @@ def test_third_derivative() -> None:
     assert gradgradcheck(gradient, (input, weight))
 
 
-def test_gradients_have_the_strides_torch_gives() -> None:
-    input = torch.randn(3, 2, 6, 6)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        weight = torch.randn(4, 2, 3, 3).contiguous(memory_format=layout).requires_grad_()
-        bias = torch.randn(4, requires_grad=True)
-        F.conv2d(input, weight, bias).sum().backward()
-        assert weight.grad.stride() == weight.stride()
-        assert bias.grad.stride() == bias.stride()
+@pytest.mark.parametrize("shape", ((4, 2, 3, 3), (4, 1, 3, 3), (4, 2, 1, 1), (1, 2, 1, 3)), ids=str)
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu_max_pool2d), ids=("conv2d", "conv2d_relu_max_pool2d"))
+def test_gradients_have_the_strides_of_parameters(function: Any, layout: torch.memory_format, shape: Any) -> None:
+    input, bias = torch.randn(3, shape[1], 6, 6), torch.randn(shape[0], requires_grad=True)
+    dense = torch.randn(shape, requires_grad=True)
+    weight = dense.detach().to(memory_format=layout).requires_grad_()
+    dweight, dbias = torch.autograd.grad(function(input, weight, bias).square().sum(), (weight, bias))
+    assert dweight.stride() == weight.stride() and dbias.stride() == bias.stride()
+    assert torch.equal(dweight, torch.autograd.grad(function(input, dense, bias).square().sum(), dense)[0])
 
 
 @pytest.mark.parametrize(

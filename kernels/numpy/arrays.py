@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import torch
 
+from kernels.checks import in_process_group
 from kernels.numpy.threads import Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -30,13 +31,24 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
             return (
                 tuple(_lowered(r, dtype) for r in results) if isinstance(results, tuple) else _lowered(results, dtype)
             )
-        arrays: list[Any] = [None if t is None else t.numpy(force=True) for t in tensors]
+        as_array = _free_to_resize if in_process_group() else _array
+        arrays: list[Any] = [None if t is None else as_array(t) for t in tensors]
         rest = [tuple(value) if type(value) is list else value for value in arguments[count:]]
         with np.errstate(all="ignore"):
             results = function(*arrays, *rest)
         return tuple(map(torch.from_numpy, results)) if isinstance(results, tuple) else torch.from_numpy(results)
 
     return on_tensors
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """The tensor's memory as an array; torch takes it that the memory stays, and will not resize it any more."""
+    return tensor.numpy(force=True)
+
+
+def _free_to_resize(tensor: torch.Tensor) -> Array:
+    """The same by a slower way that leaves resizing allowed: FSDP frees the memory of parameters between their uses."""
+    return np.from_dlpack(tensor.detach())
 
 
 def _raised(tensor: torch.Tensor | None) -> torch.Tensor | None:

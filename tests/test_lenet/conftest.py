@@ -1,5 +1,6 @@
 """Running `lenet` in the tests: in this process, or in one of its own that can be killed."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -27,17 +28,27 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """`lenet` with the given arguments, started in a process of its own."""
+def start_python(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Python with the given arguments and additions to the environment, started in a process of its own."""
+    started: list[subprocess.Popen[str]] = []
 
-    def begin(*arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "lenet", *map(str, arguments)]
+    def begin(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
-        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        whole = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | (environment or {})
+        command = [sys.executable, *map(str, arguments)]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path, env=environment)
+        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path, env=whole))
+        return started[-1]
 
-    return begin
+    yield begin
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture
+def start(start_python: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.Popen[str]]:
+    """`lenet` with the given arguments, started in a process of its own."""
+    return functools.partial(start_python, "-m", "lenet")
 
 
 @pytest.fixture(scope="package", autouse=True)

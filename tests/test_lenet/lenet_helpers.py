@@ -1,5 +1,6 @@
 """What several tests of `lenet` share."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,3 +39,9 @@ def refused(outcome: Outcome, *fragments: object) -> None:
     assert outcome.err.startswith("lenet: error: ") and outcome.err.count("\n") == 1 and outcome.err.endswith("\n")
     for fragment in fragments:
         assert str(fragment) in outcome.err
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    """The metrics of the run in `out`, without the times."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in lines]

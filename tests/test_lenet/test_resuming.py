@@ -1,6 +1,5 @@
 """Runs that are interrupted, killed and resumed."""
 
-import json
 import os
 import random
 import signal
@@ -11,19 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lenet_helpers import Outcome, same, weights
+from lenet_helpers import Outcome, metrics, same, weights
 
 from lenet.cli import main
 from lenet.model import LeNet
 
 Cli = Callable[..., Outcome]
 Start = Callable[..., "subprocess.Popen[str]"]
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    """The metrics of the run in `out`, without the times."""
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in lines]
 
 
 class Killed(BaseException):
@@ -96,10 +89,10 @@ def test_ctrl_c(start: Start, tmp_path: Path) -> None:
     assert torch.load(out / "checkpoint.pt", weights_only=True)["epoch"] < 200
 
 
-@pytest.mark.parametrize("step", [1, 2, 5, 6, 7, 12])
-def test_ctrl_c_at_a_step(cli: Cli, tmp_path: Path, folder: Path, step: int) -> None:
+@pytest.mark.parametrize(("step", "amp"), [(1, "off"), (2, "off"), (5, "fp16"), (6, "off"), (7, "off"), (12, "off")])
+def test_ctrl_c_at_a_step(cli: Cli, tmp_path: Path, folder: Path, step: int, amp: str) -> None:
     """Two epochs of six steps: Ctrl-C in the middle of any keeps the place, and the rest is the same bit for bit."""
-    arguments = ("train", "--data", folder, "--epochs", 2, "--batch-size", 16, "--out")
+    arguments = ("train", "--data", folder, "--epochs", 2, "--batch-size", 16, "--amp", amp, "--out")
     assert cli(*arguments, tmp_path / "whole").status == 0
     steps = 0
 
@@ -143,6 +136,7 @@ def run(tmp_path: Path, folder: Path) -> Path:
         ["--loss", "cross-entropy"],
         ["--schedule", "one-cycle"],
         ["--seed", "1"],
+        ["--amp", "bf16"],
         ["--epochs", "1"],
     ],
 )
