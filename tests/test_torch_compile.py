@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,14 @@ def test_export(make: Any) -> None:
     assert any("lenet_kernels" in target for target in targets)
     for n in (1, 3, 9):
         torch.testing.assert_close(exported.module()(batch(n)[0]), net(batch(n)[0]))
+
+
+def test_an_exported_program_in_a_file(tmp_path: Path) -> None:
+    net = fused().eval()
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(torch.export.export(net, batch(3)[:1], dynamic_shapes=shapes), tmp_path / "net.pt2")
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(loaded(batch(9)[0]), net(batch(9)[0]))
 
 
 @pytest.mark.parametrize("make", (fused, separate))

@@ -53,6 +53,7 @@ def test_what_it_finds(cli: Cli, search: list[object], tmp_path: Path, folder: P
             assert min(image.size) > 300 and len(image.convert("RGB").getcolors(1 << 24) or []) > 50
 
     best = max(trials(out), key=lambda trial: (trial.value, -trial.number))
+    assert best.value * 19 == pytest.approx(round(best.value * 19)), "judged on the 19 images held out"
     assert f"best: trial {best.number}, validation accuracy {best.value:.2%}" in printed
     assert cli("train", "--config", out / "best.toml", "--out", tmp_path / "best").status == 0
     assert cli("train", "--data", folder, "--epochs", 1, "--seed", 7, "--out", tmp_path / "plain").status == 0
