@@ -22,7 +22,7 @@ BLOCK_M = 32  # patches of a program of direct sums, one a lane of its one warp:
 MOST_ROWS = 7  # of a patch
 MOST_MAPS = 8  # that a program of direct sums computes
 UNROLLED = 8  # rows of a window
-SUMS = 150  # of a direct weight gradient, in 32-bit registers of a lane
+SUMS = 156  # of a direct weight gradient and its bias's, in 32-bit registers of a lane
 TAPS = 25  # of them for one output map
 SPLITS = 512  # of the pixels, at most
 DOT_MAPS = (
@@ -299,7 +299,7 @@ def correlation(
     groups, o, c = weight_shape[:3]
     if patch is None:
         # as many rows as leave the least beyond the last one; a taller patch loads less for each output
-        tallest = 1 if dot else MOST_ROWS
+        tallest = 1 if dot else MOST_ROWS // 2 if dtype == torch.float64 else MOST_ROWS
         patch = (max(range(1, tallest + 1), key=lambda rows: (-triton.cdiv(out[0], rows) * rows, rows)), 1)
     covered = [triton.cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)
@@ -311,7 +311,8 @@ def correlation(
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
         patch=patch, row_shifts=row_shifts, row_of=tuple(map(row_shifts.index, shifts)),
         block_o=power_of_2(o, 8, 64) if dot else even_part(o, MOST_MAPS), block_kh=block_kh,
-        block_k=power_of_2(c * math.prod(kernel), 16, 32),
+        # looking up positions, or gathering for several outputs, takes registers
+        block_k=power_of_2(c * math.prod(kernel), 16, 16 if pooled or patch != (1, 1) else 32),
         block_m=2 * BLOCK_M if dot and patch == (1, 1) else BLOCK_M,
     )  # fmt: skip
 
@@ -404,7 +405,7 @@ def weight_correlation(
         groups, o, c, size, out, kernel, stride, padding, dilation,
         inside=all_inside(out, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
-        block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw)),
+        block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw + 1)),
         block_c=block_c, block_kh=block_kh, block_kw=block_kw,
         block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=64 if dot else 32,
     )  # fmt: skip
