@@ -1,6 +1,5 @@
 """Compiles what the CuPy backend launches, for GPUs that are not here."""
 
-import functools
 import math
 import re
 from collections.abc import Iterable
@@ -8,8 +7,10 @@ from typing import Any
 from unittest import mock
 
 import cupy
+import pooch
 import torch
 from cupy.cuda import nvrtc
+from joblib import Memory
 
 import kernels
 from benchmarks.built import SHARED_LIMIT_UNASKED, TENSOR_CORES, Built
@@ -19,6 +20,7 @@ TARGETS = ("75", "80", "86", "89", "90", "100", "120")
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 BATCHES = (1, 64, 4096)  # of LeNet: a larger one takes other tiles
 CUPYS_OPTIONS = ("--device-as-default-execution-space",)
+memory = Memory(pooch.os_cache("lenet-kernels") / "compiled", verbose=0)  # NVRTC takes long
 USAGE = re.compile(
     r"Compiling entry function '(?P<name>\w+)'(?:.*\n)+?.* (?P<stack>\d+) bytes stack frame.*\n"
     r".*Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?"
@@ -33,13 +35,11 @@ def build(target: str, precision: str, calls: Iterable[Launches]) -> list[Built]
             call()
     rows = []
     for (source, options, name), (threads, dynamic) in recorder.launches.items():
-        usage, text = compiled(source, options, target)
-        registers, spilled, static = usage[name]
-        body = text[text.index(f".entry {name}(") :].split(".entry", 2)[1]
+        registers, spilled, static, tensor_cores = compiled(source, options, target, nvrtc.getVersion())[name]
         rows.append(
             Built(
                 "cupy", target, precision, name, threads // 32, registers, spilled,
-                static + dynamic, SHARED_LIMIT_UNASKED, bool(TENSOR_CORES.search(body)),
+                static + dynamic, SHARED_LIMIT_UNASKED, tensor_cores,
             )
         )  # fmt: skip
     return rows
@@ -71,15 +71,21 @@ class Module:
         return launch
 
 
-@functools.cache
-def compiled(source: str, options: tuple[str, ...], target: str) -> tuple[dict[str, tuple[int, int, int]], str]:
-    """What the assembler says of a module's kernels: (registers, bytes of stack, bytes of shared memory); and its PTX."""
+@memory.cache
+def compiled(
+    source: str, options: tuple[str, ...], target: str, version: tuple[int, int]
+) -> dict[str, tuple[int, int, int, bool]]:
+    """By kernel of a module: registers, bytes of stack, bytes of static shared memory, whether it uses tensor cores."""
     program = nvrtc.createProgram(source, "kernel.cu", (), ())
     nvrtc.compileProgram(program, (*options, f"-arch=sm_{target}", "--ptxas-options=-v", *CUPYS_OPTIONS))
     log, ptx = nvrtc.getProgramLog(program), nvrtc.getPTX(program).decode()
     nvrtc.destroyProgram(program)
-    usage = {
-        match["name"]: (int(match["registers"]), int(match["stack"]), int(match["shared"] or 0))
+    _, *parts = re.split(r"\.entry (\w+)\(", ptx)
+    bodies = dict(zip(parts[::2], parts[1::2], strict=True))
+    return {
+        match["name"]: (
+            int(match["registers"]), int(match["stack"]), int(match["shared"] or 0),
+            bool(TENSOR_CORES.search(bodies[match["name"]])),
+        )
         for match in USAGE.finditer(log)
-    }
-    return usage, ptx
+    }  # fmt: skip

@@ -187,7 +187,9 @@ def main(
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value or "") for value in each))
     Console(width=120).print(table)
     out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).astype({"calls_with_triton": "Int64"}).to_csv(out / "lenet.csv", index=False, float_format="%.1f")
+    pd.DataFrame(rows).astype({"calls_with_triton": "Int64"}).to_csv(
+        out / "lenet.csv", index=False, float_format="%.1f"
+    )
 
 
 if __name__ == "__main__":
