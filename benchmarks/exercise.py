@@ -1,60 +1,124 @@
-"""Every primitive once, forward and backward, at LeNet's shapes: what compilers are tried on and counters count."""
+"""Every primitive, forward and backward, on CPU tensors: what compilers are tried on.
 
+`operations` are LeNet's at a batch size, `geometries` others: the ones with which the launchers choose other kernels and
+tiles, as the tests do.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import kernels.functional as F
+from kernels.linear import ACTIVATIONS, activated_linear
 from kernels.optim import SGD
 
 Launches = Callable[[], Any]
 
 
-def operations(dtype: torch.dtype, n: int = 64) -> dict[str, Launches]:
-    """By name, calls that run the operations on CPU tensors of `dtype`, with a batch of n images."""
+def differentiated(
+    dtype: torch.dtype, function: Callable[..., Tensor], *shapes: tuple[int, ...], **options: Any
+) -> Launches:
+    """A call that runs `function` and its derivative on inputs of these shapes."""
 
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.rand(shape, dtype=dtype).requires_grad_()
+    def run() -> None:
+        inputs = [torch.rand(shape, dtype=dtype).requires_grad_() for shape in shapes]
+        y = function(*inputs, **options)
+        torch.autograd.grad(y, inputs, torch.ones_like(y))
 
-    def differentiated(function: Callable[..., torch.Tensor], *shapes: tuple[int, ...], **options: Any) -> Launches:
-        inputs = [tensor(*shape) for shape in shapes]
+    return run
 
-        def run() -> None:
-            y = function(*inputs, **options)
-            torch.autograd.grad(y, inputs, torch.ones_like(y))
 
-        return run
+def differentiated_twice(dtype: torch.dtype, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Launches:
+    """A call that runs the derivative of the derivative of `function` on inputs of these shapes."""
 
-    def step() -> None:
-        parameters = [tensor(*shape) for shape in ((6, 1, 5, 5), (6,), (120, 400), (10,))]
-        optimiser = SGD(parameters, lr=0.1, momentum=0.9)
+    def run() -> None:
+        inputs = [torch.rand(shape, dtype=dtype).requires_grad_() for shape in shapes]
+        y = function(*inputs)
+        dy = torch.ones_like(y).requires_grad_()
+        grads = torch.autograd.grad(y, inputs, dy, create_graph=True)
+        torch.autograd.grad(grads, [*inputs, dy], [torch.ones_like(grad) for grad in grads], allow_unused=True)
+
+    return run
+
+
+def sgd(dtype: torch.dtype, **options: Any) -> Launches:
+    """A call that takes two steps, of which the second finds momentum."""
+
+    def run() -> None:
+        shapes = ((6, 1, 5, 5), (6,), (120, 400), (10,))
+        parameters = [torch.rand(shape, dtype=dtype).requires_grad_() for shape in shapes]
+        optimiser = SGD(parameters, **options)
         for _ in range(2):
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)
             optimiser.step()
 
+    return run
+
+
+def operations(dtype: torch.dtype, n: int = 64) -> dict[str, Launches]:
+    """By name, calls that run the operations at LeNet's shapes, with a batch of n images."""
     conv1, conv2 = ((n, 1, 32, 32), (6, 1, 5, 5), (6,)), ((n, 6, 14, 14), (16, 6, 5, 5), (16,))
+    of = functools.partial(differentiated, dtype)
     return {
-        "conv2d, conv1": differentiated(F.conv2d, *conv1),
-        "conv2d, conv2": differentiated(F.conv2d, *conv2),
-        "conv2d, 3x3 of 8 maps, stride 2, padding 1": differentiated(
-            F.conv2d, (n, 8, 9, 9), (8, 8, 3, 3), (8,), stride=2, padding=1
-        ),
-        "conv2d_relu_max_pool2d, conv1": differentiated(F.conv2d_relu_max_pool2d, *conv1),
-        "conv2d_relu_max_pool2d, conv2": differentiated(F.conv2d_relu_max_pool2d, *conv2),
-        "max_pool2d, 2x2": differentiated(F.max_pool2d, (n, 6, 28, 28), kernel_size=2),
-        "max_pool2d, 3x3, stride 2, padding 1": differentiated(
-            F.max_pool2d, (n, 6, 28, 28), kernel_size=3, stride=2, padding=1
-        ),
-        "linear, fc3": differentiated(F.linear, (n, 84), (10, 84), (10,)),
-        "linear_relu, fc1": differentiated(F.linear_relu, (n, 400), (120, 400), (120,)),
-        "linear_relu, fc2": differentiated(F.linear_relu, (n, 120), (84, 120), (84,)),
-        "relu": differentiated(F.relu, (n, 120)),
-        "sigmoid": differentiated(F.sigmoid, (n, 120)),
+        "conv2d, conv1": of(F.conv2d, *conv1),
+        "conv2d, conv2": of(F.conv2d, *conv2),
+        "conv2d_relu_max_pool2d, conv1": of(F.conv2d_relu_max_pool2d, *conv1),
+        "conv2d_relu_max_pool2d, conv2": of(F.conv2d_relu_max_pool2d, *conv2),
+        "max_pool2d": of(F.max_pool2d, (n, 6, 28, 28), kernel_size=2),
+        "linear_relu, fc1": of(F.linear_relu, (n, 400), (120, 400), (120,)),
+        "linear_relu, fc2": of(F.linear_relu, (n, 120), (84, 120), (84,)),
+        "linear, fc3": of(F.linear, (n, 84), (10, 84), (10,)),
+        "relu": of(F.relu, (n, 120)),
+        "sigmoid": of(F.sigmoid, (n, 120)),
         "step": lambda: F.step(torch.rand((n, 120), dtype=dtype)),
-        "softmax": differentiated(F.softmax, (n, 10), dim=1),
-        "mse_loss, mean": differentiated(F.mse_loss, (n, 10), (n, 10)),
-        "mse_loss, none": differentiated(F.mse_loss, (n, 10), (n, 10), reduction="none"),
-        "SGD": step,
+        "softmax": of(F.softmax, (n, 10), dim=1),
+        "mse_loss, mean": of(F.mse_loss, (n, 10), (n, 10)),
+        "mse_loss, none": of(F.mse_loss, (n, 10), (n, 10), reduction="none"),
+        "SGD": sgd(dtype, lr=0.1),
+        "SGD, momentum": sgd(dtype, lr=0.1, momentum=0.9),
     }
+
+
+def geometries(dtype: torch.dtype) -> dict[str, Launches]:
+    """By name, calls that run the operations at other shapes than LeNet's."""
+    of = functools.partial(differentiated, dtype)
+    convolutions: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], dict[str, int]]] = {
+        "2x3, groups, stride 2, dilation 2": (7, (6, 12, 13), (9, 2, 2, 3), {"groups": 3, "stride": 2, "dilation": 2}),
+        "3x3, 8 maps, stride 2, padding 1": (8, (8, 9, 9), (8, 8, 3, 3), {"stride": 2, "padding": 1}),
+        "3x3, 64 maps, padding 1": (8, (64, 14, 14), (64, 64, 3, 3), {"padding": 1}),
+        "7x7, stride 2, padding 3": (8, (3, 32, 32), (64, 3, 7, 7), {"stride": 2, "padding": 3}),
+        "11x11, stride 4": (8, (3, 35, 35), (24, 3, 11, 11), {"stride": 4}),
+    }
+    calls = {
+        f"{function.__name__}, {name}": of(function, (n, *image), weight, weight[:1], **options)
+        for name, (n, image, weight, options) in convolutions.items()
+        for function in (F.conv2d, F.conv2d_relu_max_pool2d)
+    }
+    calls |= {
+        f"linear of {n} rows, {i} to {o}, {activation}": of(
+            functools.partial(activated_linear, "linear", activation=activation), (n, i), (o, i), (o,)
+        )
+        for n, i, o in ((7, 3, 5), (7, 784, 1000), (1024, 100, 100), (2048, 128, 2048))
+        for activation in (None, *ACTIVATIONS)
+    }
+    calls |= {f"softmax of {length}": of(F.softmax, (64, length), dim=1) for length in (1, 2, 4, 20, 100, 1000, 5000)}
+    calls |= {
+        "linear, twice": differentiated_twice(dtype, F.linear, (7, 3), (5, 3)),
+        "max_pool2d, twice": differentiated_twice(dtype, lambda x: F.max_pool2d(x, 2), (8, 6, 28, 28)),
+        "softmax, between": of(F.softmax, (4, 1000, 3), dim=1),
+        "max_pool2d, 3x3, stride 2, padding 1": of(F.max_pool2d, (8, 6, 28, 28), kernel_size=3, stride=2, padding=1),
+        "max_pool2d, dilation 2": of(F.max_pool2d, (8, 6, 28, 28), kernel_size=(2, 3), stride=1, dilation=2),
+        "max_pool2d, 17x17": of(F.max_pool2d, (8, 6, 32, 32), kernel_size=17),
+        "relu, strided": of(lambda x: F.relu(x[:, ::2, 1:]), (8, 6, 9)),
+        "sigmoid, strided": of(lambda x: F.sigmoid(x[:, ::2, 1:]), (8, 6, 9)),
+        "mse_loss, strided": of(lambda x, t: F.mse_loss(x[:, ::2, 1:], t), (8, 6, 9), (8, 3, 8)),
+        "mse_loss, sum": of(F.mse_loss, (1 << 17, 10), (1 << 17, 10), reduction="sum"),
+        "SGD, Nesterov, decay": sgd(dtype, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
+        "SGD, dampening, maximize": sgd(dtype, lr=0.1, momentum=0.9, dampening=0.5, maximize=True),
+        "SGD, rate in a tensor": sgd(dtype, lr=torch.tensor(0.1, dtype=dtype)),
+    }
+    return calls

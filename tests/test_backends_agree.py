@@ -1,4 +1,6 @@
-"""All backends: the same training step of LeNet."""
+"""All backends: the same training step of LeNet, the same `lenet train`."""
+
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,10 @@ import kernels
 from kernels.nn import MSELoss
 from kernels.optim import SGD
 from lenet import LeNet
+from lenet.data import Data, load
+from lenet.run import Run
+from lenet.settings import Settings
+from lenet.train import train
 
 
 def trained(backend: str, steps: int) -> tuple[list[float], list[Tensor]]:
@@ -36,3 +42,27 @@ def test_a_training_step_equals_numpys(backend: str) -> None:
     assert losses == pytest.approx(judged_losses, rel=near)
     for parameter, expected in zip(parameters, judged, strict=True):
         assert (parameter - expected).norm() <= near * expected.norm()
+
+
+def trained_on_digits(backend: str, out: Path) -> list[dict[str, float]]:
+    """The figures of each epoch of `lenet train` on some of the digits, 4 steps an epoch."""
+    settings = Settings(
+        "digits", None, epochs=3, batch_size=32, lr=0.1, momentum=0.9, schedule="constant", loss="mse", seed=0
+    )
+    digits = load(settings.data, settings.data_dir)
+    some = Data(digits.train_images[:120], digits.train_labels[:120], digits.test_images[:40], digits.test_labels[:40])
+    run = Run(settings, len(some.train_labels), torch.device("cpu"))
+    out.mkdir()
+    with kernels.use_backend(backend):
+        train(run, some, out)
+    return run.history
+
+
+@pytest.mark.large
+def test_lenet_train_equals_numpys(backend: str, tmp_path: Path) -> None:
+    history, judged = (trained_on_digits(name, tmp_path / str(i)) for i, name in enumerate((backend, "numpy")))
+    losses = [figures["train_loss"] for figures in history]
+    assert losses == sorted(losses, reverse=True)
+    near = 1000 * roundoff(torch.float32)
+    for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+        assert [figures[name] for figures in history] == pytest.approx([figures[name] for figures in judged], rel=near)

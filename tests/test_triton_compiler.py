@@ -13,18 +13,22 @@ pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets; run pytest --compiled")
 
 
-@pytest.mark.parametrize(("target", "precision"), (("80", "float32"), ("90", "float16"), ("120", "tf32")))
-def test_no_kernel_spills(target: str, precision: str) -> None:
-    from benchmarks.compile_matrix import build
+@pytest.mark.parametrize(
+    ("target", "precision", "tensor_cores"),
+    (("75", "float16", False), ("80", "float32", False), ("90", "float16", True), ("120", "tf32", True)),
+)
+def test_no_kernel_spills(target: str, precision: str, tensor_cores: bool) -> None:
+    from benchmarks.compile_triton import PRECISIONS, build
+    from benchmarks.exercise import operations
 
-    rows = build(target, precision)
+    rows = build(target, precision, operations(PRECISIONS[precision]).values())
     assert {row.kernel for row in rows} >= {"correlate_kernel", "add_splits_kernel"}
-    assert [row for row in rows if row.spilled] == []
-    assert any(row.tensor_cores for row in rows) == (precision != "float32")
+    assert [row for row in rows if not row.fits] == []
+    assert any(row.tensor_cores for row in rows) == tensor_cores
 
 
 def test_another_batch_size_compiles_nothing() -> None:
-    from benchmarks.compile_matrix import compiling_for, jit_functions
+    from benchmarks.compile_triton import compiling_for, jit_functions
 
     net = LeNet()
 

@@ -22,7 +22,7 @@ BLOCK_M = 32  # patches of a program of direct sums, one a lane of its one warp:
 MOST_ROWS = 7  # of a patch
 MOST_MAPS = 8  # that a program of direct sums computes
 UNROLLED = 8  # rows of a window
-SUMS = 150  # of a direct weight gradient, in 32-bit registers of a lane
+SUMS = 156  # of a direct weight gradient and its bias's, in 32-bit registers of a lane
 TAPS = 25  # of them for one output map
 SPLITS = 512  # of the pixels, at most
 DOT_MAPS = (
@@ -299,9 +299,9 @@ def correlation(
     groups, o, c = weight_shape[:3]
     if patch is None:
         # as many rows as leave the least beyond the last one; a taller patch loads less for each output
-        tallest = 1 if dot else MOST_ROWS
-        patch = (max(range(1, tallest + 1), key=lambda rows: (-triton.cdiv(out[0], rows) * rows, rows)), 1)
-    covered = [triton.cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
+        tallest = 1 if dot else MOST_ROWS // 2 if dtype == torch.float64 else MOST_ROWS
+        patch = (max(range(1, tallest + 1), key=lambda rows: (-cdiv(out[0], rows) * rows, rows)), 1)
+    covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)
     shifts = [i * step[0] + k * dilation[0] - offset[0] for i in range(patch[0]) for k in range(block_kh)]
     row_shifts = tuple(sorted(set(shifts)))
@@ -311,15 +311,16 @@ def correlation(
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
         patch=patch, row_shifts=row_shifts, row_of=tuple(map(row_shifts.index, shifts)),
         block_o=power_of_2(o, 8, 64) if dot else even_part(o, MOST_MAPS), block_kh=block_kh,
-        block_k=power_of_2(c * math.prod(kernel), 16, 32),
+        # looking up positions, or gathering for several outputs, takes registers
+        block_k=power_of_2(c * math.prod(kernel), 16, 16 if pooled or patch != (1, 1) else 32),
         block_m=2 * BLOCK_M if dot and patch == (1, 1) else BLOCK_M,
     )  # fmt: skip
 
 
 def programs(n: int, g: Correlation) -> int:
     """The programs of a correlation of n images."""
-    patches = triton.cdiv(g.out[0], g.patch[0]) * triton.cdiv(g.out[1], g.patch[1])
-    return triton.cdiv(n * patches, g.block_m) * g.groups * triton.cdiv(g.features, g.block_o)
+    patches = cdiv(g.out[0], g.patch[0]) * cdiv(g.out[1], g.patch[1])
+    return cdiv(n * patches, g.block_m) * g.groups * cdiv(g.features, g.block_o)
 
 
 def schedule(g: Correlation) -> dict[str, int]:
@@ -367,15 +368,15 @@ def weight_grad(
     g = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, dot, pooled_size(positions))
     kernel, tiles, least, warps = weight_grad_plan(g)
     k = c * math.prod(kernel_size)
-    chunks_in_all = triton.cdiv(n * math.prod(out), g.block_m)
-    chunks = max(least, triton.cdiv(chunks_in_all, SPLITS))
-    splits = triton.cdiv(chunks_in_all, chunks)
+    chunks_in_all = cdiv(n * math.prod(out), g.block_m)
+    chunks = max(least, cdiv(chunks_in_all, SPLITS))
+    splits = cdiv(chunks_in_all, chunks)
     partials = dy.new_empty((splits, o, k + 1), dtype=torch.promote_types(dy.dtype, torch.float32))
     if splits:
         kernel[(splits * tiles,)](
             dy, positions, input, partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps, num_stages=1
         )
-    grid = (triton.cdiv(o * (k + 1), 32),)
+    grid = (cdiv(o * (k + 1), 32),)
     add_splits_kernel[grid](partials, dweight, dbias if with_bias else None, splits, o, k, 32, 32)
     return dweight, dbias
 
@@ -404,7 +405,7 @@ def weight_correlation(
         groups, o, c, size, out, kernel, stride, padding, dilation,
         inside=all_inside(out, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
-        block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw)),
+        block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw + 1)),
         block_c=block_c, block_kh=block_kh, block_kw=block_kw,
         block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=64 if dot else 32,
     )  # fmt: skip
@@ -413,9 +414,9 @@ def weight_correlation(
 @functools.lru_cache(maxsize=256)
 def weight_grad_plan(g: WeightCorrelation) -> tuple[Any, int, int, int]:
     """The kernel, its tiles, the least chunks of a program, its warps. The sums of 32 lanes cost as much as ten chunks."""
-    o_blocks = g.groups * triton.cdiv(g.features, g.block_o)
+    o_blocks = g.groups * cdiv(g.features, g.block_o)
     if g.dot:
-        return weight_grad_product_kernel, o_blocks * triton.cdiv(g.channels * math.prod(g.kernel), g.block_k), 4, 4
+        return weight_grad_product_kernel, o_blocks * cdiv(g.channels * math.prod(g.kernel), g.block_k), 4, 4
     parts = zip((g.channels, *g.kernel), (g.block_c, g.block_kh, g.block_kw), strict=True)
     return direct_weight_grad_kernel, o_blocks * math.prod(length // part for length, part in parts), 32, 1
 
@@ -451,11 +452,16 @@ def divisor(length: int, most: int) -> int:
     return next(part for part in range(min(length, most), 0, -1) if length % part == 0)
 
 
+def cdiv(length: int, part: int) -> int:
+    """How many parts `length` has. Outside a kernel Triton's own takes long: it looks for compile-time constants."""
+    return -(-length // part)
+
+
 def even_part(length: int, most: int) -> int:
     """The size, at most `most`, of equal parts of `length`, as few and as small as possible."""
-    return triton.cdiv(length, triton.cdiv(length, most))
+    return cdiv(length, cdiv(length, most))
 
 
 def power_of_2(length: int, least: int, most: int) -> int:
     """The least power of two that holds `length`, between two others."""
-    return min(max(triton.next_power_of_2(length), least), most)
+    return min(max(1 << (length - 1).bit_length(), least), most)

@@ -57,7 +57,7 @@ def conv2d_relu_max_pool2d_forward(
     positions = torch.empty_like(y, dtype=torch.uint8)
     weight, dot = by_group(weight, groups), input_precision(input.dtype, weight.shape[0] // groups)
     pairs = (size, out, weight.shape[3:], stride, (1, 1), dilation, padding)
-    patch = (4 if out[0] % 4 == 0 and not dot else 2, 2)
+    patch = (4 if out[0] % 4 == 0 and not dot and input.dtype != torch.float64 else 2, 2)
     g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), input.dtype, dot, None, patch)
     if n:
         bias_stride = 0 if bias is None else bias.stride(0)

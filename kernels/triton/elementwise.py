@@ -80,7 +80,7 @@ def addressing(*tensors: Tensor) -> tuple[tuple[int, ...], ...]:
     The dimensions come in the order of the last tensor's memory, fastest first. The last size is left out since a kernel
     gets along without it: where it is the batch's, no batch size compiles anew.
     """
-    if all(tensor.is_contiguous() for tensor in tensors):
+    if all([tensor.is_contiguous() for tensor in tensors]):  # a list is quicker than a generator
         return ((), *[(1,)] * len(tensors))
     return collapsed(tensors[-1].shape, *(tensor.stride() for tensor in tensors))
 

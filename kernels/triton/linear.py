@@ -17,15 +17,8 @@ from kernels.triton.conv2d import add_splits_kernel
 from kernels.triton.elementwise import raised
 from kernels.triton.precision import tensor_core_precision
 
-
-@triton.jit
-def step_grad(dy, y):  # type: ignore[no-untyped-def]
-    """0, whatever dy is."""
-    return tl.zeros_like(dy)
-
-
 PHI = {None: None, "relu": relu, "sigmoid": sigmoid, "step": step}
-PHI_GRAD = {None: None, "relu": relu_grad, "sigmoid": sigmoid_grad, "step": step_grad}
+PHI_GRAD = {None: None, "relu": relu_grad, "sigmoid": sigmoid_grad}
 
 
 @triton.jit
@@ -142,6 +135,8 @@ def linear_backward(
     dy: Tensor, y: Tensor | None, input: Tensor, weight: Tensor, needed: tuple[bool, bool, bool], activation: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dinput, dweight, dbias), each empty where it is not needed."""
+    if activation == "step":
+        dy, activation = torch.zeros_like(dy), None  # its derivative is 0 everywhere
     phi_grad = PHI_GRAD[activation]
     dinput = product(dy, y, weight, None, None, phi_grad) if needed[0] else dy.new_empty((0, 0))
     if not needed[1] and not needed[2]:

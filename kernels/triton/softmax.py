@@ -90,7 +90,7 @@ def softmax_backward(dy: Tensor, y: Tensor, dim: int) -> Tensor:
 
 def tile(n: int) -> tuple[int, int]:
     """(rows, columns of a block) of a program, for rows of length n."""
-    block = min(triton.next_power_of_2(n), 1024)
+    block = min(1 << (n - 1).bit_length(), 1024)
     return max(512 // block, 1), block
 
 

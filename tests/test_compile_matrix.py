@@ -1,0 +1,65 @@
+"""The compile matrix: what NVRTC makes of the CuPy backend's kernels, the summaries, the exit status. For Triton's
+kernels see test_triton_compiler.py."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import compile_matrix
+from benchmarks.built import SHARED_LIMIT_UNASKED, Built
+from benchmarks.exercise import operations
+
+BUILT = Built("triton", "90", "float16", "a_kernel", 4, 64, 0, 1024, 49152, True)
+
+
+@pytest.mark.parametrize(("target", "precision"), (("75", "float32"), ("120", "bfloat16")))
+def test_cupys_kernels_fit(target: str, precision: str) -> None:
+    pytest.importorskip("cupy")
+    from benchmarks.compile_cupy import PRECISIONS, build
+
+    calls = operations(PRECISIONS[precision])
+    rows = build(target, precision, [calls[name] for name in ("conv2d, conv1", "linear, fc3", "softmax", "SGD")])
+    by_name = {row.kernel: row for row in rows}
+    assert set(by_name) >= {"conv2d_forward", "conv2d_weight_grad", "linear_forward", "softmax_backward", "sgd"}
+    assert [row for row in rows if not row.fits] == []
+    assert all(16 <= row.registers <= 255 for row in rows)
+    assert by_name["conv2d_forward"].shared > 0  # dynamic
+    assert by_name["linear_forward"].shared > 0  # static
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    (
+        ({}, 0),
+        ({"spilled": 8}, 1),
+        ({"spilled": 8, "target": "gfx942"}, 0),
+        ({"shared": SHARED_LIMIT_UNASKED + 1}, 1),
+    ),
+    ids=str,
+)
+def test_summaries_and_exit_status(
+    change: dict[str, int | str], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rows = [BUILT, BUILT._replace(registers=32, tensor_cores=False, **change)]
+    monkeypatch.setattr(compile_matrix, "build", lambda *_: rows)
+    app = typer.Typer()
+    app.command()(compile_matrix.main)
+    result = CliRunner().invoke(app, ["--backend", "triton", "--out", str(tmp_path)])
+    assert result.exit_code == status, result.output
+    by_kernel, by_target = pd.read_csv(tmp_path / "kernels.csv"), pd.read_csv(tmp_path / "targets.csv")
+    assert by_kernel["variants"].sum() == by_target["variants"].sum() == 2
+    assert by_target["registers"].max() == 64
+    assert by_target["tensor_cores"].sum() == 1
+    assert by_target["spilling"].sum() == ("spilled" in change)
+
+
+def test_what_is_unknown_is_refused() -> None:
+    app = typer.Typer()
+    app.command()(compile_matrix.main)
+    for option, value in (("--backend", "numpy"), ("--arch", "70"), ("--precision", "int8")):
+        result = CliRunner().invoke(app, [option, value])
+        assert result.exit_code == 2, result.output
+        assert value in result.output
