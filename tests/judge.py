@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as theirs
-from tolerances import assert_near, rounded_between
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import kernels.functional as ours
+from kernels.check.tolerances import errors, rounded_between, tolerance
 
 Sizes = list[tuple[Tensor | float, Tensor | float]]
 
@@ -96,6 +96,20 @@ def check(
         else:
             assert torch.equal(result, expected)
     return results
+
+
+def assert_near(result: Tensor, judged: Tensor, terms: Tensor | float = 1, magnitude: Tensor | float = 0) -> None:
+    """Fails where a result of a float dtype is further from the float64 `judged` than the tolerance allows."""
+    assert result.shape == judged.shape, f"shape {tuple(result.shape)}, judged {tuple(judged.shape)}"
+    error = errors(result, judged, terms, magnitude)
+    if (wrong := error > 1).any():
+        worst = error.argmax()
+        allowed = tolerance(result.dtype, judged, terms, magnitude)
+        values = [t.expand_as(judged).flatten()[worst].item() for t in (result, judged, allowed)]
+        raise AssertionError(
+            f"{int(wrong.sum())} of {wrong.numel()} elements are wrong, worst at {int(worst)} of {tuple(judged.shape)}:"
+            " {} instead of {}, allowed {:.3g}".format(*values)
+        )
 
 
 @contextlib.contextmanager

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tolerances import roundoff
 from torch import Tensor
 
 import kernels
+from kernels.check.tolerances import roundoff
 from kernels.nn import MSELoss
 from kernels.optim import SGD
 from lenet import LeNet
