@@ -8,21 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import chosen
+from kernels.check.operations import LAYOUTS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BATCHES = {"numpy": (0, 1, 2, 3, 33, 70, 260)}  # more than a tile of images, and more than two threads' tiles
 SMALL_BATCHES = (0, 1, 2, 3, 7)  # for backends that run in an interpreter or a simulator here
-LAYOUTS = {
-    "contiguous": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1) if t.dim() > 1 else t,
-    "batch_innermost": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0) if t.dim() > 1 else t,
-    "transposed": lambda t: (
-        t.permute(tuple(reversed(range(t.dim())))).contiguous().permute(tuple(reversed(range(t.dim()))))
-    ),
-    "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2] if t.dim() else t,
-    "shifted": lambda t: torch.cat([t.new_ones(3), t.flatten()])[3:].view(t.shape),
-    "expanded": lambda t: t[:1].expand(t.shape) if t.dim() else t,
-}
 
 
 @st.composite
