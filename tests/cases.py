@@ -15,10 +15,15 @@ BATCHES = {"numpy": (0, 1, 2, 3, 33, 70, 260)}  # more than a tile of images, an
 SMALL_BATCHES = (0, 1, 2, 3, 7)  # for backends that run in an interpreter or a simulator here
 
 
+def generator_of(seed: int) -> torch.Generator:
+    """Random numbers where new tensors lie, which is on a GPU if the backend under test runs on one."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 @st.composite
 def tensors(draw: Any, shape: Any, dtype: torch.dtype, values: tuple[float, ...] = ()) -> Tensor:
     """A tensor of one of the LAYOUTS, of normally distributed numbers or of some of the `values`."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    generator = generator_of(draw(st.integers(0, 2**16)))
     if values:
         places = torch.randint(len(values), tuple(shape), generator=generator)
         tensor = torch.tensor(values, dtype=torch.float64)[places]

@@ -85,16 +85,17 @@ def check(
     results = call.run(operation.ours)
     dy = make_dy(results[0].detach()) if call.leaves else None
     results += call.gradients(results[0], dy)
-    with _one_thread():
+    with torch.device("cpu"), _one_thread():  # wherever the backend under test has its tensors
+        call, dy = tree_map_only(Tensor, _on_cpu, (call, dy))
         judged = call.change(_double).differentiate(operation.torch, _double(dy))
         dtypes = call.output_dtypes(operation.torch) + [leaf.dtype for leaf in call.leaves]
         sizes = operation.sizes(operation, call, dy)
-    for result, expected, dtype, size in zip(results, judged, dtypes, sizes, strict=True):
-        assert result.dtype == dtype
-        if dtype.is_floating_point:
-            assert_near(result, expected, *size)
-        else:
-            assert torch.equal(result, expected)
+        for result, expected, dtype, size in zip(results, judged, dtypes, sizes, strict=True):
+            assert result.dtype == dtype
+            if dtype.is_floating_point:
+                assert_near(result.cpu(), expected, *size)
+            else:
+                assert torch.equal(result.cpu(), expected)
     return results
 
 
@@ -121,6 +122,10 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().requires_grad_(tensor.requires_grad)
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

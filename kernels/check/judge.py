@@ -109,13 +109,15 @@ def linear_forward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Si
 
 
 def linear_backward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
-    """Each term has a factor phi'(y), which is rounded where it is not 0 or 1."""
-    dy, y, *others, needed, activation = inputs
-    ones, magnitudes = (changed(function, (dy, None, *others)) for function in (torch.ones_like, torch.abs))
-    terms = run(name, (*ones, needed, None))
-    sums = run(name, (magnitudes[0], y, *magnitudes[2:], needed, activation))
-    rounded = rounded_between(dtype) if activation == "sigmoid" else 1
-    return [(count, total * rounded) for count, total in zip(terms, sums, strict=True)]
+    """A sigmoid's dz is rounded to the dtype before it is summed: by a part of itself, or of the smallest normal number."""
+    dy, y, input, weight, needed, activation = inputs
+    ones = changed(torch.ones_like, (dy, None, input, weight))
+    rounded = 1.0
+    if activation == "sigmoid":
+        dy, y, activation = dy * y * (1 - y), None, None
+        dy, rounded = dy.abs() + torch.finfo(dtype).smallest_normal, rounded_between(dtype)
+    sums = run(name, (dy.abs(), y, input.abs(), weight.abs(), needed, activation))
+    return [(terms, rounded * total) for terms, total in zip(run(name, (*ones, needed, None)), sums, strict=True)]
 
 
 def conv2d_relu_max_pool2d_forward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
