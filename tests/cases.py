@@ -8,27 +8,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.backend import chosen
+from kernels.check.operations import LAYOUTS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BATCHES = {"numpy": (0, 1, 2, 3, 33, 70, 260)}  # more than a tile of images, and more than two threads' tiles
 SMALL_BATCHES = (0, 1, 2, 3, 7)  # for backends that run in an interpreter or a simulator here
-LAYOUTS = {
-    "contiguous": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1) if t.dim() > 1 else t,
-    "batch_innermost": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0) if t.dim() > 1 else t,
-    "transposed": lambda t: (
-        t.permute(tuple(reversed(range(t.dim())))).contiguous().permute(tuple(reversed(range(t.dim()))))
-    ),
-    "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2] if t.dim() else t,
-    "shifted": lambda t: torch.cat([t.new_ones(3), t.flatten()])[3:].view(t.shape),
-    "expanded": lambda t: t[:1].expand(t.shape) if t.dim() else t,
-}
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """Random numbers where new tensors lie, which is on a GPU if the backend under test runs on one."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 @st.composite
 def tensors(draw: Any, shape: Any, dtype: torch.dtype, values: tuple[float, ...] = ()) -> Tensor:
     """A tensor of one of the LAYOUTS, of normally distributed numbers or of some of the `values`."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    generator = generator_of(draw(st.integers(0, 2**16)))
     if values:
         places = torch.randint(len(values), tuple(shape), generator=generator)
         tensor = torch.tensor(values, dtype=torch.float64)[places]

@@ -1,6 +1,6 @@
 """What the tests share: which backend runs and on what, memory poisoned with NaN, how hypothesis looks for cases.
 
-Where there is a GPU the kernels run on it. Elsewhere Triton's run in its interpreter, or with --compiled as PTX in
+Where there is a GPU the kernels of the GPU backends run on it: what a test creates lies there. Elsewhere Triton's run in its interpreter, or with --compiled as PTX in
 ptxsim, a simulator that checks every access and looks for races; the CUDA C++ ones always run in ptxsim.
 """
 
@@ -19,6 +19,7 @@ import torch
 import kernels
 
 GPU = torch.cuda.is_available()
+GPU_DEVICE = "cuda"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,11 +57,12 @@ def _cannot_test(backend: str) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs tests that use the fixture `backend` on every backend, or on those --backend names.
 
-    Without a GPU, what tests torch and modules around the operations runs on NumPy alone: simulating takes long.
+    Tests of threads run on NumPy alone, which has some; so does, without a GPU, what tests torch and modules around the
+    operations: simulating takes long.
     """
     if "backend" in metafunc.fixturenames:
         names = metafunc.config.getoption("backend") or [backend.name for backend in kernels.backends()]
-        if not GPU and metafunc.module.__name__.startswith(("test_torch_", "test_nn")):
+        if metafunc.module.__name__.startswith("test_torch_threads" if GPU else ("test_torch_", "test_nn")):
             names = [name for name in names if name == "numpy"]
         marks = {name: pytest.mark.skip(reason=reason) for name in names if (reason := _cannot_test(name))}
         parameters = [pytest.param(name, marks=marks.get(name, ())) for name in names]
@@ -79,8 +81,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextlib.contextmanager
 def _device(backend: str) -> Iterator[None]:
-    """Whatever runs the backend's kernels here, in place of a GPU."""
-    if GPU or backend == "numpy" or (backend == "triton" and "TRITON_INTERPRET" in os.environ):
+    """Whatever runs the backend's kernels here: the GPU, where new tensors then lie, or what stands in for it."""
+    if GPU and backend != "numpy":
+        with torch.device(GPU_DEVICE):
+            yield
+    elif backend == "numpy" or (backend == "triton" and "TRITON_INTERPRET" in os.environ):
         yield
     elif backend == "triton":
         import ptxsim

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as theirs
-from tolerances import assert_near, rounded_between
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import kernels.functional as ours
+from kernels.check.tolerances import errors, rounded_between, tolerance
 
 Sizes = list[tuple[Tensor | float, Tensor | float]]
 
@@ -85,17 +85,32 @@ def check(
     results = call.run(operation.ours)
     dy = make_dy(results[0].detach()) if call.leaves else None
     results += call.gradients(results[0], dy)
-    with _one_thread():
+    with torch.device("cpu"), _one_thread():  # wherever the backend under test has its tensors
+        call, dy = tree_map_only(Tensor, _on_cpu, (call, dy))
         judged = call.change(_double).differentiate(operation.torch, _double(dy))
         dtypes = call.output_dtypes(operation.torch) + [leaf.dtype for leaf in call.leaves]
         sizes = operation.sizes(operation, call, dy)
-    for result, expected, dtype, size in zip(results, judged, dtypes, sizes, strict=True):
-        assert result.dtype == dtype
-        if dtype.is_floating_point:
-            assert_near(result, expected, *size)
-        else:
-            assert torch.equal(result, expected)
+        for result, expected, dtype, size in zip(results, judged, dtypes, sizes, strict=True):
+            assert result.dtype == dtype
+            if dtype.is_floating_point:
+                assert_near(result.cpu(), expected, *size)
+            else:
+                assert torch.equal(result.cpu(), expected)
     return results
+
+
+def assert_near(result: Tensor, judged: Tensor, terms: Tensor | float = 1, magnitude: Tensor | float = 0) -> None:
+    """Fails where a result of a float dtype is further from the float64 `judged` than the tolerance allows."""
+    assert result.shape == judged.shape, f"shape {tuple(result.shape)}, judged {tuple(judged.shape)}"
+    error = errors(result, judged, terms, magnitude)
+    if (wrong := error > 1).any():
+        worst = error.argmax()
+        allowed = tolerance(result.dtype, judged, terms, magnitude)
+        values = [t.expand_as(judged).flatten()[worst].item() for t in (result, judged, allowed)]
+        raise AssertionError(
+            f"{int(wrong.sum())} of {wrong.numel()} elements are wrong, worst at {int(worst)} of {tuple(judged.shape)}:"
+            " {} instead of {}, allowed {:.3g}".format(*values)
+        )
 
 
 @contextlib.contextmanager
@@ -107,6 +122,10 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().requires_grad_(tensor.requires_grad)
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import DTYPES, INTEGERS, leaves, tensors
+from cases import DTYPES, INTEGERS, generator_of, leaves, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from judge import RELU, SIGMOID, Operation, check, exact
@@ -66,7 +66,7 @@ def test_derivatives(function: Any) -> None:
 
 
 def test_relu_in_place() -> None:
-    ours, theirs = (torch.randn(4, 5, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    ours, theirs = (torch.randn(4, 5, generator=generator_of(1)) for _ in range(2))
     assert F.relu(ours, inplace=True) is ours
     assert torch.equal(ours, torch.relu_(theirs))
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tolerances import roundoff
 from torch import Tensor
 
 import kernels
+from kernels.check.tolerances import roundoff
 from kernels.nn import MSELoss
 from kernels.optim import SGD
 from lenet import LeNet
@@ -17,12 +17,13 @@ from lenet.settings import Settings
 from lenet.train import train
 
 
-def trained(backend: str, steps: int) -> tuple[list[float], list[Tensor]]:
+def trained(backend: str, device: torch.device, steps: int) -> tuple[list[float], list[Tensor]]:
     """The losses of some steps of SGD with momentum, and the parameters after them."""
     torch.manual_seed(0)
-    net, loss_of = LeNet(), MSELoss()
-    optimiser = SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
-    images, targets = torch.randn(5, 1, 32, 32), torch.eye(10)[torch.arange(5)]
+    with torch.device("cpu"):  # where the random numbers are the same for all
+        net, images, targets = LeNet(), torch.randn(5, 1, 32, 32), torch.eye(10)[torch.arange(5)]
+    net, images, targets = net.to(device), images.to(device), targets.to(device)
+    loss_of, optimiser = MSELoss(), SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
     losses = []
     with kernels.use_backend(backend):
         for _ in range(steps):
@@ -31,12 +32,12 @@ def trained(backend: str, steps: int) -> tuple[list[float], list[Tensor]]:
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-    return losses, [parameter.detach() for parameter in net.parameters()]
+    return losses, [parameter.detach().cpu() for parameter in net.parameters()]
 
 
 def test_a_training_step_equals_numpys(backend: str) -> None:
-    losses, parameters = trained(backend, 2)
-    judged_losses, judged = trained("numpy", 2)
+    losses, parameters = trained(backend, torch.get_default_device(), 2)
+    judged_losses, judged = trained("numpy", torch.device("cpu"), 2)
     # A parameter is a sum of some hundred products; after two steps its error has walked a few roundings further.
     near = 1000 * roundoff(torch.float32)
     assert losses == pytest.approx(judged_losses, rel=near)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import generator_of
 from torch import Tensor
 
 import kernels.nn as nn
@@ -48,7 +49,7 @@ def build(library: Any, name: str, args: Any, kwargs: Any) -> torch.nn.Module:
 def output(module: torch.nn.Module, shape: tuple[int, ...]) -> Any:
     """The module's output and, where it is floating point, the gradients of its parameters and input."""
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    generator = torch.Generator().manual_seed(1)
+    generator = generator_of(1)
     tensors = [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2)]
     x = tensors[0].requires_grad_()
     y = module(x * 1, *tensors[1:] if isinstance(module, torch.nn.MSELoss) else ())

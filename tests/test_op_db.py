@@ -44,14 +44,14 @@ def test_every_operation_is_in_the_list() -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("info", INFOS, ids=name)
 def test_samples(info: Any, dtype: torch.dtype) -> None:
-    judge_all(OPERATIONS[info.name], info.sample_inputs("cpu", dtype, requires_grad=True))
+    judge_all(OPERATIONS[info.name], info.sample_inputs(str(torch.get_default_device()), dtype, requires_grad=True))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("info", [info for info in INFOS if info.name in ("nn.functional.relu", "sigmoid")], ids=name)
 def test_reference_samples(info: Any, dtype: torch.dtype) -> None:
     """Extremal values and unusual strides; of the other operations PyTorch lists none beyond the samples."""
-    judge_all(OPERATIONS[info.name], info.reference_inputs("cpu", dtype, requires_grad=True))
+    judge_all(OPERATIONS[info.name], info.reference_inputs(str(torch.get_default_device()), dtype, requires_grad=True))
 
 
 def raised(function: Callable[..., Any], sample: Any) -> Exception | None:
@@ -64,7 +64,7 @@ def raised(function: Callable[..., Any], sample: Any) -> Exception | None:
 
 @pytest.mark.parametrize("info", [info for info in INFOS if info.error_inputs_func], ids=name)
 def test_errors(info: Any) -> None:
-    cases = list(info.error_inputs("cpu"))
+    cases = list(info.error_inputs(str(torch.get_default_device())))
     assert cases
     for case in cases:
         ours, theirs = (raised(function, case.sample_input) for function in (OPERATIONS[info.name].ours, info.op))

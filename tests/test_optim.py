@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import generator_of
 from judge import Calls
 from torch import Tensor
 
@@ -21,13 +22,13 @@ OPTIONS = [
 
 
 def parameters(dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = generator_of(0)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in SHAPES]
 
 
 def give_gradients(params: list[Tensor], step: int) -> None:
     """The last parameter has none before the third step."""
-    generator = torch.Generator().manual_seed(step)
+    generator = generator_of(step)
     for i, p in enumerate(params):
         grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
         p.grad = grad if i < len(params) - 1 or step > 1 else None

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kernels
 import kernels.functional as F
 from kernels.backend import NAMES
+from kernels.check.operations import LAYOUTS
 
 OPERATORS = {
     name.removeprefix("lenet_kernels::"): getattr(torch.ops.lenet_kernels, name.removeprefix("lenet_kernels::")).default

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import generator_of
 from models import Net, gradients
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -31,7 +32,7 @@ def fresh() -> Iterator[None]:
 
 
 def batch(n: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(n)
+    generator = generator_of(n)
     return torch.randn(n, 1, 32, 32, generator=generator), torch.randn(n, 10, generator=generator)
 
 

@@ -1,0 +1,29 @@
+"""The judge itself: a backend's tensors lie on its device, and are judged on the CPU."""
+
+import conftest
+import pytest
+import torch
+from judge import MSE_LOSS, RELU, check
+
+
+def test_tensors_lie_where_the_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the device "meta" in place of a GPU."""
+    monkeypatch.setattr(conftest, "GPU", True)
+    monkeypatch.setattr(conftest, "GPU_DEVICE", "meta")
+    for backend, device in (("numpy", "cpu"), ("triton", "meta"), ("cupy", "meta"), ("numpy", "cpu")):
+        with conftest._device(backend):
+            assert torch.randn(3).device.type == device
+
+
+def test_judging_does_not_depend_on_where_new_tensors_lie() -> None:
+    inputs = [torch.randn(3, 4, requires_grad=True) for _ in range(2)]
+    with torch.device("meta"):
+        for result in (*check(RELU, inputs[0]), *check(MSE_LOSS, *inputs)):
+            assert result.device.type == "cpu"
+
+
+@pytest.mark.parametrize("wrong", (1.001, torch.nan, torch.inf))
+def test_wrong_results_fail(wrong: float) -> None:
+    operation = RELU._replace(ours=lambda x: torch.relu(x) * wrong)
+    with pytest.raises(AssertionError, match="elements are wrong, worst at"):
+        check(operation, torch.randn(3, 4))
