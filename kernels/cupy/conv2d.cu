@@ -15,9 +15,9 @@ constexpr int TAPS = WINDOW ? WINDOW : 1;                        // taps of a wi
 constexpr int PADDED = MAPS <= 2 ? MAPS : (MAPS + 3) / 4 * 4;    // maps in shared memory: whole vectors
 constexpr int MAP_THREADS = 1024 / sizeof(accum);                // of a block, at most
 constexpr int SUM_THREADS = 1024 / sizeof(accum);                // of a block of the weight gradient
-// A thread's sums, up to 40 and independent of each other, stay in registers; so fewer warps than half of what a
-// multiprocessor holds keep it busy: 24 where a thread has 80 registers, 16 where it has 128, 12 for doubles.
-constexpr int MAP_BLOCKS = MAPS <= 4 && WINDOW < 7 ? 3 : 2;
+// A thread's sums, up to 40 and independent of each other, stay in registers, and every number read is used many times; so
+// fewer warps than half of what a multiprocessor holds keep it busy: 16 where a thread has up to 128 registers, 12 for doubles.
+constexpr int MAP_BLOCKS = WINDOW ? 2 : 3;                       // of a multiprocessor, at least
 constexpr int SUM_BLOCKS = sizeof(accum) == 4 ? 2 : 3;
 using byte = unsigned char;
 using pair = pack<accum, 2>;

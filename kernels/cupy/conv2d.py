@@ -232,7 +232,9 @@ def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     """For a kernel that computes maps of tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a tile, for some maps."""
     item, window = max(itemsize, 4), s.window
     most = THREADS * 4 // item
-    maps = maps_of_thread(s.maps, item, doubled=window in (3, 5) and (s.channels * s.kh * s.kw < 64 or s.batch >= 4 * PROCESSORS))
+    maps = maps_of_thread(
+        s.maps, item, doubled=window in (3, 5) and (s.channels * s.kh * s.kw < 64 or s.batch >= 4 * PROCESSORS)
+    )
     rows, columns, bands, strips = cut(tiles, most)
     images = images_of_block(rows * columns, most, s.batch)
     lanes = -(-images * rows * columns // 32) * 32
