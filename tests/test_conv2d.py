@@ -115,6 +115,15 @@ def test_square_windows(operation: Any, kernel: int, padding: int) -> None:
 
 
 @pytest.mark.large
+@pytest.mark.parametrize("kernel", (3, 5, 7))
+def test_wide_images(kernel: int) -> None:
+    """A warp may have a single row of them, and leave out what lies above and below the image."""
+    shapes = ((1, 2, kernel + 2, 64), (3, 2, kernel, kernel), (3,))
+    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+    check(CONV2D._replace(sizes=exact), *inputs, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.large
 @pytest.mark.parametrize("batch", (13, 703))
 def test_many_images(batch: int) -> None:
     """So many that blocks take several at once, or one after the other, and the last block fewer."""

@@ -151,7 +151,7 @@ class Plan:
         self._structs = struct(sizes), struct(tiling)
         self._grid, self._block, self._shared = (blocks,), (tiling.lanes, tiling.teams), shared
         compiled = ",".join(map(str, tiling)) if sizes.window else 0
-        self._constants = {"WINDOW": sizes.window, "MAPS": maps, "TILING": compiled}
+        self.constants = {"WINDOW": sizes.window, "MAPS": maps, "TILING": compiled}
 
     def new_partial(self, like: Tensor) -> Tensor:
         """Memory for `add_splits`, in the dtype of sums."""
@@ -162,7 +162,7 @@ class Plan:
         """Starts `kernel` on its pointers and the strides of its inputs."""
         launch(
             arguments[0], "conv2d", kernel, self._grid, self._block, *arguments, *self._structs, *strides,
-            shared=self._shared, **self._constants,
+            shared=self._shared, **self.constants,
         )  # fmt: skip
 
 
