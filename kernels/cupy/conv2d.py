@@ -260,7 +260,8 @@ def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     chunk = even(s.channels, 16 // window) if window else 1
     taps = chunk * window or even(s.channels * s.kh * s.kw, threads)
     sums = s.groups * -(-s.maps // maps) * -(-s.channels * s.kh * s.kw // (taps * (window or 1)))
-    images = max(1, min(most // (rows * columns), s.batch * bands * strips * sums // (2 * LEAST_BLOCKS)))
+    several = min(most // (rows * columns), s.batch * bands * strips * sums // (2 * LEAST_BLOCKS))
+    images = 1 << several.bit_length() - 1 if several else 1  # few kinds of blocks, for each of them is compiled
     tiling = Tiling(images, rows, columns, threads, 1, chunk, taps=taps)
     shares = range(threads // taps)
     if window:
