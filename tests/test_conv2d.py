@@ -89,6 +89,57 @@ def test_gradients_have_the_strides_of_parameters(function: Any, layout: torch.m
     assert torch.equal(dweight, torch.autograd.grad(function(input, dense, bias).square().sum(), dense)[0])
 
 
+@pytest.mark.parametrize("kernel", (2, 3, 5))
+@pytest.mark.parametrize("place", ((..., -1, slice(None)), (..., slice(None), -1)), ids=("last row", "last column"))
+def test_weight_gradient_beside_infinite_pixels(place: Any, kernel: int) -> None:
+    """Only the last row or column of the window meets them: the zeros beyond an odd output must not."""
+    input = torch.randint(-3, 4, (3, 2, kernel + 4, kernel + 4)).float()
+    input[place] = torch.inf
+    weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((5, 2, kernel, kernel), (5,)))
+    F.conv2d(input, weight, bias).sum().backward()
+    judged = torch.nn.grad.conv2d_weight(input.double(), weight.shape, torch.ones(3, 5, 5, 5, dtype=torch.float64))
+    assert judged.isfinite().any()
+    torch.testing.assert_close(weight.grad, judged.float(), rtol=0, atol=0)
+    assert bias.grad.tolist() == [75] * 5
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("operation", (CONV2D, CONV2D_RELU_MAX_POOL2D), ids=("conv2d", "conv2d_relu_max_pool2d"))
+@pytest.mark.parametrize(("kernel", "padding"), ((3, 1), (5, 0), (5, 2), (7, 3)))
+def test_square_windows(operation: Any, kernel: int, padding: int) -> None:
+    """They may have code of their own; channels and maps for several blocks, and pixels that fill no block."""
+    shapes = ((3, 2 * 17, kernel + 6, kernel + 8), (2 * 7, 17, kernel, kernel), (2 * 7,))
+    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+    operation = operation._replace(sizes=exact)
+    check(operation, *inputs, padding=padding, groups=2, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("kernel", (3, 5, 7))
+def test_wide_images(kernel: int) -> None:
+    """A warp may have a single row of them, and leave out what lies above and below the image."""
+    shapes = ((1, 2, kernel + 2, 64), (3, 2, kernel, kernel), (3,))
+    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+    check(CONV2D._replace(sizes=exact), *inputs, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("batch", (13, 703))
+def test_many_images(batch: int) -> None:
+    """So many that blocks take several at once, or one after the other, and the last block fewer."""
+    shapes = ((batch, 2, 14, 14), (6, 2, 5, 5), (6,))
+    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+    operation = CONV2D_RELU_MAX_POOL2D._replace(sizes=exact)
+    check(operation, *inputs, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.large
+def test_more_groups_than_a_grid_has_rows() -> None:
+    groups = 70_000
+    inputs = [torch.randint(-3, 4, shape).float() for shape in ((1, groups, 2, 2), (groups, 1, 1, 1))]
+    check(CONV2D._replace(sizes=exact), *inputs, groups=groups)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "named"),
     (

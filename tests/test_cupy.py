@@ -14,8 +14,10 @@ import torch
 cupy = pytest.importorskip("cupy")
 
 from cupy.cuda import compiler, function  # noqa: E402
+from cupy_backends.cuda.libs import nvrtc  # noqa: E402
 
-from kernels.cupy import launch, variants  # noqa: E402
+from kernels.cupy import launch, linear, variants  # noqa: E402
+from kernels.cupy.conv2d import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
 from kernels.cupy.elementwise import layout  # noqa: E402
 from kernels.cupy.linear import tiles  # noqa: E402
 from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
@@ -40,6 +42,20 @@ def test_sources_compile_with_cupy_s_options(file: str, architecture: int) -> No
         assert compiled(launch.source(file), launch.options(dtype, **constants[-1]), architecture).startswith(
             b"\x7fELF"
         )
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("batch", (64, 1024))
+@pytest.mark.parametrize("plan", (forward_plan, input_grad_plan, weight_grad_plan), ids=lambda plan: plan.__name__)
+def test_convolutions_keep_their_sums_in_registers(plan: Any, batch: int, architecture: int) -> None:
+    constants = plan((batch, 6, 14, 14), (16, 6, 5, 5), (1, 1, 0, 0, 1, 1), 1, 4).constants
+    options = (*launch.options(torch.float32, **constants), f"-arch=sm_{architecture}", "--ptxas-options=-v")
+    program = nvrtc.createProgram(launch.source("conv2d"), "conv2d.cu", (), ())
+    nvrtc.compileProgram(program, options)
+    said = nvrtc.getProgramLog(program)
+    nvrtc.destroyProgram(program)
+    spilled = re.findall(r"(\d+) bytes spill stores", said)
+    assert len(spilled) == 7 and set(spilled) == {"0"}, said
 
 
 def test_every_source_has_variants() -> None:
@@ -94,6 +110,19 @@ def test_cupy_takes_the_arguments_that_launchers_pass(argument: Any) -> None:
     packed(argument)
     with pytest.raises(TypeError):
         packed(torch.ones(1))  # why `addresses` exists
+
+
+def test_grids_are_long_in_x_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In y and z a grid has at most 65,535 blocks."""
+    grids = []
+    monkeypatch.setattr(linear, "launch", lambda like, file, kernel, grid, *_, **__: grids.append(grid))
+    outputs = 5 << 20
+    linear.linear_backward(
+        torch.empty(1, outputs), None, torch.empty(1, 1), torch.empty(outputs, 1), (True, True, True), None
+    )
+    linear.linear_forward(torch.empty(1, 1), torch.empty(outputs, 1), None, None)
+    assert max(x for x, *_ in grids) > 65_535
+    assert all(length <= 65_535 for _, *rest in grids for length in rest)
 
 
 def test_arguments_fit_into_a_launch() -> None:

@@ -45,7 +45,9 @@ def test_large_layer_with_relu(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("sizes", ((70, 40, 300), (260, 270, 21), (1030, 1050, 9), (9, 1030, 1050)), ids=str)
+@pytest.mark.parametrize(
+    "sizes", ((70, 40, 300), (33, 63, 17), (260, 270, 21), (1030, 1050, 9), (9, 1030, 1050)), ids=str
+)
 def test_sizes(sizes: tuple[int, int, int]) -> None:
     """Sizes for which kernels choose different tiles, and which fill none of them."""
     batch, inputs, outputs = sizes

@@ -1,24 +1,26 @@
 // Convolution, alone and with bias + ReLU + 2x2 max-pooling: forward, input gradient, weight gradient.
 //
 // Direct convolution, made for few channels: a thread owns a 2x2 tile of pixels times MAPS output maps. What it reads of
-// its input is used for every column of the window and every map, a weight for four pixels, so that LeNet's 5x5 layers
-// do six multiply-adds or more for each load from shared memory.
+// its input is used for every column of the window and every map, a weight for four pixels. Threads that compute other maps
+// of the same pixels share a block, and with it the copy of the input in shared memory.
 //
 // The input gradient is the same convolution: of dy, spread out by the stride, with the flipped window. So it has the same
 // code with another source of pixels. And a pooled 2x2 window is just what a thread owns: pooling happens in registers.
 //
-// WINDOW 3, 5 or 7 is that of a square window with stride 1 and dilation 1, unrolled over shared memory. WINDOW 0 takes
-// any geometry: the same loops with run-time bounds, one tap at a time, on global memory.
+// WINDOW 3, 5 or 7 is that of a square window with stride 1 and dilation 1: its loops are unrolled over shared memory, and
+// TILING, the numbers of struct Tiling, is known to the compiler, so that addresses become constants. WINDOW 0 takes any
+// geometry: run-time bounds, one tap at a time, on global memory.
 
 constexpr int TAPS = WINDOW ? WINDOW : 1;                        // taps of a window's row that a thread takes at a time
 constexpr int PADDED = MAPS <= 2 ? MAPS : (MAPS + 3) / 4 * 4;    // maps in shared memory: whole vectors
 constexpr int MAP_THREADS = 1024 / sizeof(accum);                // of a block, at most
-constexpr int SUM_THREADS = 128;                                 // of a block of the weight gradient
-// A thread's sums, up to 40 and independent of each other, stay in registers; so fewer warps than half of what a
-// multiprocessor holds keep it busy: 24 where a thread has 80 registers, 16 where it has 128, 12 for doubles.
-constexpr int MAP_BLOCKS = MAPS <= 4 && WINDOW < 7 ? 3 : 2;
-constexpr int SUM_BLOCKS = sizeof(accum) == 4 ? 4 : 3;
+constexpr int SUM_THREADS = 1024 / sizeof(accum);                // of a block of the weight gradient
+// A thread's sums, up to 40 and independent of each other, stay in registers, and every number read is used many times; so
+// fewer warps than half of what a multiprocessor holds keep it busy: 16 where a thread has up to 128 registers, 12 for doubles.
+constexpr int MAP_BLOCKS = WINDOW ? 2 : 3;                       // of a multiprocessor, at least
+constexpr int SUM_BLOCKS = sizeof(accum) == 4 ? 2 : 3;
 using byte = unsigned char;
+using pair = pack<accum, 2>;
 using values = pack<accum, PADDED>;                              // of a pixel or a tap, for each map
 
 // In the input gradient's sizes input and output have changed places.
@@ -27,100 +29,37 @@ struct Sizes {
     int height, width, out_height, out_width, kh, kw;
     int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int spread_h, spread_w;             // the distance of the source's pixels, in a plane that is zero between them
+    int bands, strips;                  // blocks of tiles, that make a plane
+    int splits;                         // of the weight gradient: blocks that share a sum
 };
 
-// A block's pixels: of `images` images, `rows` x `columns` tiles of 2x2; the plane has `bands` x `strips` such blocks.
+// A block's share: of `images` images, `rows` x `columns` tiles of 2x2 pixels.
 struct Tiling {
-    int images, rows, columns, bands, strips;
+    int images, rows, columns;
+    int lanes, teams;                   // threads that share out the tiles, teams of them that share out the maps
     int chunk;                          // channels in shared memory at a time
     int height, width;                  // of the input under the tiles
-    int odd, pitch, plane, image;       // offsets in shared memory: of odd columns, rows, channels and images
-    int taps, splits;                   // of the weight gradient: a block's rows of taps; blocks that share a sum
+    int odd, pitch, plane, image;       // offsets in shared memory: of odd rows, rows two apart, channels and images
+    int taps;                           // of the weight gradient: a block's rows of taps
 };
 
 struct Strides { int64 n, c, h, w; };
 struct WeightStrides { int64 group, map, channel, h, w; };
 
-// Where pixels come from: an image, zero outside...
-struct Image {
-    const scalar* data;
-    Strides strides;
-    int height, width;
+extern __shared__ __align__(64) unsigned char shared_memory[];
 
-    struct Pixel {
-        const scalar* data;
-        int64 stride;
-        bool inside;
-
-        __device__ __forceinline__ accum operator[](int c) const { return inside ? widen(data[c * stride]) : accum(0); }
-    };
-
-    // A pixel of the maps from c on.
-    __device__ __forceinline__ Pixel operator()(int n, int c, int h, int w) const {
-        const int64 offset = n * strides.n + c * strides.c + h * strides.h + w * strides.w;
-        return {data + offset, strides.c, unsigned(h) < height && unsigned(w) < width};
-    }
-};
-
-// ... or the gradient before pooling, never stored: dy at the position of its window's maximum, zero elsewhere.
-struct Unpooled {
-    Image dy;
-    const byte* positions;
-    Strides strides;
-
-    struct Pixel {
-        Image::Pixel dy;
-        const byte* positions;
-        int64 stride;
-        int position;
-
-        __device__ __forceinline__ accum operator[](int c) const {
-            return dy.inside && positions[c * stride] == position ? widen(dy.data[c * dy.stride]) : accum(0);
-        }
-    };
-
-    __device__ __forceinline__ Pixel operator()(int n, int c, int h, int w) const {
-        const int i = h >> 1, j = w >> 1;
-        const int64 offset = n * strides.n + c * strides.c + i * strides.h + j * strides.w;
-        return {dy(n, c, i, j), positions + offset, strides.c, (h & 1) * 2 + (w & 1)};
-    }
-};
-
-// How threads share the pixels of a rectangle: one takes a column, and there every `step`-th row.
+// How a block's threads share the pixels of a rectangle: one takes a column, and there every `step`-th row.
 struct Walk {
     int row, step, column, step_columns;
 
-    __device__ __forceinline__ Walk(int width) {
-        const int threads = blockDim.x, thread = threadIdx.x;
+    __device__ __forceinline__ Walk(unsigned width, unsigned threads) {
+        const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
         if (width > threads) {
             row = 0, step = 1, column = thread, step_columns = threads;
         } else {
             row = thread / width, step = threads / width, column = thread % width, step_columns = width;
             if (row >= step) column = width;  // idle
         }
-    }
-};
-
-extern __shared__ __align__(64) unsigned char shared_memory[];
-
-// ---------------------------------------------------------------- forward and input gradient
-
-// A block's share of the work, and a thread's.
-struct Place {
-    int group, map, image, row, column;           // the block's first; rows and columns of tiles
-    int own_image, own_row, own_column;           // the thread's, in the block
-    bool active;
-
-    __device__ Place(const Sizes& s, const Tiling& t) {
-        const int blocks = (s.maps + MAPS - 1) / MAPS;
-        const unsigned planes = t.bands * t.strips, plane = blockIdx.x % planes;
-        image = blockIdx.x / planes * t.images, row = plane / t.strips * t.rows, column = plane % t.strips * t.columns;
-        map = blockIdx.y % blocks * MAPS, group = blockIdx.y / blocks;
-        // Rows outermost, so that a warp has few of them and can skip what is outside the input for all.
-        const int tile = threadIdx.x, in_row = t.images * t.columns;
-        own_row = tile / in_row, own_image = tile % in_row / t.columns, own_column = tile % t.columns;
-        active = own_row < t.rows && image + own_image < s.batch;
-        if (!active) own_row = own_image = own_column = 0;  // computes something, stores nothing
     }
 };
 
@@ -137,12 +76,6 @@ __device__ __forceinline__ void copy(accum* to, const scalar* from, bool inside)
     *to = inside ? widen(*from) : accum(0);
 }
 
-__device__ __forceinline__ void copy(accum* to, const Image::Pixel& pixel, int c) {
-    copy(to, pixel.data + c * pixel.stride, pixel.inside);
-}
-
-__device__ __forceinline__ void copy(accum* to, const Unpooled::Pixel& pixel, int c) { *to = pixel[c]; }
-
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -150,31 +83,130 @@ __device__ __forceinline__ void wait_for_copies() {
     __syncthreads();
 }
 
-// Copies the pixels under the block's tiles, even columns before odd ones: neighbouring threads are two columns apart, and
-// so they read neighbouring words.
-template <typename Source>
-__device__ __forceinline__ void stage(
-    accum* tile, const Source& source, const Tiling& t, int image, int images, int channel, int channels, int top, int left
-) {
-    const Walk walk(t.width);
-    for (int n = 0; n < images; n++)
-        for (int column = walk.column; column < t.width; column += walk.step_columns)
-            for (int row = walk.row; row < t.height; row += walk.step) {
-                const auto pixel = source(image + n, channel, top + row, left + column);
-                accum* to = tile + n * t.image + row * t.pitch + (column & 1) * t.odd + column / 2;
-                int c = 0;
-                do copy(to, pixel, c), to += t.plane;
-                while (++c < channels);
-            }
+// The part of a source that lies under a block's tiles.
+struct Region { int image, images, channel, channels, top, left; };
+
+// Where row `row` of the input under a tile is in shared memory: even rows before odd ones, so that the distance of the
+// tiles' rows, which are two apart, may be odd.
+__device__ __forceinline__ int offset_of_row(int row, const Tiling& t) { return (row & 1) * t.odd + (row >> 1) * t.pitch; }
+
+// Where pixels come from: an image, zero outside...
+struct Image {
+    static constexpr bool WHOLE_TILES = false;  // the last row or column of tiles may reach beyond the pixels
+
+    const scalar* data;
+    Strides strides;
+    int height, width;
+
+    __device__ __forceinline__ bool inside(int h, int w) const { return unsigned(h) < height && unsigned(w) < width; }
+
+    __device__ __forceinline__ const scalar* address(int n, int c, int h, int w) const {
+        return data + n * strides.n + c * strides.c + h * strides.h + w * strides.w;
+    }
+
+    __device__ __forceinline__ accum operator()(int n, int c, int h, int w) const {
+        return inside(h, w) ? widen(*address(n, c, h, w)) : accum(0);
+    }
+
+    __device__ __forceinline__ void stage(accum* tile, const Region& of, const Tiling& t) const {
+        const Walk walk(t.width, t.lanes * t.teams);
+        for (int n = 0; n < of.images; n++)
+            for (int column = walk.column; column < t.width; column += walk.step_columns)
+#pragma unroll 1
+                for (int row = walk.row; row < t.height; row += walk.step) {
+                    const bool exists = inside(of.top + row, of.left + column);
+                    const scalar* from = address(of.image + n, of.channel, of.top + row, of.left + column);
+                    accum* to = tile + n * t.image + offset_of_row(row, t) + column;
+                    int c = 0;
+                    do copy(to, from, exists), from += strides.c, to += t.plane;
+                    while (++c < of.channels);
+                }
+    }
+};
+
+// ... or the gradient before pooling, never stored: dy at the position of its window's maximum, zero elsewhere.
+struct Unpooled {
+    static constexpr bool WHOLE_TILES = true;
+
+    Image dy;
+    const byte* positions;
+    Strides strides;
+
+    __device__ __forceinline__ const byte* position(int n, int c, int i, int j) const {
+        return positions + n * strides.n + c * strides.c + i * strides.h + j * strides.w;
+    }
+
+    __device__ __forceinline__ accum operator()(int n, int c, int h, int w) const {
+        const int i = h >> 1, j = w >> 1;
+        return dy.inside(i, j) && *position(n, c, i, j) == (h & 1) * 2 + (w & 1) ? widen(*dy.address(n, c, i, j)) : accum(0);
+    }
+
+    // A thread takes whole windows.
+    __device__ __forceinline__ void stage(accum* tile, const Region& of, const Tiling& t) const {
+        const Walk walk(t.width / 2 + 1, t.lanes * t.teams);
+        for (int n = 0; n < of.images; n++)
+            for (int j = walk.column; j <= t.width / 2; j += walk.step_columns)
+#pragma unroll 1
+                for (int i = walk.row; i <= t.height / 2; i += walk.step) {
+                    const int row = 2 * i - (of.top & 1), column = 2 * j - (of.left & 1);  // in the region
+                    const int window_i = (of.top + row) >> 1, window_j = (of.left + column) >> 1;
+                    const bool exists = dy.inside(window_i, window_j);
+                    const byte* position_from = position(of.image + n, of.channel, window_i, window_j);
+                    const scalar* from = dy.address(of.image + n, of.channel, window_i, window_j);
+                    accum* to = tile + n * t.image + column;
+                    for (int c = 0; c < of.channels; c++) {
+                        const int position = exists ? *position_from : 255;
+                        const accum value = position < 4 ? widen(*from) : accum(0);
+#pragma unroll
+                        for (int a = 0; a < 2; a++) {
+                            if (row + a < 0 || row + a >= t.height) continue;
+                            accum* both = to + offset_of_row(row + a, t);
+                            const pair put = {position == 2 * a ? value : accum(0), position == 2 * a + 1 ? value : accum(0)};
+                            if (column % 2 == 0 && column < t.width) {
+                                *reinterpret_cast<pair*>(both) = put;
+                            } else {
+                                if (column >= 0 && column < t.width) both[0] = put.at[0];
+                                if (column + 1 < t.width) both[1] = put.at[1];
+                            }
+                        }
+                        position_from += strides.c, from += dy.strides.c, to += t.plane;
+                    }
+                }
+    }
+};
+
+// A row of the pixels that a 2x2 tile needs, of those that were staged.
+__device__ __forceinline__ void load_row(accum (&x)[TAPS + 1], const accum* row) {
+#pragma unroll
+    for (int q = 0; q <= TAPS; q += 2) {
+        const pair both = *reinterpret_cast<const pair*>(row + q);
+        x[q] = both.at[0], x[q + 1] = both.at[1];
+    }
 }
 
-// The 2 x (TAPS + 1) pixels that a row of taps needs for a 2x2 tile of stride 1, of those that `stage` copied.
-__device__ __forceinline__ void load_rows(accum (&x)[2][TAPS + 1], const accum* corner, const Tiling& t) {
-#pragma unroll
-    for (int a = 0; a < 2; a++)
-#pragma unroll
-        for (int q = 0; q <= TAPS; q++) x[a][q] = corner[a * t.pitch + (q & 1) * t.odd + q / 2];
-}
+// ---------------------------------------------------------------- forward and input gradient
+
+// A block's share of the work, and a thread's.
+struct Place {
+    int group, map, image, row, column;           // the block's first, the map the thread's; rows and columns of tiles
+    int own_image, own_row, own_column;           // the thread's, in the block
+    bool active;
+
+    __device__ __forceinline__ Place(const Sizes& s, const Tiling& t) {
+        const unsigned blocks = (s.maps + MAPS * t.teams - 1) / (MAPS * t.teams);
+        unsigned block = blockIdx.x;
+        map = (block % blocks * t.teams + threadIdx.y) * MAPS, block /= blocks;
+        group = block % s.groups, block /= s.groups;
+        column = block % s.strips * t.columns, block /= s.strips;
+        row = block % s.bands * t.rows, block /= s.bands;
+        image = block * t.images;
+        // Rows outermost, so that a warp has few of them and can skip what is outside the input for all.
+        const unsigned tile = threadIdx.x, in_row = t.images * t.columns;
+        own_row = tile / in_row, own_image = tile % in_row / t.columns, own_column = tile % t.columns;
+        active = own_row < t.rows && image + own_image < s.batch;
+        if (!active) own_row = own_image = own_column = 0;  // computes something, stores nothing
+    }
+};
 
 struct Weights {
     const scalar* data;
@@ -190,121 +222,143 @@ struct Weights {
     }
 };
 
-// sums[a][b][m] = sum over c, p, q of source[.., c, 2 row + a + p - pad, 2 column + b + q - pad] weight[m, c, p, q]
-template <typename Source>
-__device__ __forceinline__ void convolve(
-    accum (&sums)[2][2][MAPS], const Source& source, const Weights& weight, const Sizes& s, const Tiling& t, const Place& at
-) {
-    const int kh = WINDOW ? WINDOW : s.kh, kw = WINDOW ? WINDOW : s.kw;
-    const int image = at.image + at.own_image;
-    const int top = 2 * at.row * s.stride_h - s.pad_h, left = 2 * at.column * s.stride_w - s.pad_w;
-    values* taps = reinterpret_cast<values*>(shared_memory);
-    accum* tile = reinterpret_cast<accum*>(taps + t.chunk * kh * kw);
+using Sums = accum[2][2][MAPS];
 
-    unsigned rows = ~0u;  // of the window, that some pixel of the warp needs
-    if (WINDOW && s.pad_h > 0) {
-        rows = 0;
+__device__ __forceinline__ void multiply_add(Sums& sums, int a, int b, accum x, const values& tap) {
+#pragma unroll
+    for (int m = 0; m < MAPS; m++) sums[a][b][m] += x * tap.at[m];
+}
+
+// The rows of the window that some pixel of the warp needs: [begin, end). The others lie outside the input.
+struct Rows {
+    int begin, end;
+
+    __device__ __forceinline__ Rows(const Sizes& s, const Place& at, int top) {
+        unsigned needed = 0;
 #pragma unroll
         for (int p = 0; p < WINDOW; p++) {
             const int h = top + 2 * at.own_row + p;
-            rows |= unsigned(__any_sync(~0u, at.active && h >= -1 && h < s.height)) << p;
+            needed |= unsigned(__any_sync(~0u, at.active && h >= -1 && h < s.height)) << p;
         }
+        begin = max(0, __ffs(needed) - 1), end = 32 - __clz(needed);
+    }
+};
+
+// sums[a][b][m] = sum over c, p, q of source[.., c, 2 row + a + p - pad, 2 column + b + q - pad] weight[m, c, p, q]
+template <bool MOSTLY_PADDED, typename Source>
+__device__ __forceinline__ void convolve(
+    Sums& sums, const Source& source, const Weights& weight, const Sizes& s, const Tiling& t, const Place& at
+) {
+    const int top = 2 * at.row - s.pad_h, left = 2 * at.column - s.pad_w;
+    values* taps = reinterpret_cast<values*>(shared_memory);
+    accum* tile = reinterpret_cast<accum*>(taps + t.teams * t.chunk * (WINDOW * WINDOW));
+    taps += threadIdx.y * t.chunk * (WINDOW * WINDOW);
+    int begin = 0, end = WINDOW;
+    if (MOSTLY_PADDED) {
+        const Rows needed(s, at, top);
+        begin = needed.begin, end = needed.end;
     }
 #pragma unroll
     for (int m = 0; m < MAPS; m++) sums[0][0][m] = sums[0][1][m] = sums[1][0][m] = sums[1][1][m] = 0;
-    int first = 0;
-    do {
-        const int channels = min(t.chunk, s.channels - first), channel = at.group * s.channels + first;
-        if (WINDOW) {
-            if (first) __syncthreads();  // everyone is through with the last chunk
-            for (int k = threadIdx.x; k < channels * kh * kw; k += blockDim.x)
-                taps[k] = weight(s, at.group, at.map, first + k / (kh * kw), k / kw % kh, k % kw);
-            stage(tile, source, t, at.image, min(t.images, s.batch - at.image), channel, channels, top, left);
-            wait_for_copies();
-        }
-        const accum* corner = tile + at.own_image * t.image + 2 * at.own_row * t.pitch + at.own_column;
-        int c = 0;
-        do {
-#pragma unroll(TAPS)
-            for (int p = 0; p < kh; p++)
-                for (int q = 0; q < kw; q += TAPS) {
-                    accum x[2][TAPS + 1];
-                    if (WINDOW) {
-                        load_rows(x, corner + p * t.pitch, t);
-                        if (!(rows >> p & 1)) continue;
-                    } else {
+    for (int first = 0; first < s.channels; first += t.chunk) {
+        const int channels = min(t.chunk, s.channels - first), images = min(t.images, s.batch - at.image);
+        if (first) __syncthreads();  // everyone is through with the last chunk
+        source.stage(tile, {at.image, images, at.group * s.channels + first, channels, top, left}, t);
+        for (int k = threadIdx.x; k < channels * (WINDOW * WINDOW); k += t.lanes)
+            taps[k] = weight(s, at.group, at.map, first + k / (WINDOW * WINDOW), k / TAPS % TAPS, k % TAPS);
+        wait_for_copies();
+        const accum* corner = tile + at.own_image * t.image + at.own_row * t.pitch + 2 * at.own_column;
+        const values* window = taps;
+#pragma unroll 1
+        for (int c = 0; c < channels; c++, corner += t.plane, window += WINDOW * TAPS) {
+            const accum *upper = corner + offset_of_row(begin, t), *lower = corner + offset_of_row(begin + 1, t);
+#pragma unroll(MOSTLY_PADDED ? 2 : TAPS)
+            for (int p = begin; p < end; p++) {
+                accum x[2][TAPS + 1];
+                load_row(x[0], upper);
+                load_row(x[1], lower);
 #pragma unroll
-                        for (int a = 0; a < 2; a++)
+                for (int q = 0; q < TAPS; q++) {
+                    const values tap = window[p * TAPS + q];
 #pragma unroll
-                            for (int b = 0; b < 2; b++) {
-                                const int h = top + (2 * at.own_row + a) * s.stride_h + p * s.dilation_h;
-                                const int w = left + (2 * at.own_column + b) * s.stride_w + q * s.dilation_w;
-                                const bool between = h % s.spread_h || w % s.spread_w;
-                                x[a][b] = between ? accum(0) : source(image, channel + c, h / s.spread_h, w / s.spread_w)[0];
-                            }
-                    }
-#pragma unroll
-                    for (int k = 0; k < TAPS; k++) {
-                        const values tap = WINDOW ? taps[(c * kh + p) * kw + k] : weight(s, at.group, at.map, first + c, p, q);
-#pragma unroll
-                        for (int a = 0; a < 2; a++)
-#pragma unroll
-                            for (int b = 0; b < 2; b++)
-#pragma unroll
-                                for (int m = 0; m < MAPS; m++) sums[a][b][m] += x[a][k + b] * tap.at[m];
-                    }
+                    for (int k = 0; k < 4; k++) multiply_add(sums, k / 2, k % 2, x[k / 2][q + k % 2], tap);
                 }
-            corner += t.plane;
-        } while (++c < channels);
-        first += t.chunk;
-    } while (first < s.channels);
+                const accum* next = upper + t.pitch;
+                upper = lower, lower = next;
+            }
+        }
+    }
 }
 
-// Stores the block's pixels in y (N, groups * maps, out_height, out_width), contiguous. They pass through shared memory,
-// since a thread's tile is two pixels wide: so neighbouring threads store neighbouring words.
-__device__ __forceinline__ void store(
-    scalar* y, const accum (&sums)[2][2][MAPS], const Sizes& s, const Tiling& t, const Place& at
+// The same for any geometry.
+template <typename Source>
+__device__ __forceinline__ void convolve_any(
+    Sums& sums, const Source& source, const Weights& weight, const Sizes& s, const Place& at
 ) {
-    accum* tile = reinterpret_cast<accum*>(shared_memory);
-    const int width = 2 * t.columns, plane = 2 * t.rows * width;
-    __syncthreads();  // everyone is through with what was there
-    if (at.active) {
+    const int top = 2 * (at.row + at.own_row) * s.stride_h - s.pad_h;
+    const int left = 2 * (at.column + at.own_column) * s.stride_w - s.pad_w;
 #pragma unroll
-        for (int m = 0; m < MAPS; m++)
+    for (int m = 0; m < MAPS; m++) sums[0][0][m] = sums[0][1][m] = sums[1][0][m] = sums[1][1][m] = 0;
+    for (int c = 0; c < s.channels; c++)
+        for (int p = 0; p < s.kh; p++)
+            for (int q = 0; q < s.kw; q++) {
+                const values tap = weight(s, at.group, at.map, c, p, q);
 #pragma unroll
-            for (int a = 0; a < 2; a++) {
-                accum* row = tile + (at.own_image * MAPS + m) * plane + (2 * at.own_row + a) * width;
-                reinterpret_cast<pack<accum, 2>*>(row)[at.own_column] = {sums[a][0][m], sums[a][1][m]};
-            }
-    }
-    __syncthreads();
-    const int top = 2 * at.row, left = 2 * at.column, maps = min(MAPS, s.maps - at.map);
-    const int height = min(2 * t.rows, s.out_height - top), inside = min(width, s.out_width - left);
-    const int64 out_plane = int64(s.out_height) * s.out_width;
-    const Walk walk(width);
-    for (int n = 0; n < min(t.images, s.batch - at.image); n++)
-        for (int column = walk.column; column < inside; column += walk.step_columns) {
-            scalar* to = y + (int64(at.image + n) * s.groups * s.maps + at.group * s.maps + at.map) * out_plane
-                + int64(top) * s.out_width + left + column;
-            for (int row = walk.row; row < height; row += walk.step) {
-                scalar* pixel = to + int64(row) * s.out_width;
-                const accum* from = tile + n * MAPS * plane + row * width + column;
-#pragma unroll
-                for (int m = 0; m < MAPS; m++, pixel += out_plane, from += plane) {
-                    if (m == maps) break;
-                    *pixel = narrow(*from);
+                for (int k = 0; k < 4; k++) {
+                    const int h = top + k / 2 * s.stride_h + p * s.dilation_h;
+                    const int w = left + k % 2 * s.stride_w + q * s.dilation_w;
+                    const bool between = h % s.spread_h || w % s.spread_w || !at.active;
+                    const accum x = between ? accum(0) : source(
+                        at.image + at.own_image, at.group * s.channels + c, h / s.spread_h, w / s.spread_w
+                    );
+                    multiply_add(sums, k / 2, k % 2, x, tap);
                 }
             }
-        }
 }
+
+template <bool MOSTLY_PADDED, typename Source>
+__device__ __forceinline__ void correlate(
+    Sums& sums, const Source& source, const Weights& weight, const Sizes& s, const Tiling& t, const Place& at
+) {
+    if constexpr (WINDOW) convolve<MOSTLY_PADDED>(sums, source, weight, s, t, at);
+    else convolve_any(sums, source, weight, s, at);
+}
+
+// Stores the thread's pixels in y (N, groups * maps, out_height, out_width), contiguous.
+__device__ __forceinline__ void store(scalar* y, const Sums& sums, const Sizes& s, const Place& at) {
+    const int row = 2 * (at.row + at.own_row), column = 2 * (at.column + at.own_column);
+    if (!at.active || column >= s.out_width) return;
+    const int64 plane = int64(s.out_height) * s.out_width;
+    const int64 map = (int64(at.image + at.own_image) * s.groups + at.group) * s.maps + at.map;
+    y += map * plane + int64(row) * s.out_width + column;
+#pragma unroll
+    for (int m = 0; m < MAPS; m++, y += plane) {
+        if (at.map + m >= s.maps) break;
+#pragma unroll
+        for (int a = 0; a < 2; a++) {
+            if (row + a >= s.out_height) break;
+            scalar* to = y + a * s.out_width;
+            const pack<scalar, 2> both = {narrow(sums[a][0][m]), narrow(sums[a][1][m])};
+            if (s.out_width % 2 == 0) {
+                *reinterpret_cast<pack<scalar, 2>*>(to) = both;
+            } else {
+                to[0] = both.at[0];
+                if (column + 1 < s.out_width) to[1] = both.at[1];
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ Tiling compiled(const Tiling& given) { return WINDOW ? Tiling{TILING} : given; }
 
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y,
-    Sizes s, Tiling t, Strides of_x, WeightStrides of_weight, int64 of_bias
+    Sizes s, Tiling tiling, Strides of_x, WeightStrides of_weight, int64 of_bias
 ) {
+    const Tiling t = compiled(tiling);
     const Place at(s, t);
-    accum sums[2][2][MAPS];
-    convolve(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, s, t, at);
+    Sums sums;
+    correlate<false>(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, s, t, at);
     if (bias) {
         const scalar* b = bias + (at.group * s.maps + at.map) * of_bias;
 #pragma unroll
@@ -313,7 +367,7 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_for
             sums[0][0][m] += value, sums[0][1][m] += value, sums[1][0][m] += value, sums[1][1][m] += value;
         }
     }
-    store(y, sums, s, t, at);
+    store(y, sums, s, at);
 }
 
 // The weights of the input gradient's window, which is flipped.
@@ -322,24 +376,25 @@ __device__ __forceinline__ Weights flipped(const scalar* weight, const WeightStr
 }
 
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_input_grad(
-    const scalar* dy, const scalar* weight, scalar* dx, Sizes s, Tiling t, Strides of_dy, WeightStrides of_weight
+    const scalar* dy, const scalar* weight, scalar* dx, Sizes s, Tiling tiling, Strides of_dy, WeightStrides of_weight
 ) {
+    const Tiling t = compiled(tiling);
     const Place at(s, t);
     const int height = (s.height - 1) / s.spread_h + 1, width = (s.width - 1) / s.spread_w + 1;
-    const Image source{dy, of_dy, height, width};
-    accum sums[2][2][MAPS];
-    convolve(sums, source, flipped(weight, of_weight, s), s, t, at);
-    store(dx, sums, s, t, at);
+    Sums sums;
+    correlate<true>(sums, Image{dy, of_dy, height, width}, flipped(weight, of_weight, s), s, t, at);
+    store(dx, sums, s, at);
 }
 
 // y and positions (N, groups * maps, out_height, out_width): the maximum of each thread's 2x2 pixels, and its position.
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_relu_max_pool2d_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y, byte* positions,
-    Sizes s, Tiling t, Strides of_x, WeightStrides of_weight, int64 of_bias
+    Sizes s, Tiling tiling, Strides of_x, WeightStrides of_weight, int64 of_bias
 ) {
+    const Tiling t = compiled(tiling);
     const Place at(s, t);
-    accum sums[2][2][MAPS];
-    convolve(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, s, t, at);
+    Sums sums;
+    correlate<false>(sums, Image{x, of_x, s.height, s.width}, {weight, of_weight}, s, t, at);
     const int row = at.row + at.own_row, column = at.column + at.own_column;
     if (!at.active || row >= s.out_height || column >= s.out_width) return;
     const int64 plane = int64(s.out_height) * s.out_width;
@@ -364,185 +419,212 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_rel
 
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_relu_max_pool2d_input_grad(
     const scalar* dy, const byte* positions, const scalar* weight, scalar* dx,
-    Sizes s, Tiling t, Strides of_dy, Strides of_positions, WeightStrides of_weight
+    Sizes s, Tiling tiling, Strides of_dy, Strides of_positions, WeightStrides of_weight
 ) {
+    const Tiling t = compiled(tiling);
     const Place at(s, t);
     const int height = ((s.height - 1) / s.spread_h + 1) / 2, width = ((s.width - 1) / s.spread_w + 1) / 2;
-    const Unpooled source{{dy, of_dy, height, width}, positions, of_positions};
-    accum sums[2][2][MAPS];
-    convolve(sums, source, flipped(weight, of_weight, s), s, t, at);
-    store(dx, sums, s, t, at);
+    Sums sums;
+    correlate<true>(
+        sums, Unpooled{{dy, of_dy, height, width}, positions, of_positions}, flipped(weight, of_weight, s), s, t, at
+    );
+    store(dx, sums, s, at);
 }
 
 // ---------------------------------------------------------------- weight gradient, bias gradient with it
 
-// Copies the gradient of the block's tiles to gradient[2][2][tiles][PADDED], and adds what this thread copies to bias_sums.
-__device__ __forceinline__ void stage_gradient(
-    accum* gradient, int part, accum (&bias_sums)[MAPS], const Image& dy, const Sizes& s, const Tiling& t,
-    int n, int map, int maps, int row, int column
-) {
-    const Walk walk(2 * t.columns);
-    for (int j = walk.column; j < 2 * t.columns; j += walk.step_columns)
-        for (int i = walk.row; i < 2 * t.rows; i += walk.step) {
-            const auto from = dy(n, map, 2 * row + i, 2 * column + j);
-            values pixel = {};
-            if (from.inside)
-#pragma unroll
-                for (int m = 0; m < MAPS; m++) {
-                    pixel.at[m] = widen(from.data[min(m, maps - 1) * from.stride]);
-                    bias_sums[m] += pixel.at[m];
-                }
-            accum* to = gradient + ((i & 1) * 2 + (j & 1)) * part;
-            reinterpret_cast<values*>(to)[(i >> 1) * t.columns + (j >> 1)] = pixel;
-        }
-}
+// The block's pixels of dy, gradient[2][2][tiles][PADDED], and what this thread copied of them, summed for the bias.
+struct Gradient {
+    static constexpr int BETWEEN = 4;  // the four pixels of a tile in different banks
 
-// The same where only the pooled gradient exists: a thread copies the four pixels of a window.
-__device__ __forceinline__ void stage_gradient(
-    accum* gradient, int part, accum (&bias_sums)[MAPS], const Unpooled& dy, const Sizes& s, const Tiling& t,
-    int n, int map, int maps, int row, int column
-) {
-    const Walk walk(t.columns);
-    for (int j = walk.column; j < t.columns; j += walk.step_columns)
-        for (int i = walk.row; i < t.rows; i += walk.step) {
-            const auto from = dy(n, map, 2 * (row + i), 2 * (column + j));
-            accum value[MAPS] = {};
-            int position[MAPS] = {};
-            if (from.dy.inside)
+    accum* memory;
+    int part;
+    accum bias_sums[MAPS] = {};
+
+    __device__ __forceinline__ Gradient(accum* memory, int tiles) : memory(memory), part(tiles * PADDED + BETWEEN) {}
+
+    __device__ __forceinline__ accum* end() const { return memory + 4 * part; }
+
+    // Of tile `tile` pixel k.
+    __device__ __forceinline__ values& operator()(int tile, int k) const {
+        return reinterpret_cast<values*>(memory + k * part)[tile];
+    }
+
+    // Copies dy from its pixel (2 row, 2 column) of image n on, maps from `map` on.
+    __device__ __forceinline__ void stage(
+        const Image& dy, const Tiling& t, int image, int images, int map, int maps, int row, int column
+    ) {
+        const Walk walk(2 * t.columns, SUM_THREADS);
+        for (int n = 0; n < images; n++)
+            for (int j = walk.column; j < 2 * t.columns; j += walk.step_columns)
+#pragma unroll 1
+                for (int i = walk.row; i < 2 * t.rows; i += walk.step) {
+                    const scalar* from = dy.address(image + n, map, 2 * row + i, 2 * column + j);
+                    values pixel = {};
+                    if (dy.inside(2 * row + i, 2 * column + j))
 #pragma unroll
-                for (int m = 0; m < MAPS; m++) {
-                    const int c = min(m, maps - 1);
-                    position[m] = from.positions[c * from.stride];
-                    value[m] = position[m] < 4 ? widen(from.dy.data[c * from.dy.stride]) : accum(0);
-                    bias_sums[m] += value[m];
+                        for (int m = 0; m < MAPS; m++, from += dy.strides.c) {
+                            if (m == maps) break;
+                            pixel.at[m] = widen(*from);
+                            bias_sums[m] += pixel.at[m];
+                        }
+                    (*this)((n * t.rows + i / 2) * t.columns + j / 2, i % 2 * 2 + j % 2) = pixel;
                 }
+    }
+
+    // The same where only the pooled gradient exists: of the four pixels of a window one is not zero.
+    __device__ __forceinline__ void stage(
+        const Unpooled& source, const Tiling& t, int image, int images, int map, int maps, int row, int column
+    ) {
+        const Walk walk(t.columns, SUM_THREADS);
+        for (int n = 0; n < images; n++)
+            for (int j = walk.column; j < t.columns; j += walk.step_columns)
+#pragma unroll 1
+                for (int i = walk.row; i < t.rows; i += walk.step) {
+                    const int tile = (n * t.rows + i) * t.columns + j;
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                values pixel = {};
+                    for (int k = 0; k < 4; k++) (*this)(tile, k) = {};
+                    if (!source.dy.inside(row + i, column + j)) continue;
+                    const byte* positions = source.position(image + n, map, row + i, column + j);
+                    const scalar* from = source.dy.address(image + n, map, row + i, column + j);
 #pragma unroll
-                for (int m = 0; m < MAPS; m++) pixel.at[m] = position[m] == k ? value[m] : accum(0);
-                reinterpret_cast<values*>(gradient + k * part)[i * t.columns + j] = pixel;
-            }
-        }
-}
+                    for (int m = 0; m < MAPS; m++, positions += source.strides.c, from += source.dy.strides.c) {
+                        if (m == maps) break;
+                        const int position = *positions;
+                        const accum dy = widen(*from), value = position < 4 ? dy : accum(0);
+                        bias_sums[m] += value;
+                        (*this)(tile, position % 4).at[m] = value;
+                    }
+                }
+    }
+};
 
 // dweight[o, c, p, q] = sum over n, i, j of dy[n, o, i, j] x[n, c, i + p - pad, j + q - pad], dbias[o] = sum of dy[n, o, i, j]
 //
 // A thread owns the TAPS of one row of the window (a single tap if WINDOW is 0) times MAPS maps, and takes every
-// `threads`-th 2x2 tile of the block's pixels. Each block sums every `splits`-th part of the pixels into its row of
+// `shares`-th 2x2 tile of the block's pixels. Each block sums every `splits`-th part of the pixels into its row of
 // `partial` (splits, dweight and dbias); another kernel adds the rows up. All in a fixed order.
-template <typename Gradient>
+template <typename Source>
 __device__ __forceinline__ void weight_grad(
-    const Image& x, const Gradient& dy, accum* partial, bool with_bias, const Sizes& s, const Tiling& t
+    const Image& x, const Source& dy, accum* partial, bool with_bias, const Sizes& s, const Tiling& t
 ) {
-    const int kh = WINDOW ? WINDOW : s.kh, kw = WINDOW ? WINDOW : s.kw;
-    const int rows_of_taps = s.channels * kh * (kw / TAPS), taken = t.taps, threads = SUM_THREADS / taken;
-    const int blocks = (s.maps + MAPS - 1) / MAPS;
-    const int split = blockIdx.x, map = blockIdx.y % blocks * MAPS, group = blockIdx.y / blocks, first = blockIdx.z * taken;
+    const int kh = WINDOW ? WINDOW : s.kh, kw = WINDOW ? WINDOW : s.kw, across = kw / TAPS;
+    const int rows_of_taps = s.channels * kh * across, shares = SUM_THREADS / t.taps;
+    const unsigned blocks = (s.maps + MAPS - 1) / MAPS, tap_blocks = (rows_of_taps + t.taps - 1) / t.taps;
+    unsigned block = blockIdx.x;
+    const int first = block % tap_blocks * t.taps;
+    block /= tap_blocks;
+    const int map = block % blocks * MAPS, maps = min(MAPS, s.maps - map);
+    block /= blocks;
+    const int group = block % s.groups, split = block / s.groups;
 
-    const int shared_taps = min(taken, rows_of_taps - first);   // rows of taps of this block
-    const int own = threadIdx.x % taken, share = threadIdx.x / taken;
-    const bool active = share < threads && own < shared_taps;
+    const int taken = min(t.taps, rows_of_taps - first);        // rows of taps of this block
+    const unsigned own = threadIdx.x % t.taps, share = threadIdx.x / t.taps;
+    const bool active = share < shares && own < taken;
     const int row_of_taps = first + (active ? own : 0);
-    const int c = row_of_taps / (kh * (kw / TAPS)), p = row_of_taps / (kw / TAPS) % kh, q0 = row_of_taps % (kw / TAPS);
-    const int tiles = t.rows * t.columns, part = tiles * PADDED + 4;  // 4: the four pixels of a tile in different banks
-    accum* gradient = reinterpret_cast<accum*>(shared_memory);        // [4][tiles][PADDED]
-    accum* tile = gradient + 4 * part;
+    const int c = row_of_taps / (kh * across), p = row_of_taps / across % kh, q0 = row_of_taps % across;
+    const int channel = first / (kh * across);
+    accum* memory = reinterpret_cast<accum*>(shared_memory);
+    Gradient gradient(memory, t.images * t.rows * t.columns);
+    accum* tile = gradient.end();
 
-    accum sums[TAPS][MAPS] = {}, bias_sums[MAPS] = {};
-    const unsigned planes = t.bands * t.strips, parts = s.batch * planes;
-    for (unsigned at = split; at < parts; at += t.splits) {
-        const int n = at / planes, column = at % t.strips * t.columns, row = at % planes / t.strips * t.rows;
+    accum sums[TAPS][MAPS] = {};
+    const unsigned planes = s.bands * s.strips, parts = (s.batch + t.images - 1) / t.images * planes;
+    for (unsigned at = split; at < parts; at += s.splits) {
+        const int image = at / planes * t.images, images = min(t.images, s.batch - image);
+        const int row = at % planes / s.strips * t.rows, column = at % s.strips * t.columns;
         const int top = 2 * row * s.stride_h - s.pad_h, left = 2 * column * s.stride_w - s.pad_w;
         if (at != split) __syncthreads();  // everyone is through with the last part
-        stage_gradient(gradient, part, bias_sums, dy, s, t, n, group * s.maps + map, min(MAPS, s.maps - map), row, column);
-        if (WINDOW) {
-            const int channel = first / kh;
-            stage(tile, x, t, n, 1, group * s.channels + channel, min(t.chunk, s.channels - channel), top, left);
-        }
+        gradient.stage(dy, t, image, images, group * s.maps + map, maps, row, column);
+        if (WINDOW)
+            x.stage(tile, {image, images, group * s.channels + channel, min(t.chunk, s.channels - channel), top, left}, t);
         wait_for_copies();
-        if (active)
-            for (int k = share, i = k / t.columns, j = k % t.columns; k < tiles; k += threads) {
-                const int height = s.out_height - 2 * (row + i), width = s.out_width - 2 * (column + j);
-                accum in[2][TAPS + 1];
-                if (WINDOW)
-                    load_rows(in, tile + (c - first / kh) * t.plane + (2 * i + p) * t.pitch + j, t);
-                else
-#pragma unroll
-                    for (int a = 0; a < 2; a++)
-#pragma unroll
-                        for (int b = 0; b < 2; b++)
-                            in[a][b] = x(
-                                n, group * s.channels + c, top + (2 * i + a) * s.stride_h + p * s.dilation_h,
-                                left + (2 * j + b) * s.stride_w + q0 * s.dilation_w
-                            )[0];
+        for (unsigned k = active ? share : ~0u; k < images * t.rows * t.columns; k += shares) {
+            const unsigned tile_row = k / t.columns, n = t.images == 1 ? 0 : tile_row / t.rows;
+            const int i = tile_row - n * t.rows, j = k % t.columns;
+            const int height = s.out_height - 2 * (row + i), width = s.out_width - 2 * (column + j);
+            accum in[2][TAPS + 1];
+            if constexpr (WINDOW != 0) {
+                const accum* corner = tile + n * t.image + (c - channel) * t.plane + i * t.pitch + 2 * j;
+                load_row(in[0], corner + offset_of_row(p, t));
+                load_row(in[1], corner + offset_of_row(p + 1, t));
+            } else {
 #pragma unroll
                 for (int a = 0; a < 2; a++)
 #pragma unroll
-                    for (int b = 0; b < 2; b++) {
-                        if (a >= height || b >= width) continue;  // dy is zero, but x may be infinite
-                        const values pixel = *reinterpret_cast<const values*>(gradient + (2 * a + b) * part + k * PADDED);
-#pragma unroll
-                        for (int q = 0; q < TAPS; q++)
-#pragma unroll
-                            for (int m = 0; m < MAPS; m++) sums[q][m] += in[a][q + b] * pixel.at[m];
-                    }
-                i += threads / t.columns, j += threads % t.columns;
-                if (j >= t.columns) j -= t.columns, i++;
+                    for (int b = 0; b < 2; b++)
+                        in[a][b] = x(
+                            image + n, group * s.channels + c, top + (2 * i + a) * s.stride_h + p * s.dilation_h,
+                            left + (2 * j + b) * s.stride_w + q0 * s.dilation_w
+                        );
             }
+#pragma unroll
+            for (int a = 0; a < 2; a++)
+#pragma unroll
+                for (int b = 0; b < 2; b++) {
+                    if (!Source::WHOLE_TILES && (a >= height || b >= width)) continue;  // dy is zero, but x may be infinite
+                    const values pixel = gradient(k, 2 * a + b);
+#pragma unroll
+                    for (int q = 0; q < TAPS; q++)
+#pragma unroll
+                        for (int m = 0; m < MAPS; m++) sums[q][m] += in[a][q + b] * pixel.at[m];
+                }
+        }
     }
 
-    // The threads that share a row of taps add up in a tree: the upper half hands its sums to the lower one.
-    accum* handed = reinterpret_cast<accum*>(shared_memory);  // [TAPS * MAPS][threads]
-    for (int left = threads; left > 1; left = (left + 1) / 2) {
-        const int half = (left + 1) / 2;
-        __syncthreads();
-        if (active && share >= half && share < left)
+    // The threads that share a row of taps leave their sums in shared memory, [map][share][row of taps][tap]; then each thread
+    // adds up the shares of some results, neighbours in memory. Half of the maps at a time, to need less of it.
+    constexpr int TOGETHER = (MAPS + 1) / 2;
+    const int64 of_map = int64(s.channels) * kh * kw, all_maps = int64(s.groups) * s.maps;
+    partial += split * all_maps * (of_map + 1);
+    accum* first_weight = partial + (group * s.maps + map) * of_map + first * TAPS;
 #pragma unroll
-            for (int k = 0; k < TAPS * MAPS; k++) handed[k * SUM_THREADS + threadIdx.x] = sums[k / MAPS][k % MAPS];
+    for (int m0 = 0; m0 < MAPS; m0 += TOGETHER) {
         __syncthreads();
-        if (active && share + half < left)
 #pragma unroll
-            for (int k = 0; k < TAPS * MAPS; k++) sums[k / MAPS][k % MAPS] += handed[k * SUM_THREADS + threadIdx.x + half * taken];
+        for (int m = m0; m < m0 + TOGETHER && m < MAPS; m++)
+#pragma unroll
+            for (int q = 0; q < TAPS; q++) memory[((m - m0) * SUM_THREADS + threadIdx.x) * TAPS + q] = sums[q][m];
+        __syncthreads();
+        for (unsigned k = threadIdx.x; k < TOGETHER * t.taps * TAPS; k += SUM_THREADS) {
+            const int m = k / (t.taps * TAPS), weight = k % (t.taps * TAPS);
+            accum sum = 0;
+#pragma unroll 8
+            for (int from = 0; from < shares; from++) sum += memory[(m * SUM_THREADS + from * t.taps) * TAPS + weight];
+            if (m0 + m < maps && weight < taken * TAPS) first_weight[(m0 + m) * of_map + weight] = sum;
+        }
     }
-    const int64 of_map = int64(s.channels) * kh * kw, maps = int64(s.groups) * s.maps;
-    partial += split * maps * (of_map + 1);
-    accum* own_partial = partial + (group * s.maps + map) * of_map + row_of_taps * TAPS;
-    if (active && share == 0)
-#pragma unroll
-        for (int m = 0; m < MAPS; m++)
-            if (map + m < s.maps)
-#pragma unroll
-                for (int q = 0; q < TAPS; q++) own_partial[m * of_map + q] = sums[q][m];
 
     // And all threads have a share of the bias gradient, which a warp adds up for a map.
     if (!with_bias || first) return;
     __syncthreads();
 #pragma unroll
-    for (int m = 0; m < MAPS; m++) handed[m * SUM_THREADS + threadIdx.x] = bias_sums[m];
+    for (int m = 0; m < MAPS; m++) memory[m * SUM_THREADS + threadIdx.x] = gradient.bias_sums[m];
     __syncthreads();
-    for (int m = threadIdx.x / 32; m < min(MAPS, s.maps - map); m += SUM_THREADS / 32) {
-        accum sum = 0;
-        for (int k = threadIdx.x % 32; k < SUM_THREADS; k += 32) sum += handed[m * SUM_THREADS + k];
-        for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-        if (threadIdx.x % 32 == 0) partial[maps * of_map + group * s.maps + map + m] = sum;
-    }
+    const int m = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (m >= maps) return;
+    accum sum = 0;
+#pragma unroll
+    for (int k = 0; k < SUM_THREADS; k += 32) sum += memory[m * SUM_THREADS + k + lane];
+#pragma unroll
+    for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
+    if (lane == 0) partial[all_maps * of_map + group * s.maps + map + m] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_weight_grad(
-    const scalar* dy, const scalar* x, accum* partial, bool with_bias, Sizes s, Tiling t, Strides of_dy, Strides of_x
+    const scalar* dy, const scalar* x, accum* partial, bool with_bias,
+    Sizes s, Tiling tiling, Strides of_dy, Strides of_x
 ) {
-    weight_grad(
-        Image{x, of_x, s.height, s.width}, Image{dy, of_dy, s.out_height, s.out_width}, partial, with_bias, s, t
-    );
+    const Image gradient{dy, of_dy, s.out_height, s.out_width};
+    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, s, compiled(tiling));
 }
 
 extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_relu_max_pool2d_weight_grad(
     const scalar* dy, const byte* positions, const scalar* x, accum* partial, bool with_bias,
-    Sizes s, Tiling t, Strides of_dy, Strides of_positions, Strides of_x
+    Sizes s, Tiling tiling, Strides of_dy, Strides of_positions, Strides of_x
 ) {
     const Unpooled gradient{{dy, of_dy, s.out_height / 2, s.out_width / 2}, positions, of_positions};  // both even
-    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, s, t);
+    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, s, compiled(tiling));
 }
 
 // dweight (weights) and dbias, if not null: each the sum of a column of partial (splits, length). 32 columns a block; eight

@@ -1,7 +1,7 @@
 """Convolution in CUDA C++: how the work of conv2d.cu is cut into blocks, and its launches."""
 
 import functools
-import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,10 +14,11 @@ from kernels.cupy.launch import launch
 Pair = tuple[int, int]
 
 WINDOWS = (3, 5, 7)  # square windows with unrolled code of their own, where stride and dilation are 1
-THREADS = 256  # of a block, at most
-SUM_THREADS = 128  # of a block of the weight gradient
+THREADS = 256  # of a block of float32, at most; half as many for float64
 SHARED_BYTES = 24 << 10  # for a block's channels and weights: two such blocks a multiprocessor fit on any chip
-BLOCKS = 4 * 132  # that share a weight gradient: a few for each multiprocessor of the largest chips
+PROCESSORS = 132  # of the largest chips
+BLOCKS = 2 * PROCESSORS  # that share a weight gradient, at most: as many as run at once
+LEAST_BLOCKS = 64  # that share it, before one takes several images at once
 
 
 def conv2d_forward(
@@ -66,7 +67,7 @@ def add_splits(partial: Tensor, like: Tensor, weight_shape: tuple[int, ...], wit
     features = weight_shape[0]
     dweight, dbias = like.new_empty(weight_shape), like.new_empty(features if with_bias else 0)
     arguments = partial, dweight, dbias if with_bias else None, length - features, length, np.int32(splits)
-    launch(like, "conv2d", "conv2d_add_splits", (-(-length // 32),), (256,), *arguments, WINDOW=0, MAPS=1)
+    launch(like, "conv2d", "conv2d_add_splits", (-(-length // 32),), (256,), *arguments, WINDOW=0, MAPS=1, TILING=0)
     return dweight, dbias
 
 
@@ -91,11 +92,14 @@ class Sizes(NamedTuple):
     dilation_w: int
     spread_h: int = 1
     spread_w: int = 1
+    bands: int = 1
+    strips: int = 1
+    splits: int = 0
 
     @property
     def window(self) -> int:
         """The square window that has code of its own, or 0."""
-        plain = self.kh == self.kw and {1} == {*self[10:12], *self[14:]}
+        plain = self.kh == self.kw and {1} == {*self[10:12], *self[14:18]}
         return self.kh if plain and self.kh in WINDOWS else 0
 
 
@@ -105,17 +109,16 @@ class Tiling(NamedTuple):
     images: int
     rows: int
     columns: int
-    bands: int
-    strips: int
+    lanes: int
+    teams: int
     chunk: int
-    height: int
-    width: int
-    odd: int
-    pitch: int
-    plane: int
-    image: int
-    taps: int
-    splits: int
+    height: int = 0
+    width: int = 0
+    odd: int = 0
+    pitch: int = 0
+    plane: int = 0
+    image: int = 0
+    taps: int = 0
 
 
 class Strides(NamedTuple):
@@ -141,15 +144,14 @@ def struct(fields: Any, dtype: Any = np.int32) -> np.ndarray:
 class Plan:
     """A launch but for its pointers and strides."""
 
-    def __init__(
-        self, sizes: Sizes, tiling: Tiling, maps: int, grid: tuple[int, int, int], threads: int, shared: int
-    ) -> None:
+    def __init__(self, sizes: Sizes, tiling: Tiling, maps: int, blocks: int, shared: int) -> None:
         self.out_shape = (sizes.batch, sizes.groups * sizes.maps, sizes.out_height, sizes.out_width)
         self.length = sizes.groups * sizes.maps * (sizes.channels * sizes.kh * sizes.kw + 1)
-        self.splits = tiling.splits
+        self.splits = sizes.splits
         self._structs = struct(sizes), struct(tiling)
-        self._grid, self._block, self._shared = grid, (threads,), shared
-        self._constants = {"WINDOW": sizes.window, "MAPS": maps}
+        self._grid, self._block, self._shared = (blocks,), (tiling.lanes, tiling.teams), shared
+        compiled = ",".join(map(str, tiling)) if sizes.window else 0
+        self.constants = {"WINDOW": sizes.window, "MAPS": maps, "TILING": compiled}
 
     def new_partial(self, like: Tensor) -> Tensor:
         """Memory for `add_splits`, in the dtype of sums."""
@@ -160,7 +162,7 @@ class Plan:
         """Starts `kernel` on its pointers and the strides of its inputs."""
         launch(
             arguments[0], "conv2d", kernel, self._grid, self._block, *arguments, *self._structs, *strides,
-            shared=self._shared, **self._constants,
+            shared=self._shared, **self.constants,
         )  # fmt: skip
 
 
@@ -227,64 +229,73 @@ def forward_sizes(
 
 
 def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
-    """For a kernel that computes maps of tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a tile."""
+    """For a kernel that computes maps of tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a tile, for some maps."""
     item, window = max(itemsize, 4), s.window
-    maps = maps_of_thread(s.maps, item, doubled=window in (3, 5) and s.channels * s.kh * s.kw < 64)
-    rows, columns, bands, strips = cut(tiles, THREADS * 4 // item)
-    images = images_of_block(rows * columns, THREADS * 4 // item)
-    threads = -(-images * rows * columns // 32) * 32
-    height, width = 2 * rows + window - 1, 2 * columns + window - 1
-    chunk = pitch = plane = image = 0
-    if window:
-        places = [(n, 2 * r, j) for r in range(rows) for n in range(images) for j in range(columns)]
-        pitch = min(
-            range(width, width + 32),
-            key=lambda pitch: wavefronts(n * columns + r * pitch + j for n, r, j in places),
-        )
-        plane = height * pitch
-        weights = s.kh * s.kw * vector(maps)
-        chunk = even(s.channels, (SHARED_BYTES // item - 32 * images) // (images * plane + weights))
-        image = chunk * plane + (columns - chunk * plane) % 32  # images, too, follow each other in the banks
-        staged = chunk * weights + images * image
-    else:
-        chunk, staged = s.channels, 0
-    shared = max(staged, images * maps * 4 * rows * columns) * item
-    grid = -(-s.batch // images) * bands * strips, s.groups * -(-s.maps // maps), 1
-    tiling = Tiling(
-        images, rows, columns, bands, strips, chunk, height, width, (width + 1) // 2, pitch, plane, image, 0, 0
+    most = THREADS * 4 // item
+    maps = maps_of_thread(
+        s.maps, item, doubled=window in (3, 5) and (s.channels * s.kh * s.kw < 64 or s.batch >= 4 * PROCESSORS)
     )
-    return Plan(s, tiling, maps, grid, threads, shared)
+    rows, columns, bands, strips = cut(tiles, most)
+    images = images_of_block(rows * columns, most, s.batch)
+    lanes = -(-images * rows * columns // 32) * 32
+    teams = even(-(-s.maps // maps), most // lanes)
+    tiling = Tiling(images, rows, columns, lanes, teams, s.channels)
+    shared = 0
+    if window:
+        corners = [(0, n, 2 * i, 2 * j) for i in range(rows) for n in range(images) for j in range(columns)]
+        tiling = placed(tiling, window, item, corners)
+        weights = teams * window**2 * vector(maps)
+        tiling = tiling._replace(chunk=even(s.channels, SHARED_BYTES // item // (tiling.plane + weights)))
+        shared = tiling.chunk * (tiling.plane + weights) * item
+    blocks = -(-s.batch // images) * bands * strips * s.groups * -(-s.maps // (maps * teams))
+    return Plan(s._replace(bands=bands, strips=strips), tiling, maps, blocks, shared)
 
 
 def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     """For a kernel that sums over tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a row of taps and some tiles."""
     item, window = max(itemsize, 4), s.window
+    threads, most = THREADS * 4 // item, 128 * 4 // item
     maps = maps_of_thread(s.maps, item, doubled=window in (3, 5))
-    rows, columns, bands, strips = cut(tiles, 128 * 4 // item)
-    height, width = 2 * rows + window - 1, 2 * columns + window - 1
-    chunk = pitch = plane = 0
+    rows, columns, bands, strips = cut(tiles, most)
+    chunk = even(s.channels, 16 // window) if window else 1
+    taps = chunk * window or even(s.channels * s.kh * s.kw, threads)
+    sums = s.groups * -(-s.maps // maps) * -(-s.channels * s.kh * s.kw // (taps * (window or 1)))
+    several = min(most // (rows * columns), s.batch * bands * strips * sums // (2 * LEAST_BLOCKS))
+    images = 1 << several.bit_length() - 1 if several else 1  # few kinds of blocks, for each of them is compiled
+    tiling = Tiling(images, rows, columns, threads, 1, chunk, taps=taps)
+    shares = range(threads // taps)
     if window:
-        chunk = even(s.channels, min(SUM_THREADS // window, SHARED_BYTES // item // (height * (width + 16))))
-        taps = chunk * window
-        places = [(k, c, p) for k in range(SUM_THREADS // taps) for c in range(chunk) for p in range(window)]
-        pitch = min(
-            range(width, width + 32),
-            key=lambda pitch: wavefronts(
-                (c * height + p + k // columns * 2) * pitch + k % columns for k, c, p in places
-            ),
-        )
-        plane = height * pitch
-    else:
-        taps = even(s.channels * s.kh * s.kw, SUM_THREADS)
-    column_taps = window or 1
-    staged = 4 * (rows * columns * vector(maps) + 4) + chunk * plane
-    shared = max(staged, column_taps * maps * SUM_THREADS) * item
-    blocks = s.groups * -(-s.maps // maps), -(-s.channels * s.kh * s.kw // (taps * column_taps))
-    splits = min(s.batch * bands * strips, -(-BLOCKS // math.prod(blocks)))
-    tiling = Tiling(
-        1, rows, columns, bands, strips, chunk, height, width, (width + 1) // 2, pitch, plane, 0, taps, splits
-    )
-    return Plan(s, tiling, maps, (splits, *blocks), SUM_THREADS, shared)
+        places = [divmod(share % (rows * columns), columns) for share in shares]
+        corners = [(c, 0, 2 * i + p, 2 * j) for i, j in places for c in range(chunk) for p in range(window)]
+        tiling = placed(tiling, window, item, corners)
+    gradient = 4 * (images * rows * columns * vector(maps) + 4)
+    left = max(-(-maps // 2) * (window or 1), maps) * threads
+    shared = max(gradient + chunk * tiling.plane, left) * item
+    parts = -(-s.batch // images) * bands * strips
+    splits = max(1, min(parts // 2, -(-BLOCKS // sums)))
+    return Plan(s._replace(bands=bands, strips=strips, splits=splits), tiling, maps, splits * sums, shared)
+
+
+def placed(t: Tiling, window: int, item: int, corners: list[tuple[int, int, int, int]]) -> Tiling:
+    """The tiling with a place in shared memory for the pixels, at which threads that read theirs meet in few banks.
+
+    `corners` are the channel, image, row and column, always even, of the first two pixels that each thread reads.
+    """
+    height, width = 2 * t.rows + window - 1, 2 * t.columns + window - 1
+    banks = 128 // item
+
+    def passes(pitch: int, odd: int, image: int, plane: int) -> int:
+        return wavefronts((c * plane + n * image + i % 2 * odd + i // 2 * pitch + j for c, n, i, j in corners), banks)
+
+    def sizes(least: int) -> range:
+        return range(least, least + banks, 2)
+
+    half = height // 2
+    pitch = min(sizes(width), key=lambda pitch: pitch * passes(pitch, half * pitch, height * pitch, height * pitch))
+    odd = min(sizes(half * pitch), key=lambda odd: passes(pitch, odd, 2 * odd, 2 * odd))
+    image = min(sizes(odd + half * pitch), key=lambda image: passes(pitch, odd, image, image))
+    plane = min(sizes(t.images * image), key=lambda plane: passes(pitch, odd, image, plane))
+    return t._replace(height=height, width=width, odd=odd, pitch=pitch, plane=plane, image=image)
 
 
 def maps_of_thread(maps: int, item: int, doubled: bool) -> int:
@@ -305,10 +316,10 @@ def even(length: int, most: int) -> int:
     return max(1, -(-length // max(1, -(-length // max(1, most)))))
 
 
-def images_of_block(tiles: int, most: int) -> int:
-    """The fewest images, up to 4, whose tiles leave hardly a thread of the block's warps idle."""
-    fits = [n for n in range(1, 5) if n * tiles <= most]
-    return next((n for n in fits if n * tiles >= 0.85 * 32 * -(-n * tiles // 32)), 1)
+def images_of_block(tiles: int, most: int, batch: int) -> int:
+    """The fewest images whose tiles leave hardly a thread of the block's warps idle; one where the batch is small."""
+    fits = range(1, min(most // tiles, batch // PROCESSORS) + 1)
+    return next((n for n in fits if n * tiles >= 0.9 * 32 * -(-n * tiles // 32)), 1)
 
 
 def vector(maps: int) -> int:
@@ -316,13 +327,12 @@ def vector(maps: int) -> int:
     return maps if maps <= 2 else -(-maps // 4) * 4
 
 
-def wavefronts(addresses: Iterable[int]) -> int:
-    """How many accesses to shared memory it takes a block's threads to read one word each, in 32 banks."""
+def wavefronts(addresses: Iterable[int], banks: int) -> int:
+    """How many passes it takes a block's threads to read two neighbouring numbers each, the first at an even address."""
     remaining: Iterator[int] = iter(addresses)
     total = 0
-    while warp := {address for address, _ in zip(remaining, range(32), strict=False)}:
-        banks = [address % 32 for address in warp]
-        total += max(banks.count(bank) for bank in banks)
+    while half := {address for address, _ in zip(remaining, range(banks // 2), strict=False)}:
+        total += max(Counter(address % banks for address in half).values())
     return total
 
 

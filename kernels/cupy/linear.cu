@@ -44,14 +44,15 @@ __device__ __forceinline__ accum phi_backward(accum dy, accum y) {
 // the one that is contiguous in an ordinary layer. Other strides are right as well, in single reads.
 // In shared memory the tile is [row][k] where k is the inner dimension, [k][row] where not: as it was fetched.
 template <bool K_INNER> struct Operand {
-    using Fetched = Quad;
+    struct Fetched { Quad quads[QUADS]; };
     static constexpr bool k_inner = K_INNER;
     static constexpr int LINE = (K_INNER ? DEPTH : TILE) / 4, STEP = BLOCK / LINE;  // quads of a line; lines to the next quad
 
     const scalar* from;            // of this thread's first quad
     int rows;                      // of the TILE rows, those that there are
     bool ones;                     // after them comes a row that is not in memory: 1 for every k
-    int64 inner_stride, outer_stride;
+    int64 inner_stride, step;      // step: from a quad to the next one
+    int64 advance_by;              // from one DEPTH to the next
     bool vector;
 
     static __device__ __forceinline__ int inner() { return threadIdx.x % LINE * 4; }
@@ -60,39 +61,51 @@ template <bool K_INNER> struct Operand {
     __device__ __forceinline__ Operand(const scalar* data, int64 rows, int64 depth, int64 row_stride, int64 k_stride,
                                        int64 first_row, int64 first_k, bool ones = false)
         : rows(int(rows - first_row < TILE ? rows - first_row : TILE)),
-          ones(ones),
+          ones(ones && rows - first_row < TILE),
           inner_stride(K_INNER ? k_stride : row_stride),
-          outer_stride(K_INNER ? row_stride : k_stride) {
+          advance_by(DEPTH * k_stride) {
+        const int64 outer_stride = K_INNER ? row_stride : k_stride;
         data += first_row * row_stride + first_k * k_stride;
         from = data + inner() * inner_stride + outer(0) * outer_stride;
+        step = STEP * outer_stride;
         vector = inner_stride == 1 && outer_stride % 4 == 0 && (K_INNER ? depth : rows) % 4 == 0 &&
                  size_t(data) % sizeof(Quad) == 0;
     }
 
-    // The thread's q-th quad, zeros beyond the end; `depth` values of k are left.
-    __device__ __forceinline__ Quad fetch(int q, int depth) const {
-        const scalar* quad = from + q * STEP * outer_stride;
-        const int inner_end = K_INNER ? depth : rows;
-        const bool exists = outer(q) < (K_INNER ? rows : depth);
-        Quad values = {};
+    // The thread's quads; `depth` values of k are left. Beyond them are zeros: in whole quads only where k is the outer
+    // dimension, as no quad beyond the end is multiplied. Rows that do not exist may hold anything: nobody stores their sums.
+    __device__ __forceinline__ void fetch(Fetched& fetched, int depth) const {
+        const int inner_end = K_INNER ? depth : rows, outer_end = K_INNER ? rows : depth;
+        const scalar* quad = from;
         if (vector) {
-            if (exists && inner() < inner_end) values = *reinterpret_cast<const Quad*>(quad);
+#pragma unroll
+            for (int q = 0; q < QUADS; q++, quad += step) {
+                if (!K_INNER) fetched.quads[q] = {};
+                if (outer(q) < outer_end && inner() < inner_end) fetched.quads[q] = *reinterpret_cast<const Quad*>(quad);
+            }
         } else {
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (exists && inner() + e < inner_end) values.at[e] = quad[e * inner_stride];
+            for (int q = 0; q < QUADS; q++, quad += step)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    fetched.quads[q].at[e] = narrow(0);
+                    if (outer(q) < outer_end && inner() + e < inner_end) fetched.quads[q].at[e] = quad[e * inner_stride];
+                }
         }
         if (ones) {
 #pragma unroll
-            for (int e = 0; e < 4; e++)
-                if (exists && inner() + e == inner_end) values.at[e] = narrow(1);
+            for (int q = 0; q < QUADS; q++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    if (outer(q) < outer_end && inner() + e == inner_end) fetched.quads[q].at[e] = narrow(1);
         }
-        return values;
     }
 
-    static __device__ __forceinline__ accum value(const Quad& quad, int e) { return widen(quad.at[e]); }
+    static __device__ __forceinline__ accum value(const Fetched& fetched, int q, int e) {
+        return widen(fetched.quads[q].at[e]);
+    }
 
-    __device__ __forceinline__ void advance() { from += DEPTH * (K_INNER ? inner_stride : outer_stride); }
+    __device__ __forceinline__ void advance() { from += advance_by; }
 
     // Puts a quad into the tile.
     static __device__ __forceinline__ void put(accum* tile, int q, const Sums& values) {
@@ -132,47 +145,34 @@ template <bool K_INNER> struct Operand {
 
 // dz as an operand: dy and y are fetched, and dz is made on the way to shared memory.
 template <bool K_INNER> struct Gradient : Operand<K_INNER> {
-    struct Fetched { Quad dy, y; };
+    struct Fetched { typename Operand<K_INNER>::Fetched dy, y; };
 
     Operand<K_INNER> y;
 
     __device__ __forceinline__ Gradient(Operand<K_INNER> dy, Operand<K_INNER> y) : Operand<K_INNER>(dy), y(y) {}
 
-    __device__ __forceinline__ Fetched fetch(int q, int depth) const {
-        Fetched fetched = {Operand<K_INNER>::fetch(q, depth)};
-        if (ACTIVATION != NONE) fetched.y = y.fetch(q, depth);
-        return fetched;
+    __device__ __forceinline__ void fetch(Fetched& fetched, int depth) const {
+        Operand<K_INNER>::fetch(fetched.dy, depth);
+        if (ACTIVATION != NONE) y.fetch(fetched.y, depth);
     }
 
-    static __device__ __forceinline__ accum value(const Fetched& quad, int e) {
-        return phi_backward(widen(quad.dy.at[e]), widen(quad.y.at[e]));
+    static __device__ __forceinline__ accum value(const Fetched& fetched, int q, int e) {
+        return phi_backward(widen(fetched.dy.quads[q].at[e]), widen(fetched.y.quads[q].at[e]));
     }
 
     __device__ __forceinline__ void advance() {
         Operand<K_INNER>::advance();
-        y.advance();
+        if (ACTIVATION != NONE) y.advance();
     }
 };
 
-// The quads of an operand that a thread has fetched.
-template <typename Operand> struct Stage {
-    typename Operand::Fetched fetched[QUADS];
-
-    __device__ __forceinline__ void fetch(const Operand& operand, int depth) {
+// Puts what a thread has fetched of an operand into the tile.
+template <typename Operand> __device__ __forceinline__ void put(accum* tile, const typename Operand::Fetched& fetched) {
 #pragma unroll
-        for (int q = 0; q < QUADS; q++) fetched[q] = operand.fetch(q, depth);
-    }
-
-    __device__ __forceinline__ void put(accum* tile) const {
-#pragma unroll
-        for (int q = 0; q < QUADS; q++) {
-            Sums values;
-#pragma unroll
-            for (int e = 0; e < 4; e++) values.at[e] = Operand::value(fetched[q], e);
-            Operand::put(tile, q, values);
-        }
-    }
-};
+    for (int q = 0; q < QUADS; q++)
+        Operand::put(tile, q, {Operand::value(fetched, q, 0), Operand::value(fetched, q, 1),
+                               Operand::value(fetched, q, 2), Operand::value(fetched, q, 3)});
+}
 
 // Calls store(m, n, sum) for the TILE x TILE values of c, also for those beyond its end.
 template <typename A, typename B, typename Store>
@@ -182,22 +182,22 @@ __device__ __forceinline__ void multiply(A a, B b, int64 depth, Store store) {
     const int lane_m = threadIdx.x % 32 / LANES_N, lane_n = threadIdx.x % LANES_N, warp = threadIdx.x / 32;
     const int warp_m = warp % WARPS_M, warp_n = warp / WARPS_M % WARPS_N, group = warp / (WARPS_M * WARPS_N);
     accum sums[TM][TN] = {};
-    Stage<A> a_stage;
-    Stage<B> b_stage;
+    typename A::Fetched a_fetched;
+    typename B::Fetched b_fetched;
     int left = int(depth < DEPTH ? depth : DEPTH);
-    a_stage.fetch(a, left);
-    b_stage.fetch(b, left);
+    a.fetch(a_fetched, left);
+    b.fetch(b_fetched, left);
     for (int64 k = DEPTH; left > 0; k += DEPTH) {
-        a_stage.put(a_tile);
-        b_stage.put(b_tile);
+        put<A>(a_tile, a_fetched);
+        put<B>(b_tile, b_fetched);
         __syncthreads();
         const int now = left;
         left = int(depth - k < DEPTH ? depth - k : DEPTH);
         if (left > 0) {  // the next part is on its way while this one is multiplied
             a.advance();
             b.advance();
-            a_stage.fetch(a, left);
-            b_stage.fetch(b, left);
+            a.fetch(a_fetched, left);
+            b.fetch(b_fetched, left);
         }
 #pragma unroll
         for (int quad = 0; quad < DEPTH; quad += 4 * GROUPS) {
@@ -239,10 +239,21 @@ __device__ __forceinline__ void multiply(A a, B b, int64 depth, Store store) {
 
 struct Strides { int64 row, column; };
 
+// The first row and column of the block's tile: tiles lie in the grid's x, the only dimension that is long enough for all.
+struct Corner {
+    int64 m, n;
+
+    __device__ __forceinline__ Corner(int64 rows) {
+        const unsigned down = unsigned((rows + TILE - 1) / TILE);
+        m = int64(blockIdx.x % down) * TILE, n = int64(blockIdx.x / down) * TILE;
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_forward(const scalar* input, const scalar* weight, const scalar* bias, scalar* y, int64 batch, int64 outputs,
                int64 inputs, Strides input_strides, Strides weight_strides, int64 bias_stride, Strides y_strides) {
-    const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE;
+    const Corner corner(batch);
+    const int64 m0 = corner.m, n0 = corner.n;
     const Operand<true> a(input, batch, inputs, input_strides.row, input_strides.column, m0, 0);
     const Operand<true> b(weight, outputs, inputs, weight_strides.row, weight_strides.column, n0, 0);
     multiply(a, b, inputs, [&](int m, int n, accum z) {
@@ -255,7 +266,8 @@ linear_forward(const scalar* input, const scalar* weight, const scalar* bias, sc
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_input_grad(const scalar* dy, const scalar* y, const scalar* weight, scalar* dinput, int64 batch, int64 outputs,
                   int64 inputs, Strides dy_strides, Strides y_strides, Strides weight_strides, Strides dinput_strides) {
-    const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE;
+    const Corner corner(batch);
+    const int64 m0 = corner.m, n0 = corner.n;
     const Gradient<true> a = {{dy, batch, outputs, dy_strides.row, dy_strides.column, m0, 0},
                               {y, batch, outputs, y_strides.row, y_strides.column, m0, 0}};
     const Operand<false> b(weight, inputs, outputs, weight_strides.column, weight_strides.row, n0, 0);
@@ -266,13 +278,15 @@ linear_input_grad(const scalar* dy, const scalar* y, const scalar* weight, scala
 }
 
 // dbias is the gradient of the weight of one more input, which is always 1; `columns` counts it where it is wanted.
-// The batch may be split over blockIdx.z, in parts of `part` rows: then the shares go to `partials`, and
+// The batch may be split over blockIdx.y, in parts of `part` rows: then the shares go to `partials`, and
 // linear_weight_grad_sum adds them up in their order.
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_weight_grad(const scalar* dy, const scalar* y, const scalar* input, scalar* dweight, scalar* dbias, accum* partials,
                    int64 batch, int64 outputs, int64 inputs, int64 part, Strides dy_strides, Strides y_strides,
                    Strides input_strides) {
-    const int64 m0 = int64(blockIdx.x) * TILE, n0 = int64(blockIdx.y) * TILE, k0 = blockIdx.z * part;
+    const Corner corner(outputs);
+    const int64 m0 = corner.m, n0 = corner.n;
+    const int64 k0 = blockIdx.y * part;
     const Gradient<false> a = {{dy, outputs, batch, dy_strides.column, dy_strides.row, m0, k0},
                                {y, outputs, batch, y_strides.column, y_strides.row, m0, k0}};
     const Operand<false> b(input, inputs, batch, input_strides.column, input_strides.row, n0, k0, dbias != nullptr);
@@ -280,7 +294,7 @@ linear_weight_grad(const scalar* dy, const scalar* y, const scalar* input, scala
     multiply(a, b, batch - k0 < part ? batch - k0 : part, [&](int m, int n, accum sum) {
         const int64 o = m0 + m, i = n0 + n;
         if (o >= outputs || i >= columns) return;
-        if (gridDim.z > 1) partials[(blockIdx.z * outputs + o) * columns + i] = sum;
+        if (gridDim.y > 1) partials[(blockIdx.y * outputs + o) * columns + i] = sum;
         else if (i < inputs) dweight[o * inputs + i] = narrow(sum);
         else dbias[o] = narrow(sum);
     });

@@ -65,7 +65,7 @@ def _weight_grad(
     y = dy if y is None else y
     columns = inputs + need_bias
     tile, groups, grid = tiles(outputs, columns, 0, least=32)
-    part, parts = split(batch, grid[0] * grid[1])
+    part, parts = split(batch, *grid)
     sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
     partials = dy.new_empty((parts, outputs, columns), dtype=sums) if parts > 1 else None
     sizes, strides = (batch, outputs, inputs, part), (_strides(dy), _strides(y), _strides(input))
@@ -80,15 +80,15 @@ def _weight_grad(
 
 
 def tiles(m: int, n: int, k: int, least: int = 16) -> tuple[int, int, tuple[int, ...]]:
-    """(edge of a tile, groups of warps, grid of tiles) for a product of m x n sums of k terms.
+    """(edge of a tile, groups of warps, grid) for a product of m x n sums of k terms.
 
     Large tiles where enough of them are left to fill a chip; small ones share out a long sum over more warps.
     """
     for tile, enough in ((64, 256), (32, 64), (16, 0)):
-        grid = (-(-m // tile), -(-n // tile))
-        if grid[0] * grid[1] >= enough or tile == least:
+        blocks = -(-m // tile) * -(-n // tile)
+        if blocks >= enough or tile == least:
             break
-    return tile, GROUPS[tile][k >= 256], grid
+    return tile, GROUPS[tile][k >= 256], (blocks,)
 
 
 def split(batch: int, blocks: int) -> tuple[int, int]:
