@@ -13,23 +13,24 @@ from lenet.data import Data
 from lenet.errors import LenetError
 from lenet.evaluate import loss_and_accuracy, scores_of
 from lenet.losses import LOSSES
-from lenet.processes import ALONE, Processes
+from lenet.processes import Processes
 from lenet.run import Run
 from lenet.step import Step
 from lenet.stopping import Stop, ctrl_c
 
 
-def train(run: Run, data: Data, out: Path, processes: Processes = ALONE) -> None:
-    """Train `run` to its last epoch, and leave its checkpoint and metrics in the folder `out` after every one.
+def train(run: Run, data: Data, out: Path, step: Step | None = None) -> None:
+    """Train `run` to its last epoch by `step`, and leave its checkpoint and metrics in the folder `out` after every one.
 
     KeyboardInterrupt: after Ctrl-C, once the checkpoint of the step reached is written.
     """
-    step = Step(run, processes)
+    step = step or Step(run)
+    processes = step.processes
     if processes.first:
         run.save(out)
     with ctrl_c(processes) as stop:
         while run.epoch < run.settings.epochs and not stop.agreed:
-            if train_epoch(run, data, step, processes, stop):
+            if train_epoch(run, data, step, stop):
                 end_epoch(run, data, processes)
             if processes.first:
                 run.save(out)
@@ -40,8 +41,9 @@ def train(run: Run, data: Data, out: Path, processes: Processes = ALONE) -> None
         raise KeyboardInterrupt
 
 
-def train_epoch(run: Run, data: Data, step: Step, processes: Processes, stop: Stop) -> bool:
+def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
     """Take the steps of one epoch that are still to do; False if `stop` was agreed on before the last of them."""
+    processes = step.processes
     start = time.perf_counter() - run.seconds
     batches = shuffled(data.train_labels, run).split(run.settings.batch_size)
     parts = [processes.part(batch) for batch in batches]

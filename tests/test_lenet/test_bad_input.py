@@ -37,6 +37,7 @@ TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
         (["train", "--data", "digits", "--data-dir", "."], "--data-dir"),
         (["train", "--backend", "abacus"], "abacus"),
         (["train", "--device", "abacus"], "abacus"),
+        (["train", "--device", "cpu", "--cuda-graph"], "--cuda-graph needs a GPU"),
         (["train", "--device", "meta"], "meta"),
         (["train", "--device", "cuda:99"], "cuda:99"),
         (["tune", "--trials", "0"], "--trials"),
