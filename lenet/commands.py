@@ -110,6 +110,12 @@ def train(
         bool,
         typer.Option("--resume", help="Continue the run in --out with its own settings; without one, begin it."),
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the figures of every epoch for TensorBoard, into --out.")
+    ] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="How much of what happens is said on stderr.")
+    ] = "warning",
 ) -> None:
     """Train the network and measure it.
 
@@ -117,10 +123,12 @@ def train(
     confusion.png and filters.png. The same seed on the same machine gives the same weights, bit for bit, also if the
     run was stopped (Ctrl-C) or killed at any moment and continued with --resume.
     """
+    from lenet.board import Board
     from lenet.checkpoint import load_checkpoint, settings_of
     from lenet.compute import computing
     from lenet.data import load
     from lenet.graph import GraphedStep, check_recordable
+    from lenet.logs import log_to_stderr
     from lenet.plots import save_pictures
     from lenet.processes import joined
     from lenet.run import Run
@@ -128,6 +136,7 @@ def train(
     from lenet.step import Step
     from lenet.train import train as train_run
 
+    log_to_stderr(log_level)
     settings = settings_for(
         data=data,
         data_dir=data_dir,
@@ -160,11 +169,14 @@ def train(
         if checkpoint:
             run.restore(checkpoint, path)
         step = (GraphedStep if cuda_graph else Step)(run, processes)
+        board = None
         if processes.first:
             out.mkdir(parents=True, exist_ok=True)
             if resume and not checkpoint:
                 print(f"{out} holds no run yet: beginning one")
-        train_run(run, dataset, out, step)
+            if tensorboard:
+                board = Board(out, run.epoch)
+        train_run(run, dataset, out, step, board)
         if processes.first:
             save_pictures(out, run, dataset)
             accuracy = run.history[-1]["test_accuracy"]

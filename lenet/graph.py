@@ -1,5 +1,7 @@
 """The training step as one CUDA graph: recorded once, then replayed with one launch."""
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,8 @@ from lenet.errors import LenetError
 from lenet.processes import ALONE, Processes
 from lenet.run import Run
 from lenet.step import Step
+
+log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps before the recording: they compile and load the kernels and fill the momentum buffers
 
@@ -58,3 +62,4 @@ class GraphedStep(Step):
         with torch.cuda.device_of(self.rate), torch.cuda.graph(self.graph):
             super().__call__(*self.batch)
         self.group["lr"] = rate
+        log.debug("step recorded as a CUDA graph, for batches of %d", self.size)

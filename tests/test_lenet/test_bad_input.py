@@ -32,6 +32,7 @@ TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
         (["train", "--schedule", "random"], "--schedule"),
         (["train", "--loss", "hinge"], "--loss"),
         (["train", "--amp", "fp8"], "--amp"),
+        (["train", "--log-level", "loud"], "--log-level"),
         (["train", "--data", "nowhere"], "nowhere"),
         (["train", "--data", "mnist", "--data-dir", "nowhere"], "nowhere: no such folder"),
         (["train", "--data", "digits", "--data-dir", "."], "--data-dir"),
