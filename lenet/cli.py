@@ -9,6 +9,7 @@ EXTRAS = {
     "lenet": {"matplotlib", "PIL", "pooch", "sklearn", "tomlkit", "tqdm", "typer"},
     "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors"},
     "tune": {"optuna", "sqlalchemy"},
+    "tensorboard": {"tensorboard"},
 }
 
 

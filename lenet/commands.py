@@ -99,6 +99,9 @@ def train(
         Literal["off", "bf16", "fp16"],
         typer.Option(help="Mixed precision: convolutions and layers in bfloat16, or in float16 with scaled gradients."),
     ] = "off",
+    cuda_graph: Annotated[
+        bool, typer.Option("--cuda-graph", help="Record the training step once, and replay it as one CUDA graph.")
+    ] = False,
     backend: Backend = None,
     device: Device = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides first weights and order of images.")] = 0,
@@ -107,6 +110,12 @@ def train(
         bool,
         typer.Option("--resume", help="Continue the run in --out with its own settings; without one, begin it."),
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the figures of every epoch for TensorBoard, into --out.")
+    ] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="How much of what happens is said on stderr.")
+    ] = "warning",
 ) -> None:
     """Train the network and measure it.
 
@@ -114,15 +123,20 @@ def train(
     confusion.png and filters.png. The same seed on the same machine gives the same weights, bit for bit, also if the
     run was stopped (Ctrl-C) or killed at any moment and continued with --resume.
     """
+    from lenet.board import Board
     from lenet.checkpoint import load_checkpoint, settings_of
     from lenet.compute import computing
     from lenet.data import load
+    from lenet.graph import GraphedStep, check_recordable
+    from lenet.logs import log_to_stderr
     from lenet.plots import save_pictures
     from lenet.processes import joined
     from lenet.run import Run
     from lenet.settings import resumed
+    from lenet.step import Step
     from lenet.train import train as train_run
 
+    log_to_stderr(log_level)
     settings = settings_for(
         data=data,
         data_dir=data_dir,
@@ -148,15 +162,21 @@ def train(
         if checkpoint:
             given = {name for name in vars(settings) if is_given(ctx, name)}
             settings = resumed(settings_of(checkpoint, path), checkpoint["epoch"], settings, given)
+        if cuda_graph:
+            check_recordable(where, processes, settings.amp)
         dataset = processes.in_turn(lambda: load(settings.data, settings.data_dir)).to(where)
         run = Run(settings, len(dataset.train_labels), where)
         if checkpoint:
             run.restore(checkpoint, path)
+        step = (GraphedStep if cuda_graph else Step)(run, processes)
+        board = None
         if processes.first:
             out.mkdir(parents=True, exist_ok=True)
             if resume and not checkpoint:
                 print(f"{out} holds no run yet: beginning one")
-        train_run(run, dataset, out, processes)
+            if tensorboard:
+                board = Board(out, run.epoch)
+        train_run(run, dataset, out, step, board)
         if processes.first:
             save_pictures(out, run, dataset)
             accuracy = run.history[-1]["test_accuracy"]

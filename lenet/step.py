@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lenet.losses import LOSSES
 from lenet.precision import autocast
-from lenet.processes import Processes
+from lenet.processes import ALONE, Processes
 from lenet.run import Run
 
 
@@ -15,7 +15,8 @@ class Step:
     `loss_sum` is the loss summed over images, `correct` the number of images classified right.
     """
 
-    def __init__(self, run: Run, processes: Processes) -> None:
+    def __init__(self, run: Run, processes: Processes = ALONE) -> None:
+        self.processes = processes
         self.optimizer, self.scaler = run.optimizer, run.scaler
         self.model = processes.parallel(run.model)
         self.value = LOSSES[run.settings.loss].value

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import logging
 import math
 import time
 from pathlib import Path
@@ -9,30 +10,42 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lenet.board import Board
 from lenet.data import Data
 from lenet.errors import LenetError
 from lenet.evaluate import loss_and_accuracy, scores_of
 from lenet.losses import LOSSES
-from lenet.processes import ALONE, Processes
+from lenet.processes import Processes
 from lenet.run import Run
 from lenet.step import Step
 from lenet.stopping import Stop, ctrl_c
 
+log = logging.getLogger(__name__)
 
-def train(run: Run, data: Data, out: Path, processes: Processes = ALONE) -> None:
-    """Train `run` to its last epoch, and leave its checkpoint and metrics in the folder `out` after every one.
 
-    KeyboardInterrupt: after Ctrl-C, once the checkpoint of the step reached is written.
+def train(run: Run, data: Data, out: Path, step: Step | None = None, board: Board | None = None) -> None:
+    """Train `run` to its last epoch by `step`, and leave its checkpoint and metrics in the folder `out` after every one.
+
+    `board` is shown the figures. KeyboardInterrupt: after Ctrl-C, once the checkpoint of the step reached is written.
     """
-    step = Step(run, processes)
+    step = step or Step(run)
+    processes = step.processes
+    images = len(data.train_labels)
+    log.info("%d images a step, %d epochs of %d images", run.settings.batch_size, run.settings.epochs, images)
+    log.info(
+        "beginning after %d epochs and %d steps, rank %d of %d", run.epoch, run.step, processes.rank, processes.size
+    )
     if processes.first:
         run.save(out)
     with ctrl_c(processes) as stop:
         while run.epoch < run.settings.epochs and not stop.agreed:
-            if train_epoch(run, data, step, processes, stop):
+            if train_epoch(run, data, step, stop):
                 end_epoch(run, data, processes)
+                if board:
+                    board.add(run.history[-1], run.optimizer.param_groups[0]["lr"])
             if processes.first:
                 run.save(out)
+                log.info("%s holds %d epochs and %d steps", out / "checkpoint.pt", run.epoch, run.step)
             stop.agree()
     if stop.agreed:
         if processes.first:
@@ -40,8 +53,9 @@ def train(run: Run, data: Data, out: Path, processes: Processes = ALONE) -> None
         raise KeyboardInterrupt
 
 
-def train_epoch(run: Run, data: Data, step: Step, processes: Processes, stop: Stop) -> bool:
+def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
     """Take the steps of one epoch that are still to do; False if `stop` was agreed on before the last of them."""
+    processes = step.processes
     start = time.perf_counter() - run.seconds
     batches = shuffled(data.train_labels, run).split(run.settings.batch_size)
     parts = [processes.part(batch) for batch in batches]
@@ -56,6 +70,8 @@ def train_epoch(run: Run, data: Data, step: Step, processes: Processes, stop: St
         for x, target, label, together in steps[run.step :]:
             if step(x, target, label, len(x) * processes.size / together):
                 run.scheduler.step()
+            else:
+                log.info("step %d left out: its gradients overflow float16", run.step + 1)
             run.step += 1
             if bar.update(together):  # true a few times a second
                 loss, accuracy = (
