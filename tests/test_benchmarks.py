@@ -56,6 +56,7 @@ def test_everything_is_measured_and_written(run, tmp_path):
         assert f"\n| {tables[name]['name'][0]} " in (tmp_path / f"{name}.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:torch.compile is left out")
 def test_wrong_values_get_no_time(run, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels.functional, "softmax", lambda x, dim: torch.softmax(x, dim) * (1 + 1e-4))
     result = run("softmax", "--batch", "4")
@@ -67,7 +68,7 @@ def test_wrong_values_get_no_time(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:torch.compile is left out")
-@pytest.mark.parametrize("dtype", ("float16", "bfloat16", "tf32", "float64"))
+@pytest.mark.parametrize("dtype", ("bfloat16", "tf32"))
 def test_dtypes(dtype, run, tmp_path):
     result = run("lenet", "kernelbench", "softmax", "--batch", "2", "--dtype", dtype, "--dtype", "float32")
     assert result.exit_code == 0, result.output
