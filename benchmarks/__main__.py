@@ -1,6 +1,8 @@
 """The command line: which benchmarks run, and where the results go."""
 
+import contextlib
 import importlib
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,9 +12,13 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import memory, report, timing
+import kernels
+from benchmarks import ceilings, memory, report, timing
 from benchmarks.case import BATCHES, OURS
 from benchmarks.environment import environment
+from kernels.backend import AUTOMATIC, NAMES, resolve
+from kernels.check.run import precision
+from lenet.files import write_file
 
 
 class Name(str, Enum):
@@ -28,15 +34,30 @@ class Name(str, Enum):
     softmax = "softmax"
     mse_loss = "mse_loss"
     sgd = "sgd"
+    kernelbench = "kernelbench"
 
 
 console = Console()
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+PRECISIONS = ("float16", "bfloat16", "tf32", "float32", "float64")
+DTYPES = {name: torch.float32 if name == "tf32" else getattr(torch, name) for name in PRECISIONS}
+Dtype = Enum("Dtype", {name: name for name in PRECISIONS}, type=str)  # type: ignore[misc]
+Backend = Enum("Backend", {name: name for name in NAMES}, type=str)  # type: ignore[misc]
+
+
 @app.command()
 def main(
     names: Annotated[list[Name] | None, typer.Argument(help="what to measure; everything by default")] = None,
+    backend: Annotated[
+        list[Backend] | None,
+        typer.Option(help="a backend of ours; repeat it for several; those that can run there by default"),
+    ] = None,
+    dtype: Annotated[
+        list[Dtype] | None,
+        typer.Option(help="of the tensors; tf32 is float32 that torch may round to TF32; float32 by default"),
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="a batch size; repeat it for several", min=1)] = None,
     seconds: Annotated[float, typer.Option(help="time for the contenders of one computation together")] = 2.0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the tensors are")] = "cpu",
@@ -44,39 +65,83 @@ def main(
 ) -> None:
     """Measures our kernels against torch's, values first; the exit status is 1 where one of ours is wrong."""
     torch.manual_seed(0)
+    backends = usable(backend and [each.value for each in backend], device)
+    dtypes = [each.value for each in dtype or [Dtype.float32]]
     out = out or Path(__file__).parent / "results" / device
     out.mkdir(parents=True, exist_ok=True)
     facts = environment(device)
     console.print(report.environment_table(facts))
+    roof = {each: ceilings.measure(device, DTYPES[each]) for each in dtypes}
     measured = []
     for name in names or Name:
         if name is Name.memory:
             results = memory.measure(batch or memory.BATCHES, device)
             console.print(report.memory_table(results))
         else:
-            results = time_all(name.value, batch, seconds, device)
+            results = time_all(name.value, backends, dtypes, batch, seconds, device)
+            if results.empty:
+                continue
+            results = report.with_shares(results, roof)
             console.print(report.times_table(name.value, results))
             measured.append(results)
-        results.assign(**facts).to_csv(out / f"{name.value}.csv", index=False, float_format="%.5g")
-        if name is Name.lenet:
-            threads = f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}"
-            report.save_chart(out / "lenet.png", results, threads)
+            where = facts["device"] if device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
+            write_file(out / f"{name.value}.md", report.markdown(name.value, results, facts).encode())
+            write_file(out / f"{name.value}.png", report.chart(name.value, results, f"{where}, torch {facts['torch']}"))
+        table = results.assign(**facts).to_csv(index=False, float_format="%.5g")
+        write_file(out / f"{name.value}.csv", table.encode())
     if measured and not summarise(pd.concat(measured)):
         raise typer.Exit(1)
 
 
-def time_all(name: str, batch: list[int] | None, seconds: float, device: str) -> pd.DataFrame:
+def usable(names: Sequence[str] | None, device: str) -> list[str]:
+    """Of our backends those to measure on `device`; typer.BadParameter where one cannot run there, or none can."""
+    if names is None:
+        names = [name for name in AUTOMATIC[device] if any(b.name == name and b.available for b in kernels.backends())]
+    try:
+        torch.empty(1, device=device)
+        for name in names or ("",):
+            resolve(name, device)
+    except (AssertionError, RuntimeError) as error:
+        raise typer.BadParameter(str(error).strip().partition("\n")[0]) from error
+    return list(names)
+
+
+def time_all(
+    name: str,
+    backends: Sequence[str],
+    dtypes: Sequence[str],
+    batch: list[int] | None,
+    seconds: float,
+    device: str,
+) -> pd.DataFrame:
     """The rows of benchmarks/bench_<name>.py."""
     benchmark = importlib.import_module(f"benchmarks.bench_{name}")
     batches = getattr(benchmark, "BATCHES", BATCHES)
+    switches = getattr(benchmark, "precision", precision)
     rows = []
-    for n in batches if batches == (None,) else batch or batches:
-        with torch.device(device):
-            cases = benchmark.cases(n)
-        for case in cases:
-            typer.echo(f"measuring {case.name} {case.part}, batch {n}", err=True)
-            rows += timing.measure(case, seconds, device)
+    for dtype in dtypes:
+        if dtype not in getattr(benchmark, "DTYPES", DTYPES):
+            typer.echo(f"{name} has no {dtype}", err=True)
+            continue
+        for n in batches if batches == (None,) else batch or batches:
+            with switches(dtype == "tf32"):
+                with torch.device(device), default_dtype(DTYPES[dtype]):
+                    cases = benchmark.cases(n, backends)
+                for case in cases:
+                    typer.echo(f"measuring {case.name} {case.part}, batch {n}, {dtype}", err=True)
+                    rows += timing.measure(case, seconds, device, dtype)
     return pd.DataFrame(rows)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """A block in which new tensors and modules are of `dtype`."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def summarise(times: pd.DataFrame) -> bool:

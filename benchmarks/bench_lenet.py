@@ -1,20 +1,32 @@
 """LeNet through the public API: the training step, and the forward pass alone."""
 
-import functools
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import kernels
-from benchmarks.case import OURS, TORCH, Case, Step
+from benchmarks.case import (
+    GRAPH,
+    OURS,
+    SWAPPED,
+    TORCH,
+    Case,
+    Step,
+    Work,
+    compilers,
+    contenders,
+    flops,
+    graphed,
+    label,
+    on_gpu,
+    size,
+)  # fmt: skip
 from lenet import LeNet
 
 BATCHES = (1, 16, 64, 256, 1024, 4096)
-SWAPPED, COMPILED = "ours, by swap", "torch.compile"
 
 
 class Network(NamedTuple):
@@ -25,34 +37,39 @@ class Network(NamedTuple):
     SGD: Callable[..., torch.optim.Optimizer]
 
 
-def torch_lenet() -> nn.Module:
+def torch_lenet(num_classes: int = 10) -> nn.Module:
     """The network of `lenet.LeNet` in torch.nn, with the same parameter names."""
     return nn.Sequential(OrderedDict(
         conv1=nn.Conv2d(1, 6, 5), relu1=nn.ReLU(), pool1=nn.MaxPool2d(2),
         conv2=nn.Conv2d(6, 16, 5), relu2=nn.ReLU(), pool2=nn.MaxPool2d(2), flatten=nn.Flatten(),
-        fc1=nn.Linear(400, 120), relu3=nn.ReLU(), fc2=nn.Linear(120, 84), relu4=nn.ReLU(), fc3=nn.Linear(84, 10),
+        fc1=nn.Linear(400, 120), relu3=nn.ReLU(), fc2=nn.Linear(120, 84), relu4=nn.ReLU(), fc3=nn.Linear(84, num_classes),
     ))  # fmt: skip
 
 
-def swapped_lenet() -> nn.Module:
-    model = torch_lenet()
+def swapped_lenet(num_classes: int = 10) -> nn.Module:
+    model = torch_lenet(num_classes)
     kernels.swap(model)
     return model
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[[], Network]] = {
     TORCH: lambda: Network(torch_lenet(), nn.MSELoss(), torch.optim.SGD),
     OURS: lambda: Network(LeNet(), kernels.nn.MSELoss(), kernels.optim.SGD),
     SWAPPED: lambda: Network(swapped_lenet(), kernels.nn.MSELoss(), kernels.optim.SGD),
-    COMPILED: lambda: Network(torch_lenet(), nn.MSELoss(), torch.optim.SGD),
 }
 
 
-def training(network: Network, images: Tensor, targets: Tensor) -> Step:
-    """Training steps; a step returns the loss, the gradients and the updated parameters."""
+def training(
+    network: Network, images: Tensor, targets: Tensor, make: Callable[[Step], Step] = lambda step: step
+) -> Step:
+    """Training steps; a step returns the loss, the gradients and the updated parameters.
+
+    `make` may take a few steps to make another one of it: parameters and momentum then begin again.
+    """
     model, loss_of, SGD = network
     parameters = list(model.parameters())
     optimiser = SGD(parameters, lr=0.01, momentum=0.9)
+    start = [p.detach().clone() for p in parameters]
 
     def step() -> list[Tensor]:
         optimiser.zero_grad()
@@ -61,12 +78,18 @@ def training(network: Network, images: Tensor, targets: Tensor) -> Step:
         optimiser.step()
         return [loss, *(p.grad for p in parameters), *parameters]
 
-    return step
+    made = make(step)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, start, strict=True):
+            parameter.copy_(value)
+        for state in optimiser.state.values():
+            state["momentum_buffer"].zero_()
+    return made
 
 
-def inference(network: Network, images: Tensor, _: Tensor) -> Step:
+def inference(network: Network, images: Tensor, _: Tensor, make: Callable[[Step], Step] = lambda step: step) -> Step:
     """Forward passes that record nothing; a step returns the scores."""
-    return torch.no_grad()(lambda: network.model(images))
+    return make(torch.no_grad()(lambda: network.model(images)))
 
 
 def batch_of(n: int) -> tuple[Tensor, Tensor]:
@@ -76,39 +99,42 @@ def batch_of(n: int) -> tuple[Tensor, Tensor]:
     """
     images, labels = torch.randn(8, 1, 32, 32), torch.randint(10, (8,))
     which = torch.arange(n) % 8
-    return images[which], nn.functional.one_hot(labels[which], 10).float()
+    return images[which], nn.functional.one_hot(labels[which], 10).to(images.dtype)
 
 
-def cases(n: int) -> list[Case]:
+def cases(n: int, backends: Sequence[str]) -> list[Case]:
     torch.manual_seed(0)  # the same images and weights for every batch size
-    torch.compiler.reset()  # each batch size is compiled for itself, not as one more of a range
     images, targets = batch_of(n)
     weights = torch_lenet().state_dict()
     exact = images.double(), targets.double()
+    parameters = size(weights.values())
 
     def network(name: str) -> Network:
         network = NETWORKS[name]()
         network.model.load_state_dict(weights)
-        if name == COMPILED:  # not model.compile(): it leaves an nn.Sequential as it is
-            return network._replace(model=torch.compile(network.model))
         return network
 
-    def case(part: str, make: Callable[[Network, Tensor, Tensor], Step], checked_step: int) -> Case:
-        contenders = {name: make(network(name), images, targets) for name in NETWORKS if runs(name)}
+    def case(part: str, run: Callable[..., Step], moved: int, checked_step: int) -> Case:
+        factories: dict[str, Callable[[], Step]] = {TORCH: lambda: run(network(TORCH), images, targets)}
+        for name, compiler in compilers().items():
+            # not model.compile(): it leaves an nn.Sequential as it is
+            factories[name] = lambda compiler=compiler: run(
+                (torch_network := network(TORCH))._replace(model=compiler(torch_network.model)), images, targets
+            )
+        for kind in (OURS, SWAPPED):
+            for backend in backends:
+                factories[label(backend, kind)] = lambda kind=kind: run(network(kind), images, targets)
+        if on_gpu():
+            factories[TORCH + GRAPH] = lambda: run(network(TORCH), images, targets, graphed)
+            for backend in backends:
+                factories[label(backend) + GRAPH] = lambda: run(network(OURS), images, targets, graphed)
         reference = network(TORCH)
         reference.model.double()
-        return Case("LeNet", part, n, contenders, make(reference, *exact), checked_step)
+        work = Work(moved, flops(run(network(TORCH), images, targets)))
+        return Case("LeNet", part, n, contenders(factories), run(reference, *exact), work, checked_step)
 
-    return [case("train step", training, 3), case("forward", inference, 1)]
-
-
-@functools.cache
-def runs(name: str) -> bool:
-    """Whether a contender can run here: torch.compile needs a compiler."""
-    if name == COMPILED:
-        try:
-            torch.compile(torch.relu)(torch.ones(2))
-        except Exception as error:
-            warnings.warn(f"torch.compile is left out, it does not work here: {error}", stacklevel=2)
-            return False
-    return True
+    # A training step reads and writes parameters and momentum; the gradients need never reach memory.
+    return [
+        case("train step", training, size((images, targets)) + 4 * parameters, 3),
+        case("forward", inference, size((images, targets)) + parameters, 1),
+    ]

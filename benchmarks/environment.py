@@ -6,11 +6,10 @@ import platform
 import time
 from pathlib import Path
 
-import numpy as np
 import threadpoolctl
 import torch
 
-import kernels
+from kernels.check.versions import versions
 
 
 def environment(device: str) -> dict[str, str | int]:
@@ -23,12 +22,8 @@ def environment(device: str) -> dict[str, str | int]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "kernels": kernels.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
         "blas": "; ".join(f"{info['internal_api']} {info['version']}, {info['num_threads']} threads" for info in blas),
-        "python": platform.python_version(),
-    }
+    } | versions(torch.device(device))
 
 
 def cpu_name() -> str:

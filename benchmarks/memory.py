@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.bench_lenet import NETWORKS, OURS, SWAPPED, TORCH, batch_of, training
+from benchmarks.bench_lenet import NETWORKS, batch_of, training
+from benchmarks.case import OURS, SWAPPED, TORCH
 
 BATCHES = (4096,)
 STEPS = 5

@@ -1,6 +1,8 @@
-"""Tables for the terminal, and a chart."""
+"""Tables for the terminal and for Markdown, and charts."""
 
-from pathlib import Path
+import io
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,8 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.case import TORCH
+from benchmarks.ceilings import Ceilings
 from benchmarks.timing import BUSY
-
-COLOURS = {"ours": "#c2410c", "ours, by swap": "#f4a261", "torch.compile": "#2a6f97"}
 
 
 def environment_table(environment: dict[str, str | int]) -> Table:
@@ -22,25 +23,52 @@ def environment_table(environment: dict[str, str | int]) -> Table:
     return table
 
 
-def times_table(title: str, times: pd.DataFrame) -> Table:
-    """One line a contender: its median, its spread, and how many times faster than torch eager it is."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("what")
-    table.add_column("batch", justify="right")
-    table.add_column("contender", no_wrap=True)
-    for column in ("median ms", "10-90 %", "speed-up"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for (name, part, batch), case in times.groupby(["name", "part", "batch"], sort=False, dropna=False):
-        labels = [f"{name} {part}", "" if pd.isna(batch) else f"{batch:.0f}"]
+def with_shares(times: pd.DataFrame, ceilings: dict[str, Ceilings]) -> pd.DataFrame:
+    """The rows with their shares of the bytes and operations a second that the device reaches at most."""
+    of_copy = times["gb_per_s"] / times["dtype"].map({d: c.bytes_per_s / 1e9 for d, c in ceilings.items()})
+    of_matmul = times["gflop_per_s"] / times["dtype"].map({d: c.flops_per_s / 1e9 for d, c in ceilings.items()})
+    return times.assign(of_copy=of_copy, of_matmul=of_matmul)
+
+
+HEAD = ("what", "batch", "contender", "median ms", "10-90 %", "cold ms", "of the roof", "speed-up")
+
+
+def lines(times: pd.DataFrame) -> Iterator[list[str]]:
+    """The cells of the table, one line a contender, the case named in its first: the median and the spread of a step, the median
+    with a cold cache, what share that is of the ceiling it is nearest to, how many times faster than torch eager.
+    """
+    for (name, part, batch, dtype), case in times.groupby(["name", "part", "batch", "dtype"], sort=False, dropna=False):
+        labels = [f"{name} {part}, {dtype}", "" if pd.isna(batch) else f"{batch:.0f}"]
         for row in case.itertuples():
             if pd.isna(row.median_ms):
-                numbers = ["[bold red]WRONG", f"[bold red]error {row.error:.1e}", f"[bold red]> {row.allowed:.1e}"]
+                numbers = ["WRONG", f"error {row.error:.1e}", f"> {row.allowed:.1e}", "", ""]
             else:
-                numbers = [digits(row.median_ms), f"{digits(row.p10_ms)} - {digits(row.p90_ms)}", speedup(row)]
-            table.add_row(*labels, row.contender, *numbers)
+                spread = f"{digits(row.p10_ms)} - {digits(row.p90_ms)}"
+                cold = "" if pd.isna(row.cold_ms) else digits(row.cold_ms)
+                share, ceiling = max((row.of_copy, "copy"), (row.of_matmul, "matmul"))
+                numbers = [digits(row.median_ms), spread, cold, f"{share:.0%} {ceiling}", speedup(row)]
+            yield [*labels, row.contender, *numbers]
             labels = ["", ""]
-        table.add_section()
+
+
+def times_table(title: str, times: pd.DataFrame) -> Table:
+    """The lines for a terminal; what is wrong or a loss is red, and a column without a number is left out."""
+    rows = list(lines(times))
+    shown = [i for i in range(len(HEAD)) if i < 5 or any(row[i] for row in rows)]
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for i in shown:
+        table.add_column(HEAD[i], justify="right" if i in (1, *range(3, len(HEAD))) else "left", no_wrap=i > 2)
+    for row in rows:
+        red = row[-1].startswith("loss") or row[3] == "WRONG"
+        table.add_row(*(f"[red]{row[i]}" if red and i > 2 and row[i] else row[i] for i in shown))
     return table
+
+
+def markdown(title: str, times: pd.DataFrame, environment: dict[str, Any]) -> str:
+    """The lines as a Markdown table, under what they were measured on."""
+    facts = "; ".join(f"{name} {value}" for name, value in environment.items())
+    rows = [HEAD, ("---", "---:", "---", *["---:"] * 5), *lines(times)]
+    return f"# {title}\n\n{facts}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def digits(time: float) -> str:
@@ -52,7 +80,7 @@ def speedup(row: pd.Series) -> str:
     if row.contender == TORCH:
         return "1"
     doubt = " ?" if row.others > BUSY else ""
-    return f"{row.speedup:.2f}{doubt}" if row.speedup >= 1 else f"[red]loss {row.speedup:.2f}{doubt}"
+    return f"{row.speedup:.2f}{doubt}" if row.speedup >= 1 else f"loss {row.speedup:.2f}{doubt}"
 
 
 def memory_table(memory: pd.DataFrame) -> Table:
@@ -63,24 +91,33 @@ def memory_table(memory: pd.DataFrame) -> Table:
     return table
 
 
-def save_chart(path: Path, times: pd.DataFrame, subtitle: str) -> None:
-    """Speed-up over torch eager against the batch size, for each part of the LeNet benchmark."""
-    parts = times["part"].unique()
-    figure = Figure(figsize=(10, 4), layout="constrained")
+def chart(title: str, times: pd.DataFrame, subtitle: str) -> bytes:
+    """A PNG: the speed-up over torch eager against the batch size, one plot for each case."""
     left_out = "; measurements disturbed by other processes are left out" if (times["others"] > BUSY).any() else ""
-    figure.suptitle(f"LeNet: speed-up over torch eager\n{subtitle}{left_out}", fontsize=10)
-    for ax, part in zip(figure.subplots(1, len(parts), sharey=True), parts, strict=True):
+    groups = list(times[times["contender"] != TORCH].groupby(["name", "part", "dtype"], sort=False))
+    columns = min(len(groups), 4)
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(5 * columns, 3.5 * rows + 0.5), layout="constrained")
+    figure.suptitle(f"{title}: speed-up over torch eager\n{subtitle}{left_out}", fontsize=10)
+    colours = {name: f"C{i}" for i, name in enumerate(times["contender"].unique())}
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax, (case, contenders) in zip(axes, groups, strict=False):
         ax.axhline(1, color="black", linewidth=1)
-        for contender, line in times[(times["part"] == part) & (times["contender"] != TORCH)].groupby("contender"):
+        for contender, line in contenders.groupby("contender", sort=False):
             speedups = line["speedup"].mask(line["others"] > BUSY)
-            ax.plot(line["batch"], speedups, "o-", color=COLOURS[contender], label=contender)
-        ax.set(title=part, xlabel="batch size", xscale="log")
-        ax.xaxis.set_major_locator(FixedLocator(times["batch"].unique()))
+            ax.plot(line["batch"].fillna(1), speedups, "o-", color=colours[contender], label=contender)
+        ax.set(title=", ".join(case), xlabel="batch size", xscale="log")
+        ax.xaxis.set_major_locator(FixedLocator(contenders["batch"].fillna(1).unique()))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.set_ylim(bottom=0)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylim(bottom=0)  # of both, once both are drawn
-    figure.axes[0].set_ylabel("times faster than torch eager")
-    figure.axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=150)
+        ax.legend(frameon=False, fontsize=8)
+    for ax in axes[len(groups) :]:
+        ax.remove()
+    for ax in axes[::columns]:
+        ax.set_ylabel("times faster than torch eager")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150)
+    return png.getvalue()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def run(monkeypatch, tmp_path):
     """Runs `python -m benchmarks` with short blocks and without torch.compile; results lie in tmp_path."""
     monkeypatch.syspath_prepend(ROOT)
-    from benchmarks import __main__, bench_lenet, timing
+    from benchmarks import __main__, case, ceilings, timing
 
     def no_compiler(*args, **kwargs):
         raise RuntimeError("no compiler")
@@ -26,11 +26,13 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", no_compiler)
     monkeypatch.setattr(timing, "SETTLE", 0)
     monkeypatch.setattr(timing, "BLOCK", 0)
+    monkeypatch.setattr(ceilings, "COPIED", {"cpu": 2**16})
+    monkeypatch.setattr(ceilings, "SIDE", {"cpu": 16})
     monkeypatch.setattr(__main__.console, "_width", 80)
     monkeypatch.chdir(ROOT)
-    bench_lenet.runs.cache_clear()
+    case.compiles.cache_clear()
     yield lambda *arguments: CliRunner().invoke(__main__.app, [*arguments, "--seconds", "0", "--out", str(tmp_path)])
-    bench_lenet.runs.cache_clear()
+    case.compiles.cache_clear()
 
 
 @pytest.mark.filterwarnings("ignore:torch.compile is left out")
@@ -44,10 +46,17 @@ def test_everything_is_measured_and_written(run, tmp_path):
         assert (table["median_ms"] > 0).all()
         assert (table["error"] <= table["allowed"]).all()
         assert table["torch"].eq(torch.__version__).all()
-    assert set(tables["lenet"]["contender"]) == {"torch eager", "ours", "ours, by swap"}
-    assert (tmp_path / "lenet.png").stat().st_size > 10_000
+        assert table["dtype"].eq("float32").all()
+        assert ((table["of_copy"] > 0) & (table["of_matmul"] >= 0)).all()
+        assert table["cold_ms"].isna().all()  # a CPU's caches are not flushed
+    for name in ("lenet", "kernelbench"):
+        assert set(tables[name]["contender"]) == {"torch eager", "ours", "ours, by swap"}
+    for name in tables:
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+        assert f"\n| {tables[name]['name'][0]} " in (tmp_path / f"{name}.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:torch.compile is left out")
 def test_wrong_values_get_no_time(run, tmp_path, monkeypatch):
     monkeypatch.setattr(kernels.functional, "softmax", lambda x, dim: torch.softmax(x, dim) * (1 + 1e-4))
     result = run("softmax", "--batch", "4")
@@ -58,21 +67,54 @@ def test_wrong_values_get_no_time(run, tmp_path, monkeypatch):
     assert table.loc[("forward", "torch eager"), "median_ms"] > 0
 
 
+@pytest.mark.filterwarnings("ignore:torch.compile is left out")
+@pytest.mark.parametrize("dtype", ("bfloat16", "tf32"))
+def test_dtypes(dtype, run, tmp_path):
+    result = run("lenet", "kernelbench", "softmax", "--batch", "2", "--dtype", dtype, "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    assert set(pd.read_csv(tmp_path / "lenet.csv")["dtype"]) == {dtype, "float32"}
+    assert set(pd.read_csv(tmp_path / "kernelbench.csv")["dtype"]) == {"float32"}
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:torch.compile is left out")
+def test_the_layers_of_a_resnet(run, tmp_path, monkeypatch):
+    from benchmarks import bench_conv2d, bench_linear, bench_max_pool2d, bench_softmax
+
+    names = []
+    for benchmark in (bench_conv2d, bench_linear, bench_max_pool2d, bench_softmax):
+        monkeypatch.setattr(benchmark, "RESNET_BATCH", 2)
+        names += [case.name for case in benchmark.cases(2, ["numpy"])]
+        assert len(benchmark.cases(3, ["numpy"])) < len(benchmark.cases(2, ["numpy"]))
+    assert {"3x3, 64 to 64 maps", "2048 to 1000", "3x3, stride 2", "softmax of 1000"} <= set(names)
+    assert run("max_pool2d", "linear", "--batch", "2").exit_code == 0
+
+
+def test_what_cannot_run_is_refused(run, monkeypatch):
+    monkeypatch.setattr(kernels.backend, "_why_not", lambda name, device_type="": "it finds no GPU")
+    kernels.backend.resolve.cache_clear()
+    result = run("softmax", "--backend", "triton")
+    kernels.backend.resolve.cache_clear()
+    assert result.exit_code == 2
+    assert "it finds no GPU" in result.output
+
+
 def test_the_whole_network_is_compiled(monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
-    from benchmarks import bench_lenet
+    from benchmarks import bench_kernelbench, bench_lenet, case
 
     counter = CompileCounter()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
-    monkeypatch.setattr(bench_lenet, "runs", lambda name: True)
-    for case in bench_lenet.cases(2):
+    monkeypatch.setattr(case, "compiles", lambda: True)
+    for each in (*bench_lenet.cases(2, ["numpy"]), *bench_kernelbench.cases(2, ["numpy"])):
         counter.clear()
-        case.contenders[bench_lenet.COMPILED]()
+        each.contenders[case.COMPILED]()
         assert (counter.frame_count, counter.op_count) == (1, 12)  # one graph of twelve layers
 
 
 def test_every_operation_has_its_benchmark():
-    stems = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")} - {"lenet"}
+    stems = {path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py")}
+    stems -= {"lenet", "kernelbench"}
     assert stems == {path.stem for path in (ROOT / "kernels" / "numpy").glob("*.py")} & {
         path.stem for path in (ROOT / "kernels").glob("*.py")
     } - {"__init__"}

@@ -55,24 +55,23 @@ class Inputs:
 
 
 def conv2d(tensor: Inputs) -> list[Tensor]:
-    return [*convolutions(tensor, F.conv2d)]
+    """One map, as in LeNet's first layer, and the others."""
+    inputs = tensor(tensor.images, 1, 11, 9, layout="shifted"), tensor(6, 1, 3, 2), tensor(6)
+    return tensor.differentiated(F.conv2d, *inputs, dy="expanded") + convolutions(tensor, F.conv2d)
 
 
 def conv2d_relu_max_pool2d(tensor: Inputs) -> list[Tensor]:
-    return [*convolutions(tensor, F.conv2d_relu_max_pool2d)]
+    return convolutions(tensor, F.conv2d_relu_max_pool2d)
 
 
 def convolutions(tensor: Inputs, function: Callable[..., Any]) -> list[Tensor]:
-    """One map, as in LeNet's first layer; groups and every geometry; more maps than tensor cores want."""
+    """Groups and every geometry; more maps than tensor cores want."""
     n = tensor.images
 
     def grouped(*inputs: Tensor) -> Tensor:
         return function(*inputs, stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2)
 
     return [
-        *tensor.differentiated(
-            function, tensor(n, 1, 11, 9, layout="shifted"), tensor(6, 1, 3, 2), tensor(6), dy="expanded"
-        ),
         *tensor.differentiated(
             grouped, tensor(n, 4, 8, 7, layout="channels_last"), tensor(6, 2, 2, 3, layout="sliced"), tensor(6)
         ),
@@ -264,6 +263,6 @@ OPERATIONS = {
     "softmax": Operation(softmax),
     "mse_loss": Operation(mse_loss),
     "SGD": Operation(sgd),
-    "LeNet, training step": Operation(lenet, heavy=True),
+    "LeNet, training step": Operation(lenet, heavy=True, dtypes=(torch.bfloat16, torch.float32)),
     "large offsets": Operation(large_offsets, dtypes=(torch.float16,)),
 }
