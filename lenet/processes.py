@@ -68,7 +68,10 @@ class Processes:
         if self.size == 1:
             return model
         device = next(model.parameters()).device
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        if device.type == "cpu":
+            return DistributedDataParallel(model)
+        torch.cuda.set_device(device)  # where NCCL works
+        return DistributedDataParallel(model, device_ids=[device])
 
     def device(self, name: str | None) -> str | None:
         """The device for `--device name`: of many processes each takes the GPU with its local rank."""
