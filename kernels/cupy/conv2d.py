@@ -243,7 +243,8 @@ def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     shared = 0
     if window:
         corners = [(0, n, 2 * i, 2 * j) for i in range(rows) for n in range(images) for j in range(columns)]
-        tiling = placed(tiling, window, item, corners)
+        idle = [(0, 0, 0, 0)] * (lanes - len(corners))
+        tiling = placed(tiling, window, item, corners + idle)
         weights = teams * window**2 * vector(maps)
         tiling = tiling._replace(chunk=even(s.channels, SHARED_BYTES // item // (tiling.plane + weights)))
         shared = tiling.chunk * (tiling.plane + weights) * item
@@ -269,7 +270,7 @@ def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
         corners = [(c, 0, 2 * i + p, 2 * j) for i, j in places for c in range(chunk) for p in range(window)]
         tiling = placed(tiling, window, item, corners)
     gradient = 4 * (images * rows * columns * vector(maps) + 4)
-    left = max(-(-maps // 2) * (window or 1), maps) * threads
+    left = max(-(-maps // 2) * (window or 1) * (threads + taps), maps * threads)
     shared = max(gradient + chunk * tiling.plane, left) * item
     parts = -(-s.batch // images) * bands * strips
     splits = max(1, min(parts // 2, -(-BLOCKS // sums)))
@@ -291,7 +292,9 @@ def placed(t: Tiling, window: int, item: int, corners: list[tuple[int, int, int,
         return range(least, least + banks, 2)
 
     half = height // 2
-    pitch = min(sizes(width), key=lambda pitch: pitch * passes(pitch, half * pitch, height * pitch, height * pitch))
+    pitch = min(
+        sizes(width), key=lambda pitch: pitch * passes(pitch, half * pitch, height * pitch, height * pitch) ** 2
+    )
     odd = min(sizes(half * pitch), key=lambda odd: passes(pitch, odd, 2 * odd, 2 * odd))
     image = min(sizes(odd + half * pitch), key=lambda image: passes(pitch, odd, image, image))
     plane = min(sizes(t.images * image), key=lambda plane: passes(pitch, odd, image, plane))
