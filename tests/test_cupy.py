@@ -58,6 +58,15 @@ def test_convolutions_keep_their_sums_in_registers(plan: Any, batch: int, archit
     assert len(spilled) == 7 and set(spilled) == {"0"}, said
 
 
+@pytest.mark.parametrize("itemsize", (4, 8))
+@pytest.mark.parametrize("window", (1, 3, 5, 7))
+@pytest.mark.parametrize("size", ((2, 600), (600, 2), (1, 1), (4, 4), (9, 40), (130, 130)), ids=str)
+def test_blocks_of_convolutions_have_the_shared_memory_of_any_gpu(size: Any, window: int, itemsize: int) -> None:
+    shape, weight = (2000, 24, size[0] + window - 1, size[1] + window - 1), (24, 24, window, window)
+    for plan in (forward_plan, input_grad_plan, weight_grad_plan):
+        assert plan(shape, weight, (1, 1, 0, 0, 1, 1), 1, itemsize).shared <= 48 << 10
+
+
 def test_every_source_has_variants() -> None:
     sources = {path.stem for path in launch.FOLDER.glob("*.cu")}
     assert set(variants.VARIANTS) <= sources

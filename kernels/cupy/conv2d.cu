@@ -271,20 +271,22 @@ __device__ __forceinline__ void convolve(
         const values* window = taps;
 #pragma unroll 1
         for (int c = 0; c < channels; c++, corner += t.plane, window += WINDOW * TAPS) {
-            const accum *upper = corner + offset_of_row(begin, t), *lower = corner + offset_of_row(begin + 1, t);
-#pragma unroll(MOSTLY_PADDED ? 2 : TAPS)
+            accum upper[TAPS + 1], lower[TAPS + 1];  // rows p and p + 1
+            load_row(upper, corner + offset_of_row(begin, t));
+#pragma unroll 2
             for (int p = begin; p < end; p++) {
-                accum x[2][TAPS + 1];
-                load_row(x[0], upper);
-                load_row(x[1], lower);
+                load_row(lower, corner + offset_of_row(p + 1, t));
 #pragma unroll
                 for (int q = 0; q < TAPS; q++) {
                     const values tap = window[p * TAPS + q];
 #pragma unroll
-                    for (int k = 0; k < 4; k++) multiply_add(sums, k / 2, k % 2, x[k / 2][q + k % 2], tap);
+                    for (int b = 0; b < 2; b++) {
+                        multiply_add(sums, 0, b, upper[q + b], tap);
+                        multiply_add(sums, 1, b, lower[q + b], tap);
+                    }
                 }
-                const accum* next = upper + t.pitch;
-                upper = lower, lower = next;
+#pragma unroll
+                for (int q = 0; q <= TAPS; q++) upper[q] = lower[q];
             }
         }
     }
@@ -575,6 +577,7 @@ __device__ __forceinline__ void weight_grad(
     // The threads that share a row of taps leave their sums in shared memory, [map][share][row of taps][tap]; then each thread
     // adds up the shares of some results, neighbours in memory. Half of the maps at a time, to need less of it.
     constexpr int TOGETHER = (MAPS + 1) / 2;
+    const int of_threads = SUM_THREADS + t.taps;  // so that the results of several maps lie in different banks
     const int64 of_map = int64(s.channels) * kh * kw, all_maps = int64(s.groups) * s.maps;
     partial += split * all_maps * (of_map + 1);
     accum* first_weight = partial + (group * s.maps + map) * of_map + first * TAPS;
@@ -584,13 +587,13 @@ __device__ __forceinline__ void weight_grad(
 #pragma unroll
         for (int m = m0; m < m0 + TOGETHER && m < MAPS; m++)
 #pragma unroll
-            for (int q = 0; q < TAPS; q++) memory[((m - m0) * SUM_THREADS + threadIdx.x) * TAPS + q] = sums[q][m];
+            for (int q = 0; q < TAPS; q++) memory[((m - m0) * of_threads + threadIdx.x) * TAPS + q] = sums[q][m];
         __syncthreads();
         for (unsigned k = threadIdx.x; k < TOGETHER * t.taps * TAPS; k += SUM_THREADS) {
             const int m = k / (t.taps * TAPS), weight = k % (t.taps * TAPS);
             accum sum = 0;
 #pragma unroll 8
-            for (int from = 0; from < shares; from++) sum += memory[(m * SUM_THREADS + from * t.taps) * TAPS + weight];
+            for (int from = 0; from < shares; from++) sum += memory[(m * of_threads + from * t.taps) * TAPS + weight];
             if (m0 + m < maps && weight < taken * TAPS) first_weight[(m0 + m) * of_map + weight] = sum;
         }
     }

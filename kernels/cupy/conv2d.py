@@ -149,7 +149,7 @@ class Plan:
         self.length = sizes.groups * sizes.maps * (sizes.channels * sizes.kh * sizes.kw + 1)
         self.splits = sizes.splits
         self._structs = struct(sizes), struct(tiling)
-        self._grid, self._block, self._shared = (blocks,), (tiling.lanes, tiling.teams), shared
+        self._grid, self._block, self.shared = (blocks,), (tiling.lanes, tiling.teams), shared
         compiled = ",".join(map(str, tiling)) if sizes.window else 0
         self.constants = {"WINDOW": sizes.window, "MAPS": maps, "TILING": compiled}
 
@@ -162,7 +162,7 @@ class Plan:
         """Starts `kernel` on its pointers and the strides of its inputs."""
         launch(
             arguments[0], "conv2d", kernel, self._grid, self._block, *arguments, *self._structs, *strides,
-            shared=self._shared, **self.constants,
+            shared=self.shared, **self.constants,
         )  # fmt: skip
 
 
@@ -243,7 +243,8 @@ def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     shared = 0
     if window:
         corners = [(0, n, 2 * i, 2 * j) for i in range(rows) for n in range(images) for j in range(columns)]
-        tiling = placed(tiling, window, item, corners)
+        idle = [(0, 0, 0, 0)] * (lanes - len(corners))
+        tiling = placed(tiling, window, item, corners + idle)
         weights = teams * window**2 * vector(maps)
         tiling = tiling._replace(chunk=even(s.channels, SHARED_BYTES // item // (tiling.plane + weights)))
         shared = tiling.chunk * (tiling.plane + weights) * item
@@ -257,19 +258,21 @@ def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     threads, most = THREADS * 4 // item, 128 * 4 // item
     maps = maps_of_thread(s.maps, item, doubled=window in (3, 5))
     rows, columns, bands, strips = cut(tiles, most)
-    chunk = even(s.channels, 16 // window) if window else 1
+    plane = (2 * rows + window) * (2 * columns + window + 16)  # a guess that `placed` seldom exceeds
+    chunk = even(s.channels, min(16 // window, SHARED_BYTES // item // plane)) if window else 1
     taps = chunk * window or even(s.channels * s.kh * s.kw, threads)
     sums = s.groups * -(-s.maps // maps) * -(-s.channels * s.kh * s.kw // (taps * (window or 1)))
     several = min(most // (rows * columns), s.batch * bands * strips * sums // (2 * LEAST_BLOCKS))
+    if window:
+        several = min(several, SHARED_BYTES // item // (chunk * plane))
     images = 1 << several.bit_length() - 1 if several else 1  # few kinds of blocks, for each of them is compiled
     tiling = Tiling(images, rows, columns, threads, 1, chunk, taps=taps)
-    shares = range(threads // taps)
     if window:
-        places = [divmod(share % (rows * columns), columns) for share in shares]
+        places = [divmod(share % (rows * columns), columns) for share in range(threads // taps)]
         corners = [(c, 0, 2 * i + p, 2 * j) for i, j in places for c in range(chunk) for p in range(window)]
         tiling = placed(tiling, window, item, corners)
     gradient = 4 * (images * rows * columns * vector(maps) + 4)
-    left = max(-(-maps // 2) * (window or 1), maps) * threads
+    left = max(-(-maps // 2) * (window or 1) * (threads + taps), maps * threads)
     shared = max(gradient + chunk * tiling.plane, left) * item
     parts = -(-s.batch // images) * bands * strips
     splits = max(1, min(parts // 2, -(-BLOCKS // sums)))
@@ -291,7 +294,9 @@ def placed(t: Tiling, window: int, item: int, corners: list[tuple[int, int, int,
         return range(least, least + banks, 2)
 
     half = height // 2
-    pitch = min(sizes(width), key=lambda pitch: pitch * passes(pitch, half * pitch, height * pitch, height * pitch))
+    pitch = min(
+        sizes(width), key=lambda pitch: pitch * passes(pitch, half * pitch, height * pitch, height * pitch) ** 2
+    )
     odd = min(sizes(half * pitch), key=lambda odd: passes(pitch, odd, 2 * odd, 2 * odd))
     image = min(sizes(odd + half * pitch), key=lambda image: passes(pitch, odd, image, image))
     plane = min(sizes(t.images * image), key=lambda plane: passes(pitch, odd, image, plane))
