@@ -1,5 +1,6 @@
 """The command line's way in and out: one clear line for what a user can mend, and the exit status."""
 
+import gc
 import sys
 
 from lenet.errors import LenetError
@@ -15,6 +16,13 @@ EXTRAS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `lenet` with `arguments`, by default the process's; 0 for success, 2 for bad input, 130 after Ctrl-C."""
+    status = status_of(arguments)
+    if rank() is not None:
+        gc.collect()  # what holds the process group, so that gloo's threads end before Python does
+    return status
+
+
+def status_of(arguments: list[str] | None) -> int:
     try:
         from lenet.commands import run
 

@@ -102,13 +102,17 @@ def joined(device: str | None) -> Iterator[Processes]:
         raise LenetError(
             f"the {os.environ['WORLD_SIZE']} processes have not found each other: {reason(error)}"
         ) from error
+    clean = False
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", 0)))
+        clean = True
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         raise LenetError(f"another process has ended or does not answer ({reason(error)})") from error
-    dist.destroy_process_group()
+    finally:
+        if clean or backend == "gloo":  # NCCL would wait for a process that is gone
+            dist.destroy_process_group()
 
 
 def reason(error: Exception) -> str:
