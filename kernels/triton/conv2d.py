@@ -299,7 +299,8 @@ def correlation(
     groups, o, c = weight_shape[:3]
     if patch is None:
         # as many rows as leave the least beyond the last one; a taller patch loads less for each output
-        tallest = 1 if dot else MOST_ROWS // 2 if dtype == torch.float64 else MOST_ROWS
+        few = dtype == torch.float64 or spread[0] > 1  # sums take two registers each; neighbours share few rows
+        tallest = 1 if dot else MOST_ROWS // 2 if few else MOST_ROWS
         patch = (max(range(1, tallest + 1), key=lambda rows: (-cdiv(out[0], rows) * rows, rows)), 1)
     covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)

@@ -1,7 +1,7 @@
-"""Corrects Triton's interpreter in three places where it does not do what its compiler does.
+"""Corrects Triton's interpreter in four places where it does not do what its compiler does.
 
 It holds bfloat16 as 16-bit integers: it cuts a float32 off where every GPU rounds it to the nearest bfloat16, and tl.dot
-multiplies the integers. With NumPy 2.4, Triton 3.6 refuses a range whose bounds are arguments.
+multiplies the integers. Triton 3.6 has no constants of it, and with NumPy 2.4 refuses a range whose bounds are arguments.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ def correct() -> None:
     """Changes the interpreter, for every kernel of the process."""
     interpreter._convert_float = convert_float
     interpreter.InterpreterBuilder.create_dot = create_dot
+    interpreter.InterpreterBuilder.get_bf16 = get_bf16
     interpreter._patch_lang_tensor = patch_lang_tensor
 
 
@@ -32,6 +33,10 @@ def create_dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:
     if a.dtype.scalar == tl.bfloat16:
         a, b = (builder.cast_impl(operand, tl.float32) for operand in (a, b))
     return _create_dot(builder, a, b, *others)
+
+
+def get_bf16(builder: Any, value: float) -> Any:
+    return builder.create_fp_trunc(builder.get_fp32(value), tl.bfloat16)
 
 
 def patch_lang_tensor(tensor: Any, scope: Any) -> None:
