@@ -1,25 +1,22 @@
 """What the tests share: which backend runs and on what, memory poisoned with NaN, how hypothesis looks for cases.
 
-Where there is a GPU the kernels of the GPU backends run on it: what a test creates lies there. Elsewhere Triton's run in its interpreter, or with --compiled as PTX in
-ptxsim, a simulator that checks every access and looks for races; the CUDA C++ ones always run in ptxsim.
+Where there is a GPU the kernels of the GPU backends run on it: what a test creates lies there. Elsewhere
+Triton's run in its interpreter, or with --compiled as PTX in ptxsim, a simulator that checks every access and looks for races; the CUDA C++ ones always run in ptxsim.
 """
 
-import contextlib
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import devices
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
 import kernels
-
-GPU = torch.cuda.is_available()
-GPU_DEVICE = "cuda"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    simulated = not GPU and config.getoption("backend") != ["numpy"]
+    simulated = not devices.GPU and config.getoption("backend") != ["numpy"]
     hypothesis.settings.register_profile(
         "kernels",
         deadline=None,
@@ -38,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     hypothesis.settings.load_profile("kernels")
     config.addinivalue_line("markers", "large: takes minutes in Triton's interpreter")
-    if not GPU and not config.getoption("compiled"):
+    if not devices.GPU and not config.getoption("compiled"):
         assert "triton" not in sys.modules, "Triton decides when it is imported whether it interprets"
         os.environ["TRITON_INTERPRET"] = "1"
 
@@ -47,8 +44,8 @@ def _cannot_test(backend: str) -> str:
     """What is missing for the tests of a backend, "" where nothing is."""
     needed = {
         "numpy": (),
-        "triton": ("triton",) if GPU or "TRITON_INTERPRET" in os.environ else ("triton", "ptxsim"),
-        "cupy": ("cupy",) if GPU else ("cupy", "ptxsim"),
+        "triton": ("triton",) if devices.GPU or "TRITON_INTERPRET" in os.environ else ("triton", "ptxsim"),
+        "cupy": ("cupy",) if devices.GPU else ("cupy", "ptxsim"),
     }
     missing = [name for name in (f"kernels.{backend}", *needed[backend]) if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} not installed" if missing else ""
@@ -62,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     if "backend" in metafunc.fixturenames:
         names = metafunc.config.getoption("backend") or [backend.name for backend in kernels.backends()]
-        if metafunc.module.__name__.startswith("test_torch_threads" if GPU else ("test_torch_", "test_nn")):
+        if metafunc.module.__name__.startswith("test_torch_threads" if devices.GPU else ("test_torch_", "test_nn")):
             names = [name for name in names if name == "numpy"]
         marks = {name: pytest.mark.skip(reason=reason) for name in names if (reason := _cannot_test(name))}
         parameters = [pytest.param(name, marks=marks.get(name, ())) for name in names]
@@ -79,35 +76,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-@contextlib.contextmanager
-def _device(backend: str) -> Iterator[None]:
-    """Whatever runs the backend's kernels here: the GPU, where new tensors then lie, or what stands in for it."""
-    if GPU and backend != "numpy":
-        with torch.device(GPU_DEVICE):
-            yield
-    elif backend == "numpy" or (backend == "triton" and "TRITON_INTERPRET" in os.environ):
-        yield
-    elif backend == "triton":
-        import ptxsim
-
-        with ptxsim.triton_device(races=True):
-            yield
-    else:
-        import cupy
-        import ptxsim.cuda
-
-        from kernels.cupy import launch
-
-        with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(races=True):
-            patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
-            patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
-            yield
-
-
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the backend that the operations run on for the length of the test."""
-    with _device(request.param), kernels.use_backend(request.param):
+    with devices.running(request.param), kernels.use_backend(request.param):
         yield request.param
 
 

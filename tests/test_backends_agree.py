@@ -35,6 +35,7 @@ def trained(backend: str, device: torch.device, steps: int) -> tuple[list[float]
     return losses, [parameter.detach().cpu() for parameter in net.parameters()]
 
 
+@pytest.mark.large
 def test_a_training_step_equals_numpys(backend: str) -> None:
     losses, parameters = trained(backend, torch.get_default_device(), 2)
     judged_losses, judged = trained("numpy", torch.device("cpu"), 2)

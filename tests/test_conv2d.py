@@ -36,6 +36,7 @@ def test_whole_numbers_are_exact(data: st.DataObject) -> None:
     check(operation, *args, **kwargs, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype, WHOLE)))
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("precision", (torch.float16, torch.bfloat16, "tf32", torch.float32), ids=str)
 @pytest.mark.parametrize("operation", (CONV2D, CONV2D_RELU_MAX_POOL2D), ids=("conv2d", "conv2d_relu_max_pool2d"))

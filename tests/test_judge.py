@@ -1,6 +1,6 @@
 """The judge itself: a backend's tensors lie on its device, and are judged on the CPU."""
 
-import conftest
+import devices
 import pytest
 import torch
 from judge import MSE_LOSS, RELU, check
@@ -8,10 +8,10 @@ from judge import MSE_LOSS, RELU, check
 
 def test_tensors_lie_where_the_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the device "meta" in place of a GPU."""
-    monkeypatch.setattr(conftest, "GPU", True)
-    monkeypatch.setattr(conftest, "GPU_DEVICE", "meta")
+    monkeypatch.setattr(devices, "GPU", True)
+    monkeypatch.setattr(devices, "GPU_DEVICE", "meta")
     for backend, device in (("numpy", "cpu"), ("triton", "meta"), ("cupy", "meta"), ("numpy", "cpu")):
-        with conftest._device(backend):
+        with devices.running(backend):
             assert torch.randn(3).device.type == device
 
 

@@ -57,6 +57,7 @@ def test_windows_of_minus_infinity_and_padding_alone() -> None:
     assert index.flatten().tolist() == [0, 1, 3, 4]
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("ceil_mode", (False, True))
 @pytest.mark.parametrize("windows", ((2,), (3, 2, 1), ((3, 2), (2, 1), 1, (1, 2))), ids=str)
 def test_derivatives(windows: tuple, ceil_mode: bool) -> None:

@@ -329,7 +329,7 @@ def images_of_block(tiles: int, most: int, batch: int) -> int:
 
 def vector(maps: int) -> int:
     """How much space `maps` values take in vectors of shared memory."""
-    return maps if maps <= 2 else -(-maps // 4) * 4
+    return 2 if maps <= 2 else -(-maps // 4) * 4
 
 
 def wavefronts(addresses: Iterable[int], banks: int) -> int:

@@ -142,6 +142,7 @@ def nothing_read_back() -> Iterator[None]:
         yield
 
 
+@pytest.mark.large
 def test_nothing_is_read_back(backend: str) -> None:
     """A step of the launchers' lines, and an update more, which has momentum; the learning rate is in a tensor."""
     if backend == "numpy":
