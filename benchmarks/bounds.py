@@ -21,10 +21,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from benchmarks.bench_lenet import torch_lenet
-from benchmarks.counters import distinct_bytes
+from benchmarks.command import run
+from benchmarks.counters import distinct_bytes, multiply_adds
 
 RESULTS = Path(__file__).parent / "results" / "counters"
 
@@ -52,7 +52,7 @@ class Kernel(NamedTuple):
     operation: str
     launches: int
     bytes: int
-    useful: float  # multiply-adds
+    useful: int  # multiply-adds
     issued: float
 
     def bound(self, gpu: GPU) -> float:
@@ -74,8 +74,7 @@ class Unfused(TorchDispatchMode):
             written = [a for a, s in zip(args, func._schema.arguments, strict=False) if s.is_write]
             new = [] if written else results
             touched = sum(distinct_bytes(t) for t in tree_leaves((args, written, new)) if isinstance(t, Tensor))
-            formula = flop_registry.get(func.overloadpacket)
-            useful = formula(*args, **kwargs or {}, out_val=results) / 2 if formula else 0
+            useful = multiply_adds(func, args, results)
             self.kernels.append(Kernel(func._opname, 1, touched, useful, useful))
         return results
 
@@ -100,9 +99,7 @@ def of_ours(counted: pd.DataFrame, training: bool) -> list[Kernel]:
     """The counted operations of one backend at one batch."""
     kernels = [
         Kernel(row.operation, row.launches, row.bytes, row.multiply_adds, row.multiply_adds * row.issued_per_useful)
-        if row.multiply_adds
-        else Kernel(row.operation, row.launches, row.bytes, 0, 0)
-        for row in counted.itertuples()
+        for row in counted.fillna({"issued_per_useful": 0}).itertuples()  # empty where nothing is useful
     ]
     if training:
         return kernels
@@ -126,7 +123,9 @@ def row(contender: str, batch: int, training: bool, kernels: list[Kernel]) -> di
 
 
 def main(
-    counters: Annotated[Path, typer.Option(help="what python -m benchmarks.counters wrote")] = RESULTS / "lenet.csv",
+    counters: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="what python -m benchmarks.counters wrote")
+    ] = RESULTS / "lenet.csv",
     out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS,
 ) -> None:
     """Prints the bounds, and writes them to OUT/bounds.csv."""
@@ -147,4 +146,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

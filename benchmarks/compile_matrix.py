@@ -8,7 +8,6 @@ Nothing runs: the launchers, unmodified, meet stand-ins of a driver, which compi
 
 import importlib
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.built import Built, by_target, worst
+from benchmarks.command import BACKENDS, one_of, run
 from benchmarks.exercise import geometries, operations
 
-BACKENDS = ("triton", "cupy")
 TARGETS = ("75", "80", "86", "89", "90", "100", "120", "gfx942", "gfx1100")
 PRECISIONS = ("float16", "bfloat16", "tf32", "float32", "float64")
 
@@ -37,22 +36,10 @@ def build(backend: str, targets: list[str] | None, precisions: list[str] | None)
     return rows
 
 
-def of(allowed: tuple[str, ...]) -> Callable[[list[str] | None], list[str] | None]:
-    """Refuses what is not one of the allowed values of an option."""
-
-    def check(values: list[str] | None) -> list[str] | None:
-        for value in values or ():
-            if value not in allowed:
-                raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}")
-        return values
-
-    return check
-
-
 def main(
-    backend: Annotated[list[str] | None, typer.Option(callback=of(BACKENDS), help="repeat it for several")] = None,
-    arch: Annotated[list[str] | None, typer.Option(callback=of(TARGETS), help="CuPy has NVIDIA's only")] = None,
-    precision: Annotated[list[str] | None, typer.Option(callback=of(PRECISIONS), help="CuPy has no tf32")] = None,
+    backend: Annotated[list[str] | None, typer.Option(callback=one_of(BACKENDS), help="repeat it for several")] = None,
+    arch: Annotated[list[str] | None, typer.Option(callback=one_of(TARGETS), help="CuPy has NVIDIA's only")] = None,
+    precision: Annotated[list[str] | None, typer.Option(callback=one_of(PRECISIONS), help="CuPy has no tf32")] = None,
     out: Annotated[Path | None, typer.Option(help="a folder for the tables, as CSV files")] = None,
 ) -> None:
     """Prints the worst of each kernel; the exit status is 1 where one does not fit, or spills on NVIDIA's GPUs."""
@@ -70,4 +57,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -20,6 +20,7 @@ import kernels
 import kernels.triton
 from benchmarks.built import KIB, SHARED_LIMITS, TENSOR_CORES, Built
 from benchmarks.exercise import Launches
+from kernels.check.run import precision as switches
 
 TARGETS = {str(arch): GPUTarget("cuda", arch, 32) for arch in (75, 80, 86, 89, 90, 100, 120)}
 TARGETS |= {"gfx942": GPUTarget("hip", "gfx942", 64), "gfx1100": GPUTarget("hip", "gfx1100", 32)}
@@ -30,8 +31,7 @@ BATCHES = (64,)  # of LeNet: others compile nothing else
 
 def build(target: str, precision: str, calls: Iterable[Launches]) -> list[Built]:
     """Every kernel that the calls launch, compiled for `target`; one of the PRECISIONS says what torch's switches allow."""
-    allowed = "tf32" if precision == "tf32" else "ieee"
-    with compiling_for(target) as device, kernels.use_backend("triton"), fp32_precision(allowed):
+    with compiling_for(target) as device, kernels.use_backend("triton"), switches(precision == "tf32"):
         for call in calls:
             call()
         compiled = [kernel for function in jit_functions() for kernel in function.device_caches[device][0].values()]
@@ -46,20 +46,6 @@ def build(target: str, precision: str, calls: Iterable[Launches]) -> list[Built]
             )
         )  # fmt: skip
     return rows
-
-
-@contextlib.contextmanager
-def fp32_precision(allowed: str) -> Iterator[None]:
-    """A block in which torch's switches allow "tf32", or not ("ieee")."""
-    switches = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = allowed
-    try:
-        yield
-    finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.fp32_precision = value
 
 
 def jit_functions() -> Iterator[JITFunction[Any]]:

@@ -18,14 +18,16 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 import kernels
-from kernels.nn import MSELoss
-from kernels.optim import SGD
-from lenet import LeNet
+import kernels.flops
+from benchmarks.command import BACKENDS, one_of, run
+from benchmarks.exercise import training_step
+from kernels.check.run import precision
 
 
 class Row(NamedTuple):
@@ -63,7 +65,7 @@ class Watch(TorchDispatchMode):
             if name == "sgd":
                 compulsory += sum(distinct_bytes(tensor) for tensor in (*args[0], *args[2]))  # written too
             counters = [launch.counters for launch in self._device.launches]
-            self.rows.append(row(*self._label, name, counters, compulsory, useful(name, args, results)))
+            self.rows.append(row(*self._label, name, counters, compulsory, multiply_adds(func, args, results)))
         return results
 
 
@@ -95,21 +97,10 @@ def distinct_bytes(tensor: Tensor) -> int:
     return math.prod(lengths) * tensor.element_size()
 
 
-def useful(name: str, args: Any, results: Any) -> int:
-    """The multiply-adds that the formula of an operation has; 0 where counting them makes no sense."""
-    if name in ("conv2d_forward", "linear_forward"):
-        return results.numel() * args[1][0].numel()
-    if name == "conv2d_relu_max_pool2d_forward":
-        return 4 * results[0].numel() * args[1][0].numel()
-    if name == "conv2d_input_grad":
-        return args[0].numel() * args[1][0].numel()
-    if name == "conv2d_weight_grad":
-        return args[0].numel() * results[0][0].numel()
-    if name == "conv2d_relu_max_pool2d_backward":
-        return 4 * args[0].numel() * args[3][0].numel() * sum(args[4][:2])
-    if name == "linear_backward":
-        return args[0].numel() * args[3][0].numel() * sum(args[4][:2])
-    return 0
+def multiply_adds(func: Any, args: Any, results: Any) -> int:
+    """Those that the formula of an operator has, as torch counts them; 0 where counting them makes no sense."""
+    formula = flop_registry.get(func.overloadpacket)
+    return formula(*args, out_val=results) // 2 if formula else 0
 
 
 @contextlib.contextmanager
@@ -136,21 +127,17 @@ def simulator(backend: str) -> Iterator[Any]:
 def count(backend: str, batch: int) -> list[Row]:
     """The operations of the second training step, which has momentum."""
     torch.manual_seed(0)
-    net, loss = LeNet(), MSELoss()
-    optimiser = SGD(net.parameters(), lr=0.01, momentum=0.9)
-    images, targets = torch.randn(batch, 1, 32, 32), nn.functional.one_hot(torch.arange(batch) % 10, 10).float()
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # for all backends alike
-    with simulator(backend) as device, kernels.use_backend(backend):
-        for _ in range(2):
-            with Watch(backend, batch, device) as watch:
-                optimiser.zero_grad()
-                loss(net(images), targets).backward()
-                optimiser.step()
+    with simulator(backend) as device, kernels.use_backend(backend), precision(tf32=False):  # for all backends alike
+        step = training_step(batch)
+        with Watch(backend, batch, device) as watch:
+            step()
     return watch.rows
 
 
 def main(
-    backend: Annotated[list[str] | None, typer.Option(help="triton or cupy; both by default")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(callback=one_of(BACKENDS), help="triton or cupy; both by default")
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="a batch size; repeat it for several")] = None,
     out: Annotated[Path, typer.Option(help="folder for the CSV file")] = Path(__file__).parent / "results" / "counters",
 ) -> None:
@@ -165,4 +152,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

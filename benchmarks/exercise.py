@@ -1,6 +1,6 @@
 """Every primitive, forward and backward, on CPU tensors: what compilers are tried on.
 
-`operations` are LeNet's at a batch size, `geometries` others: the ones with which the launchers choose other kernels and
+`operations` are LeNet's at a batch size, `training_step` takes them in a row, `geometries` are others: the ones with which the launchers choose other kernels and
 tiles, as the tests do.
 """
 
@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 import kernels.functional as F
 from kernels.linear import ACTIVATIONS, activated_linear
+from kernels.nn import MSELoss
 from kernels.optim import SGD
+from lenet import LeNet
 
 Launches = Callable[[], Any]
 
@@ -29,6 +32,21 @@ def differentiated(
         torch.autograd.grad(y, inputs, torch.ones_like(y))
 
     return run
+
+
+def training_step(batch: int) -> Launches:
+    """A call that takes a training step of LeNet; the first, which only fills the momentum buffers, has been taken."""
+    net, loss = LeNet(), MSELoss()
+    optimiser = SGD(net.parameters(), lr=0.01, momentum=0.9)
+    images, targets = torch.randn(batch, 1, 32, 32), one_hot(torch.arange(batch) % 10, 10).float()
+
+    def step() -> None:
+        optimiser.zero_grad()
+        loss(net(images), targets).backward()
+        optimiser.step()
+
+    step()
+    return step
 
 
 def differentiated_twice(dtype: torch.dtype, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> Launches:

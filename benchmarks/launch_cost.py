@@ -20,20 +20,16 @@ from typing import Annotated, Any, NamedTuple
 from unittest import mock
 
 import pandas as pd
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from kernels.nn import MSELoss
-from kernels.optim import SGD
+from benchmarks.command import BACKENDS, one_of, run
+from benchmarks.exercise import training_step
 from kernels.primitive import _implementation
-from lenet import LeNet
 
-BACKENDS = ("triton", "cupy")
 TARGET = "90"  # that Triton compiles for
 LAUNCHES = itertools.count()
 
@@ -65,15 +61,10 @@ class Watch(TorchDispatchMode):
 
 
 def step(batch: int) -> list[tuple[str, Any, Any]]:
-    """The primitives of the second training step, which has momentum."""
-    net, loss = LeNet(), MSELoss()
-    optimiser = SGD(net.parameters(), lr=0.01, momentum=0.9)
-    images, targets = torch.randn(batch, 1, 32, 32), nn.functional.one_hot(torch.arange(batch) % 10, 10).float()
-    for _ in range(2):
-        with Watch() as watch:
-            optimiser.zero_grad()
-            loss(net(images), targets).backward()
-            optimiser.step()
+    """The primitives of a training step."""
+    take = training_step(batch)
+    with Watch() as watch:
+        take()
     return watch.seen
 
 
@@ -162,7 +153,9 @@ def profile(call: Callable[[], Any]) -> None:
 
 
 def main(
-    backend: Annotated[list[str] | None, typer.Option(help="triton or cupy; both by default")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(callback=one_of(BACKENDS), help="triton or cupy; both by default")
+    ] = None,
     batch: Annotated[int, typer.Option(help="images of the step")] = 64,
     profiled: Annotated[list[str] | None, typer.Option("--profile", help="a primitive to profile instead")] = None,
     out: Annotated[Path, typer.Option(help="folder for the CSV file")] = Path(__file__).parent
@@ -193,4 +186,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.arguments import check_tensors
 from kernels.backend import chosen
-from kernels.checks import check_tensors
 from kernels.primitive import Function, differentiable, primitive, total
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+from kernels.arguments import check_float, check_same, pair
 from kernels.autocast import low_precision
 from kernels.backend import chosen
-from kernels.checks import check_float, check_same, pair
 from kernels.primitive import Function, differentiable, new_image, primitive, total
 
 Pair = tuple[int, int]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kernels.activations import relu_grad, sigmoid_grad
+from kernels.arguments import check_float, check_same
 from kernels.autocast import low_precision
 from kernels.backend import chosen
-from kernels.checks import check_float, check_same
 from kernels.primitive import Function, differentiable, primitive, total
 
 ACTIVATIONS = ("relu", "sigmoid", "step")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.arguments import check_tensors, pair
 from kernels.backend import chosen
-from kernels.checks import check_tensors, pair
 from kernels.primitive import Function, differentiable, new_image, primitive
 
 Pair = tuple[int, int]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.arguments import check_float, check_tensors
 from kernels.autocast import full_precision
 from kernels.backend import chosen
-from kernels.checks import check_float, check_tensors
 from kernels.primitive import Function, differentiable, primitive, total
 
 REDUCTIONS = ("none", "mean", "sum")

@@ -7,7 +7,7 @@ import torch
 import torch.optim as _torch
 
 from kernels.backend import chosen
-from kernels.checks import in_process_group
+from kernels.distributed import in_process_group, shard
 from kernels.mirror import torch_attribute
 from kernels.sgd import sgd
 
@@ -73,7 +73,7 @@ class SGD(_torch.SGD):
         self, params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any], first: bool
     ) -> None:
         if in_process_group():
-            params, grads, buffers = ([_shard(tensor) for tensor in tensors] for tensors in (params, grads, buffers))
+            params, grads, buffers = ([shard(tensor) for tensor in tensors] for tensors in (params, grads, buffers))
         lr = group["lr"]
         lr, lr_tensor = (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
         sgd(
@@ -90,8 +90,3 @@ class SGD(_torch.SGD):
             first,
             chosen(),
         )
-
-
-def _shard(tensor: Any) -> Any:
-    """What this process holds of a tensor that FSDP spreads over several: gradients and buffers are cut as parameters."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
 from kernels.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
 from kernels.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
-from kernels.linear import linear_backward, linear_forward, linear_input_grad, linear_weight_grad
+from kernels.linear import activation_backward, linear_backward, linear_forward, linear_input_grad, linear_weight_grad
 from kernels.max_pool2d import max_pool2d_forward, max_pool2d_gather, max_pool2d_input_grad
 from kernels.mse_loss import mse_loss_backward, mse_loss_forward, scale
 from kernels.primitive import library
@@ -281,13 +281,8 @@ def layer_grad(
     activation: str | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dz, y = each(samples, mapped, dy, y)
-    if activation == "relu":
-        dz = relu_backward(dz, y, backend)
-    elif activation == "sigmoid":
-        dz = sigmoid_backward(dz, y, backend)
-    elif activation == "step":
-        dz = torch.zeros_like(dz)
+    dy, y = each(samples, mapped, dy, y)
+    dz = activation_backward(dy, y, activation, backend)
     empty = dz.new_empty((samples, 0, 0))
     return (
         layer_input_grad(samples, [True, mapped[3]], dz, weight, backend) if needed[0] else empty,

@@ -148,3 +148,18 @@ def test_bounds_take_the_larger_of_memory_and_arithmetic(tmp_path):
     arithmetic, memory = 4e7 / 19.5e12, 3e6 / 2.039e12
     assert forward["A100 SXM, us"] == pytest.approx(1e6 * arithmetic, rel=1e-3)
     assert step["A100 SXM, us"] == pytest.approx(1e6 * (arithmetic + memory), rel=1e-3)
+
+
+@pytest.mark.parametrize("missing", ("ptxsim", "something else"))
+def test_a_missing_package_is_one_line(missing, monkeypatch, capsys):
+    from benchmarks.command import run
+
+    def command() -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr("sys.argv", ["command"])
+    with pytest.raises(SystemExit if missing == "ptxsim" else ModuleNotFoundError) as stop:
+        run(command)
+    if missing == "ptxsim":
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == "error: this needs ptxsim, which is not installed\n"

@@ -12,7 +12,7 @@
 // geometry: run-time bounds, one tap at a time, on global memory.
 
 constexpr int TAPS = WINDOW ? WINDOW : 1;                        // taps of a window's row that a thread takes at a time
-constexpr int PADDED = MAPS <= 2 ? 2 : (MAPS + 3) / 4 * 4;       // maps in shared memory: whole vectors
+constexpr int PADDED = MAPS <= 2 ? 2 : (MAPS + 3) / 4 * 4;       // maps in shared memory: whole vectors, pairs at least
 constexpr int MAP_THREADS = 1024 / sizeof(accum);                // of a block, at most
 constexpr int SUM_THREADS = 1024 / sizeof(accum);                // of a block of the weight gradient
 // A thread's sums, up to 40 and independent of each other, stay in registers, and every number read is used many times; so

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.checks import FLOATS
+from kernels.arguments import FLOATS
 from kernels.cupy.launch import DTYPES
 from kernels.cupy.linear import ACTIVATIONS, GROUPS
 

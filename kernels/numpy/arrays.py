@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import torch
 
-from kernels.checks import in_process_group
+from kernels.distributed import in_process_group
 from kernels.numpy.threads import Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)

@@ -53,8 +53,3 @@ def pair(name: str, argument: str, value: Any, least: int) -> tuple[int, int]:
     if first < least or last < least:
         raise RuntimeError(f"{name}: expected {argument} to be at least {least}, got {value!r}")
     return first, last
-
-
-def in_process_group() -> bool:
-    """Whether torch.distributed is at work in this process: tensors may be shards."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
