@@ -59,12 +59,13 @@ def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
 
 
 class Function(torch.autograd.Function):
-    """A primitive with its derivatives: `forward` is the primitive, `tangent` the jvp, where there is one.
+    """A primitive with its derivatives: `forward` is the primitive, `tangent` the jvp.
 
     `tangent` becomes `jvp` only where a tangent may come, for torch.compile refuses Functions that have one.
     """
 
     generate_vmap_rule = True
+    tangent: Callable[..., Any]
 
     @staticmethod
     def save(ctx: Any, *tensors: Tensor | None) -> None:
@@ -84,9 +85,7 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     no transform of torch.func is active, the `apply` below it does the same for arguments given by position.
     """
     record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
-    with_tangent = function
-    if hasattr(function, "tangent"):
-        with_tangent = type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
+    with_tangent: Any = type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
