@@ -12,12 +12,16 @@ from torch import Tensor
 
 def low_precision(*tensors: Any) -> tuple[Any, ...]:
     """The tensors, where autocast is on for the first one's device, in autocast's dtype."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = _device(tensors[0])
     return _cast(tensors, device, torch.get_autocast_dtype(device)) if device else tensors
 
 
 def full_precision(*tensors: Any) -> tuple[Any, ...]:
     """The tensors, where autocast is on for the first one's device, in float32."""
+    if not torch._C._is_any_autocast_enabled():
+        return tensors
     device = _device(tensors[0])
     return _cast(tensors, device, torch.float32) if device else tensors
 

@@ -77,9 +77,9 @@ class SGD(_torch.SGD):
         lr = group["lr"]
         lr, lr_tensor = (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
         sgd(
-            params,
-            grads,
-            buffers,
+            tuple(params),
+            tuple(grads),
+            tuple(buffers),
             lr,
             lr_tensor,
             group["momentum"],

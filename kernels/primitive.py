@@ -1,7 +1,7 @@
 """How a primitive becomes a torch operator: a schema, a fake and the backends behind the CPU and CUDA keys."""
 
-import contextlib
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +26,8 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         name = fake.__name__  # type: ignore[attr-defined]
         library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         on_cpu, on_cuda = (_implementation(name, device_type) for device_type in ("cpu", "cuda"))
-        library.impl(name, on_cpu, "CPU")
-        library.impl(name, on_cuda, "CUDA")
+        library.impl(name, _with_tuples(on_cpu), "CPU")
+        library.impl(name, _with_tuples(on_cuda), "CUDA")
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=library)
         operator = getattr(torch.ops.lenet_kernels, name).default
@@ -41,11 +41,62 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     return register
 
 
+def _implementation(name: str, device_type: str) -> Callable[..., Any]:
+    """A primitive's function for tensors on one type of device, with the backend as last argument."""
+    functions: dict[str, Callable[..., Any]] = {}  # by backend
+
+    def run(*arguments: Any) -> Any:
+        backend = arguments[-1]
+        if backend not in functions:
+            functions[backend] = _of_backend(name, device_type, backend)
+        return functions[backend](*arguments[:-1])
+
+    return run
+
+
+def _of_backend(name: str, device_type: str, backend: str) -> Callable[..., Any]:
+    function = getattr(resolve(backend, device_type), name)
+    schema = getattr(torch.ops.lenet_kernels, name).default._schema
+    if written := [i for i, argument in enumerate(schema.arguments) if argument.is_write]:
+        function = _noticed_by_autograd(function, written)
+    return _on_its_gpu(function) if device_type == "cuda" else function
+
+
+def _with_tuples(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function for the dispatcher, which gives lists where a call of ours gives tuples."""
+    return lambda *arguments: function(*[tuple(value) if type(value) is list else value for value in arguments])
+
+
+def _noticed_by_autograd(function: Callable[..., Any], written: list[int]) -> Callable[..., Any]:
+    """The function, which writes to these of its arguments, so that autograd knows it."""
+
+    def run(*arguments: Any) -> Any:
+        results = function(*arguments)
+        for i in written:
+            torch.autograd.graph.increment_version(arguments[i])
+        return results
+
+    return run
+
+
+def _on_its_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the GPU of its first argument as the current one, on which Triton launches."""
+
+    def run(*arguments: Any) -> Any:
+        first = arguments[0]
+        with torch.cuda.device_of(first[0] if isinstance(first, tuple) else first):
+            return function(*arguments)
+
+    return run
+
+
 ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), tuple, torch.Size, int, bool, float, str))
 
 
 def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
     """Whether anything but the CPU kernel may answer or watch: a tracer, a profiler, a mode, a transform, a subclass."""
+    if type(arguments[0]) is tuple:  # of parameters
+        arguments = tuple(itertools.chain(*(value for value in arguments if type(value) is tuple)))
     return (
         torch.compiler.is_compiling()
         or not ORDINARY.issuperset(map(type, arguments))
@@ -104,32 +155,6 @@ def total(*terms: Any) -> Any:
         return present[0] if present else None
     first, second = present
     return tuple(map(total, first, second)) if isinstance(first, tuple) else first + second
-
-
-def _implementation(name: str, device_type: str) -> Callable[..., Any]:
-    functions: dict[str, Callable[..., Any]] = {}  # by backend
-    schema = getattr(torch.ops.lenet_kernels, name).default._schema
-    written = [i for i, argument in enumerate(schema.arguments) if argument.is_write]
-
-    def run(*arguments: Any) -> Any:
-        backend = arguments[-1]
-        if backend not in functions:
-            functions[backend] = getattr(resolve(backend, device_type), name)
-        with _current(arguments[0]) if device_type == "cuda" else CPU:
-            results = functions[backend](*arguments[:-1])
-        for i in written:
-            torch.autograd.graph.increment_version(arguments[i])  # so that autograd notices
-        return results
-
-    return run
-
-
-CPU = contextlib.nullcontext()
-
-
-def _current(input: torch.Tensor | list[torch.Tensor]) -> Any:
-    """A block in which the input's GPU is the current one, on which Triton launches."""
-    return torch.cuda.device_of(input[0] if isinstance(input, list) else input)
 
 
 def new_image(like: torch.Tensor, shape: tuple[int, ...], backend: str) -> torch.Tensor:

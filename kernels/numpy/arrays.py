@@ -21,33 +21,30 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     hints = get_type_hints(function)
     count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name != "return")
+    silent = np.errstate(all="ignore")(function)
 
     @functools.wraps(function)
     def on_tensors(*arguments: Any) -> Any:
-        tensors = arguments[:count]
+        tensors, rest = arguments[:count], arguments[count:]
         dtype = tensors[0].dtype
         if dtype in LOW_PRECISION:
-            results = on_tensors(*map(_raised, tensors), *arguments[count:])
+            results = on_tensors(*map(_raised, tensors), *rest)
             return (
                 tuple(_lowered(r, dtype) for r in results) if isinstance(results, tuple) else _lowered(results, dtype)
             )
-        as_array = _free_to_resize if in_process_group() else _array
-        arrays: list[Any] = [None if t is None else as_array(t) for t in tensors]
-        rest = [tuple(value) if type(value) is list else value for value in arguments[count:]]
-        with np.errstate(all="ignore"):
-            results = function(*arrays, *rest)
+        arrays: list[Any]
+        if in_process_group():
+            arrays = [None if t is None else _free_to_resize(t) for t in tensors]
+        else:  # torch takes it that the memory of an array stays, and will not resize it any more
+            arrays = [None if t is None else t.numpy(force=True) for t in tensors]
+        results = silent(*arrays, *rest)
         return tuple(map(torch.from_numpy, results)) if isinstance(results, tuple) else torch.from_numpy(results)
 
     return on_tensors
 
 
-def _array(tensor: torch.Tensor) -> Array:
-    """The tensor's memory as an array; torch takes it that the memory stays, and will not resize it any more."""
-    return tensor.numpy(force=True)
-
-
 def _free_to_resize(tensor: torch.Tensor) -> Array:
-    """The same by a slower way that leaves resizing allowed: FSDP frees the memory of parameters between their uses."""
+    """The array by a slower way that leaves resizing allowed: FSDP frees the memory of parameters between their uses."""
     return np.from_dlpack(tensor.detach())
 
 

@@ -3,6 +3,7 @@
 The bias is added after pooling, four times less often: max(a) + b = max(a + b).
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,15 @@ class PooledTile(Tile):
     def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
         super().__init__(g, n, dtype)
         pooled = (g.out[0] // 2, g.out[1] // 2)
-        self._windows_of_y = max_pool2d.slices(self._y, pooled, *WINDOW)
-        self._scan = max_pool2d.Scan(self._windows_of_y[0].shape, dtype, np.uint8)
-        self._dead = scratch("larger", self._windows_of_y[0].shape, bool)
+        pairs = self._y.reshape(-1, pooled[0], 2, pooled[1], 2, n)
+        self._left, self._right = pairs[..., 0, :], pairs[..., 1, :]
+        wider, is_right = scratch("wider", self._left.shape, dtype), scratch("right", self._left.shape, bool)
+        self._wider, (self._top, self._bottom) = wider, (wider[:, :, 0], wider[:, :, 1])
+        self._is_right, (self._right_on_top, self._right_below) = is_right, np.moveaxis(is_right.view(np.uint8), 2, 0)
+        self._maximum, self._position = (
+            scratch(name, self._top.shape, t) for name, t in (("maximum", dtype), ("position", np.uint8))
+        )
+        self._is_below = scratch("larger", self._top.shape, bool)
         windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
         self._bits = f"i{self.dy.itemsize}"
         self._windows_of_dy_bits = [window.view(self._bits) for window in windows_of_dy]
@@ -97,12 +104,25 @@ class PooledTile(Tile):
     def pool(self, images: Array, matrix: Array, bias: Array | None, y: Array, positions: Array) -> None:
         """Fills y with the largest of each window, bias added, and its position, 255 where ReLU gives zero."""
         self.product(images, matrix)
-        maximum, position = self._scan.maxima(self._windows_of_y, FIRST)
+        maximum, position = self._maxima()
         if bias is not None:
             np.add(maximum, bias[:, None, None, None], out=maximum)
-        dead = np.less_equal(maximum, 0, out=self._dead).view(np.int8)
+        dead = np.less_equal(maximum, 0, out=self._is_below).view(np.int8)
         np.bitwise_or(position, np.negative(dead, out=dead).view(np.uint8), out=positions)
         np.maximum(maximum, 0, out=y)
+
+    def _maxima(self) -> tuple[Array, Array]:
+        """The largest of each window of y and the position of the first of that size: of each row, then of both rows."""
+        np.greater(self._right, self._left, out=self._is_right)
+        np.maximum(self._left, self._right, out=self._wider)
+        np.greater(self._bottom, self._top, out=self._is_below)
+        maximum = np.maximum(self._top, self._bottom, out=self._maximum)
+        if math.isnan(np.maximum.reduce(maximum, axis=None, initial=0)):
+            windows = max_pool2d.slices(self._y, maximum.shape[1:3], *WINDOW)
+            return max_pool2d.Scan(maximum.shape, maximum.dtype, np.uint8).maxima(windows, FIRST)
+        position = np.bitwise_or(self._right_below, 2, out=self._position)
+        np.multiply(position, self._is_below.view(np.uint8), out=position)
+        return maximum, np.maximum(position, self._right_on_top, out=position)
 
     def unpool(self, dy: Array, positions: Array) -> None:
         """Fills `dy` of the convolution from the pooled dy (O, OH // 2, OW // 2, n), bit by bit: infinity times 0 is 0."""

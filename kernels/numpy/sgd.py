@@ -1,5 +1,6 @@
 """SGD in NumPy: every parameter in place."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,9 @@ from kernels.numpy.arrays import LOW_PRECISION, Array
 
 
 def sgd(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
     lr: float,
     lr_tensor: Tensor | None,
     momentum: float,
@@ -38,7 +39,7 @@ def sgd(
             g = g + momentum * b if nesterov else b
         np.subtract(p, rate * g, out=p)
 
-    buffers: list[Any] = momentum_buffers or [None] * len(params)
+    buffers: Sequence[Any] = momentum_buffers or [None] * len(params)
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
         if param.dtype not in LOW_PRECISION:
             update(param.detach().numpy(), grad.numpy(), None if buffer is None else buffer.numpy())

@@ -43,7 +43,7 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(item) for each item, in order of the items, on as many threads as torch.get_num_threads() allows."""
     threads = min(torch.get_num_threads(), len(items) // 2) if len(items) > 3 else 1
     if threads < 2:
-        return [function(item) for item in items]
+        return list(map(function, items))
     results: list[Any] = [None] * len(items)
     queue = iter(range(len(items)))  # next() on it is atomic
 
