@@ -67,13 +67,14 @@ def _weight_grad(
     tile, groups, grid = tiles(outputs, columns, 0, least=32)
     part, parts = split(batch, *grid)
     sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
-    partials = dy.new_empty((parts, outputs, columns), dtype=sums) if parts > 1 else None
+    length = outputs * columns
+    partials = dy.new_empty((parts, length), dtype=sums) if parts > 1 else None
     sizes, strides = (batch, outputs, inputs, part), (_strides(dy), _strides(y), _strides(input))
     shape = (tile, groups, (*grid, parts))
     _launch("linear_weight_grad", shape, activation, dy, y, input, *results, partials, *sizes, *strides)
     if partials is not None:
-        blocks = (-(-outputs * columns // THREADS),)
-        arguments = (partials, *results, outputs, inputs, parts)
+        blocks = (-(-length // THREADS),)
+        arguments = (partials, *results, outputs * inputs, length, parts)
         constants = _constants(tile, groups, activation)
         launch(dy, "linear", "linear_weight_grad_sum", blocks, (THREADS,), *arguments, **constants)
     return dweight, dbias
