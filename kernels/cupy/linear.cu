@@ -79,10 +79,15 @@ template <bool K_INNER> struct Operand {
         const scalar* quad = from;
         if (vector) {
             const int existing = elements > 0 ? lines : 0;
+            if (existing > (QUADS - 1) * STEP) {
 #pragma unroll
-            for (int q = 0; q < QUADS; q++, quad += step) {
-                if (!K_INNER) fetched.quads[q] = {};
-                if (q * STEP < existing) fetched.quads[q] = *reinterpret_cast<const Quad*>(quad);
+                for (int q = 0; q < QUADS; q++, quad += step) fetched.quads[q] = *reinterpret_cast<const Quad*>(quad);
+            } else {
+#pragma unroll
+                for (int q = 0; q < QUADS; q++, quad += step) {
+                    if (!K_INNER) fetched.quads[q] = {};
+                    if (q * STEP < existing) fetched.quads[q] = *reinterpret_cast<const Quad*>(quad);
+                }
             }
         } else {
 #pragma unroll
