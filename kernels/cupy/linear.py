@@ -12,7 +12,11 @@ from kernels.linear import new_rows
 
 THREADS = 256
 SHORTEST = 128  # part of a split sum: no more time than it takes to add the parts up
-GROUPS = {16: (1, 2, 4), 32: (1, 2, 2), 64: (1, 1, 1)}  # of warps by tile, for sums of up to 32 terms, of up to 255, longer
+GROUPS = {
+    16: (1, 2, 4),
+    32: (1, 2, 2),
+    64: (1, 1, 1),
+}  # of warps by tile, for sums of up to 32 terms, of up to 255, longer
 WARPS = {16: 1, 32: 2, 64: 4}  # of a group
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "step": 3}
 
