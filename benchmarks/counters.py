@@ -3,10 +3,12 @@
     python -m benchmarks.counters --backend triton --backend cupy --batch 64
 
 The kernels are compiled for sm_80 and run as PTX. Shares are of warp instructions issued; bytes are distinct ones that
-the launches of an operation touch, against the compulsory: each of its inputs and outputs once.
+the launches of an operation touch, against the compulsory: each of its inputs and outputs once. Sectors of global memory
+and wavefronts of shared memory are against the ideal: the fewest that hold the bytes which the threads move.
 """
 
 import contextlib
+import importlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +45,8 @@ class Row(NamedTuple):
     issued_per_useful: float
     bytes: int
     bytes_per_compulsory: float
-    sectors_per_request: float  # of global loads and stores
-    wavefronts_per_request: float  # of shared memory
+    sectors_per_ideal: float  # of global loads and stores
+    wavefronts_per_ideal: float  # of shared memory
 
 
 class Watch(TorchDispatchMode):
@@ -82,12 +84,11 @@ def row(backend: str, batch: int, name: str, counters: list[Any], compulsory: in
     fmas = sum(c.by_class.get(kind, 0) for c in counters for kind in ("fma", "tensor"))
     touched = total("bytes_read") + total("bytes_written")
     sectors = total("global_load_sectors") + total("global_store_sectors")
-    requests = total("global_load_requests") + total("global_store_requests")
     return Row(
         backend, batch, name, len(counters), instructions,
         ratio(fmas, instructions), useful_fmas, ratio((total("total_flops") + total("total_tensor_flops")) / 2, useful_fmas),
-        touched, ratio(touched, compulsory), ratio(sectors, requests),
-        ratio(total("shared_wavefronts"), total("shared_requests")),
+        touched, ratio(touched, compulsory), ratio(sectors, total("ideal_sectors")),
+        ratio(total("shared_wavefronts"), total("ideal_wavefronts")),
     )  # fmt: skip
 
 
@@ -101,6 +102,43 @@ def multiply_adds(func: Any, args: Any, results: Any) -> int:
     """Those that the formula of an operator has, as torch counts them; 0 where counting them makes no sense."""
     formula = flop_registry.get(func.overloadpacket)
     return formula(*args, out_val=results) // 2 if formula else 0
+
+
+@contextlib.contextmanager
+def ideals() -> Iterator[None]:
+    """Lets the simulator's counters say, too, how few sectors and wavefronts could hold the bytes that accesses move."""
+    from ptxsim.native import PROFILE_FIELDS
+
+    simulator = importlib.import_module("ptxsim.launch")
+
+    class Counters(simulator.Counters):  # type: ignore[name-defined,misc]
+        ideal_sectors = ideal_wavefronts = 0.0
+
+        @classmethod
+        def from_profile(cls, instructions: list[Any], profile: Any, *traffic: Any) -> Any:
+            counters = super().from_profile(instructions, profile, *traffic)
+            for instruction, values in zip(instructions, profile.tolist(), strict=True):
+                count = dict(zip(PROFILE_FIELDS, values, strict=True))
+                for requests, size, ideal in (
+                    (count["global_requests"], 32, "ideal_sectors"),
+                    (count["shared_requests"], 128, "ideal_wavefronts"),
+                ):
+                    if requests:
+                        least = max(requests, count["lanes"] * bytes_of_lane(instruction) / size)
+                        setattr(counters, ideal, getattr(counters, ideal) + least)
+            return counters
+
+    with mock.patch.object(simulator, "Counters", Counters):
+        yield
+
+
+def bytes_of_lane(access: Any) -> int:
+    """What an instruction of PTX moves to or from memory for a thread."""
+    if access.opcode == "cp":
+        return int(access.operands[2])
+    vector = next((int(m[1:]) for m in access.modifiers if m in ("v2", "v4", "x2", "x4")), 1)
+    bits = 32 if access.opcode.endswith("matrix") else int(access.modifiers[-1][1:])
+    return vector * bits // 8
 
 
 @contextlib.contextmanager
@@ -127,7 +165,7 @@ def simulator(backend: str) -> Iterator[Any]:
 def count(backend: str, batch: int) -> list[Row]:
     """The operations of the second training step, which has momentum."""
     torch.manual_seed(0)
-    with simulator(backend) as device, kernels.use_backend(backend), precision(tf32=False):  # for all backends alike
+    with ideals(), simulator(backend) as device, kernels.use_backend(backend), precision(tf32=False):  # for all alike
         step = training_step(batch)
         with Watch(backend, batch, device) as watch:
             step()

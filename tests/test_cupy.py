@@ -77,7 +77,7 @@ def test_launchers_ask_for_listed_variants() -> None:
     lanes = {constants["LANES"] for constants in variants.VARIANTS["softmax"][1]}
     assert {lanes_of(length, rows, n) for length in range(1, 2000) for rows in (1, 1 << 20) for n in (0, 1)} == lanes
     shapes = {(c["TILE"], c["GROUPS"]) for c in variants.VARIANTS["linear"][1]}
-    sizes = (1, 64, 500, 5000)
+    sizes = (1, 32, 64, 500, 5000)
     assert {tiles(m, n, k, least)[:2] for m in sizes for n in sizes for k in sizes for least in (16, 32)} == shapes
 
 

@@ -591,9 +591,10 @@ __device__ __forceinline__ void weight_grad(
         __syncthreads();
         for (unsigned k = threadIdx.x; k < TOGETHER * t.taps * TAPS; k += SUM_THREADS) {
             const int m = k / (t.taps * TAPS), weight = k % (t.taps * TAPS);
+            const accum* share = memory + m * of_threads * TAPS + weight;
             accum sum = 0;
-#pragma unroll 8
-            for (int from = 0; from < shares; from++) sum += memory[(m * of_threads + from * t.taps) * TAPS + weight];
+#pragma unroll
+            for (int from = 0; from < shares; from++, share += t.taps * TAPS) sum += *share;
             if (m0 + m < maps && weight < taken * TAPS) first_weight[(m0 + m) * of_map + weight] = sum;
         }
     }

@@ -19,6 +19,7 @@ SHARED_BYTES = 24 << 10  # for a block's channels and weights: two such blocks a
 PROCESSORS = 132  # of the largest chips
 BLOCKS = 2 * PROCESSORS  # that share a weight gradient, at most: as many as run at once
 LEAST_BLOCKS = 64  # that share it, before one takes several images at once
+LEAST_TILES = 100  # that a block adds up, for its part costs memory traffic twice
 
 
 def conv2d_forward(
@@ -255,7 +256,7 @@ def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
 def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     """For a kernel that sums over tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a row of taps and some tiles."""
     item, window = max(itemsize, 4), s.window
-    threads, most = THREADS * 4 // item, 128 * 4 // item
+    threads, most = THREADS * 4 // item, 256 * 4 // item
     maps = maps_of_thread(s.maps, item, doubled=window in (3, 5))
     rows, columns, bands, strips = cut(tiles, most)
     plane = (2 * rows + window) * (2 * columns + window + 16)  # a guess that `placed` seldom exceeds
@@ -275,7 +276,7 @@ def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     left = max(-(-maps // 2) * (window or 1) * (threads + taps), maps * threads)
     shared = max(gradient + chunk * tiling.plane, left) * item
     parts = -(-s.batch // images) * bands * strips
-    splits = max(1, min(parts // 2, -(-BLOCKS // sums)))
+    splits = max(1, min(parts, parts * images * rows * columns // LEAST_TILES, -(-BLOCKS // sums)))
     return Plan(s._replace(bands=bands, strips=strips, splits=splits), tiling, maps, splits * sums, shared)
 
 

@@ -65,23 +65,29 @@ template <bool K_INNER> struct Operand {
           inner_stride(K_INNER ? k_stride : row_stride),
           advance_by(DEPTH * k_stride) {
         const int64 outer_stride = K_INNER ? row_stride : k_stride;
-        data += first_row * row_stride + first_k * k_stride;
-        from = data + inner() * inner_stride + outer(0) * outer_stride;
+        const int64 row = first_row + (K_INNER ? outer(0) : inner()), k = first_k + (K_INNER ? inner() : outer(0));
+        from = data + row * row_stride + k * k_stride;
         step = STEP * outer_stride;
         vector = inner_stride == 1 && outer_stride % 4 == 0 && (K_INNER ? depth : rows) % 4 == 0 &&
-                 size_t(data) % sizeof(Quad) == 0;
+                 size_t(data) % sizeof(Quad) == 0;  // tiles and parts begin at multiples of 4
     }
 
     // The thread's quads; `depth` values of k are left. Beyond them are zeros: in whole quads only where k is the outer
     // dimension, as no quad beyond the end is multiplied. Rows that do not exist may hold anything: nobody stores their sums.
     __device__ __forceinline__ void fetch(Fetched& fetched, int depth) const {
-        const int inner_end = K_INNER ? depth : rows, outer_end = K_INNER ? rows : depth;
+        const int elements = (K_INNER ? depth : rows) - inner(), lines = (K_INNER ? rows : depth) - outer(0);
         const scalar* quad = from;
         if (vector) {
+            const int existing = elements > 0 ? lines : 0;
+            if (existing > (QUADS - 1) * STEP) {
 #pragma unroll
-            for (int q = 0; q < QUADS; q++, quad += step) {
-                if (!K_INNER) fetched.quads[q] = {};
-                if (outer(q) < outer_end && inner() < inner_end) fetched.quads[q] = *reinterpret_cast<const Quad*>(quad);
+                for (int q = 0; q < QUADS; q++, quad += step) fetched.quads[q] = *reinterpret_cast<const Quad*>(quad);
+            } else {
+#pragma unroll
+                for (int q = 0; q < QUADS; q++, quad += step) {
+                    if (!K_INNER) fetched.quads[q] = {};
+                    if (q * STEP < existing) fetched.quads[q] = *reinterpret_cast<const Quad*>(quad);
+                }
             }
         } else {
 #pragma unroll
@@ -89,7 +95,7 @@ template <bool K_INNER> struct Operand {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     fetched.quads[q].at[e] = narrow(0);
-                    if (outer(q) < outer_end && inner() + e < inner_end) fetched.quads[q].at[e] = quad[e * inner_stride];
+                    if (q * STEP < lines && e < elements) fetched.quads[q].at[e] = quad[e * inner_stride];
                 }
         }
         if (ones) {
@@ -97,7 +103,7 @@ template <bool K_INNER> struct Operand {
             for (int q = 0; q < QUADS; q++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    if (outer(q) < outer_end && inner() + e == inner_end) fetched.quads[q].at[e] = narrow(1);
+                    if (q * STEP < lines && e == elements) fetched.quads[q].at[e] = narrow(1);
         }
     }
 
@@ -174,7 +180,7 @@ template <typename Operand> __device__ __forceinline__ void put(accum* tile, con
                                Operand::value(fetched, q, 2), Operand::value(fetched, q, 3)});
 }
 
-// Calls store(m, n, sum) for the TILE x TILE values of c, also for those beyond its end.
+// Calls store(m, n, sums) for the TILE x TILE values of c, four neighbours n, ..., n + 3 at a time, also beyond its end.
 template <typename A, typename B, typename Store>
 __device__ __forceinline__ void multiply(A a, B b, int64 depth, Store store) {
     __shared__ __align__(32) accum memory[OPERANDS_SIZE > SUMS_SIZE ? OPERANDS_SIZE : SUMS_SIZE];
@@ -228,12 +234,28 @@ __device__ __forceinline__ void multiply(A a, B b, int64 depth, Store store) {
     }
     __syncthreads();
 #pragma unroll
-    for (int m = threadIdx.x / TILE; m < TILE; m += BLOCK / TILE) {
-        const int n = threadIdx.x % TILE;
-        accum sum = memory[m * SUM_PITCH + n];
+    for (int quad = threadIdx.x; quad < TILE * TILE / 4; quad += BLOCK) {
+        const int m = quad / (TILE / 4), n = quad % (TILE / 4) * 4;
+        Sums total = *reinterpret_cast<const Sums*>(memory + m * SUM_PITCH + n);
 #pragma unroll
-        for (int g = 1; g < GROUPS; g++) sum += memory[(g * TILE + m) * SUM_PITCH + n];
-        store(m, n, sum);
+        for (int g = 1; g < GROUPS; g++) {
+            const Sums part = *reinterpret_cast<const Sums*>(memory + (g * TILE + m) * SUM_PITCH + n);
+#pragma unroll
+            for (int e = 0; e < 4; e++) total.at[e] += part.at[e];
+        }
+        store(m, n, total);
+    }
+}
+
+// Stores the first `count` of four values, `stride` apart: at once where they are neighbours.
+template <typename T> __device__ __forceinline__ void store_quad(T* to, int64 stride, int64 count, const Sums& values) {
+    if (count >= 4 && stride == 1 && size_t(to) % sizeof(pack<T, 4>) == 0) {
+        *reinterpret_cast<pack<T, 4>*>(to) = {narrowing<T>::round(values.at[0]), narrowing<T>::round(values.at[1]),
+                                              narrowing<T>::round(values.at[2]), narrowing<T>::round(values.at[3])};
+    } else {
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (e < count) to[e * stride] = narrowing<T>::round(values.at[e]);
     }
 }
 
@@ -256,10 +278,14 @@ linear_forward(const scalar* input, const scalar* weight, const scalar* bias, sc
     const int64 m0 = corner.m, n0 = corner.n;
     const Operand<true> a(input, batch, inputs, input_strides.row, input_strides.column, m0, 0);
     const Operand<true> b(weight, outputs, inputs, weight_strides.row, weight_strides.column, n0, 0);
-    multiply(a, b, inputs, [&](int m, int n, accum z) {
-        if (m0 + m >= batch || n0 + n >= outputs) return;
-        if (bias) z += widen(bias[(n0 + n) * bias_stride]);
-        y[(m0 + m) * y_strides.row + (n0 + n) * y_strides.column] = narrow(phi(z));
+    multiply(a, b, inputs, [&](int m, int n, Sums z) {
+        if (m >= a.rows || n >= b.rows) return;
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            if (bias && n + e < b.rows) z.at[e] += widen(bias[(n0 + n + e) * bias_stride]);
+            z.at[e] = phi(z.at[e]);
+        }
+        store_quad(y + (m0 + m) * y_strides.row + (n0 + n) * y_strides.column, y_strides.column, b.rows - n, z);
     });
 }
 
@@ -271,15 +297,16 @@ linear_input_grad(const scalar* dy, const scalar* y, const scalar* weight, scala
     const Gradient<true> a = {{dy, batch, outputs, dy_strides.row, dy_strides.column, m0, 0},
                               {y, batch, outputs, y_strides.row, y_strides.column, m0, 0}};
     const Operand<false> b(weight, inputs, outputs, weight_strides.column, weight_strides.row, n0, 0);
-    multiply(a, b, outputs, [&](int m, int n, accum sum) {
-        if (m0 + m >= batch || n0 + n >= inputs) return;
-        dinput[(m0 + m) * dinput_strides.row + (n0 + n) * dinput_strides.column] = narrow(sum);
+    multiply(a, b, outputs, [&](int m, int n, const Sums& sums) {
+        if (m >= a.rows || n >= b.rows) return;
+        scalar* to = dinput + (m0 + m) * dinput_strides.row + (n0 + n) * dinput_strides.column;
+        store_quad(to, dinput_strides.column, b.rows - n, sums);
     });
 }
 
-// dbias is the gradient of the weight of one more input, which is always 1; `columns` counts it where it is wanted.
-// The batch may be split over blockIdx.y, in parts of `part` rows: then the shares go to `partials`, and
-// linear_weight_grad_sum adds them up in their order.
+// dbias is the gradient of the weight of one more input, which is always 1.
+// The batch may be split over blockIdx.y, in parts of `part` rows: then the shares, each dweight and dbias, go to
+// `partials`, and linear_weight_grad_sum adds them up in their order.
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_weight_grad(const scalar* dy, const scalar* y, const scalar* input, scalar* dweight, scalar* dbias, accum* partials,
                    int64 batch, int64 outputs, int64 inputs, int64 part, Strides dy_strides, Strides y_strides,
@@ -290,25 +317,27 @@ linear_weight_grad(const scalar* dy, const scalar* y, const scalar* input, scala
     const Gradient<false> a = {{dy, outputs, batch, dy_strides.column, dy_strides.row, m0, k0},
                                {y, outputs, batch, y_strides.column, y_strides.row, m0, k0}};
     const Operand<false> b(input, inputs, batch, input_strides.column, input_strides.row, n0, k0, dbias != nullptr);
-    const int64 columns = inputs + (dbias != nullptr);
-    multiply(a, b, batch - k0 < part ? batch - k0 : part, [&](int m, int n, accum sum) {
-        const int64 o = m0 + m, i = n0 + n;
-        if (o >= outputs || i >= columns) return;
-        if (gridDim.y > 1) partials[(blockIdx.y * outputs + o) * columns + i] = sum;
-        else if (i < inputs) dweight[o * inputs + i] = narrow(sum);
-        else dbias[o] = narrow(sum);
+    multiply(a, b, batch - k0 < part ? batch - k0 : part, [&](int m, int n, const Sums& sums) {
+        if (m >= a.rows) return;
+        const auto store = [&](auto* weights, auto* bias) {
+            if (n < b.rows) store_quad(weights + (m0 + m) * inputs + n0 + n, 1, b.rows - n, sums);
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (b.ones && n + e == b.rows) store_quad(bias + m0 + m, 1, 1, {sums.at[e]});
+        };
+        accum* share = partials + blockIdx.y * outputs * (inputs + (dbias != nullptr));
+        if (partials) store(share, share + outputs * inputs);
+        else store(dweight, dbias);
     });
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-linear_weight_grad_sum(const accum* partials, scalar* dweight, scalar* dbias, int64 outputs, int64 inputs, int64 parts) {
-    const int64 columns = inputs + (dbias != nullptr), size = outputs * columns;
+linear_weight_grad_sum(const accum* partials, scalar* dweight, scalar* dbias, int64 weights, int64 length, int64 parts) {
     const int64 place = int64(blockIdx.x) * THREADS + threadIdx.x;
-    if (place >= size) return;
+    if (place >= length) return;
     accum sum = 0;
 #pragma unroll 4
-    for (int64 part = 0; part < parts; part++) sum += partials[part * size + place];
-    const int64 o = place / columns, i = place - o * columns;
-    if (i < inputs) dweight[o * inputs + i] = narrow(sum);
-    else dbias[o] = narrow(sum);
+    for (int64 part = 0; part < parts; part++) sum += partials[part * length + place];
+    if (place < weights) dweight[place] = narrow(sum);
+    else dbias[place - weights] = narrow(sum);
 }

@@ -12,7 +12,11 @@ from kernels.linear import new_rows
 
 THREADS = 256
 SHORTEST = 128  # part of a split sum: no more time than it takes to add the parts up
-GROUPS = {16: (2, 4), 32: (2, 2), 64: (1, 1)}  # of warps by tile, for a short sum and for a long one
+GROUPS = {
+    16: (1, 2, 4),
+    32: (1, 2, 2),
+    64: (1, 1, 1),
+}  # of warps by tile, for sums of up to 32 terms, of up to 255, longer
 WARPS = {16: 1, 32: 2, 64: 4}  # of a group
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "step": 3}
 
@@ -64,16 +68,17 @@ def _weight_grad(
     results = (dweight if need_weight else None, dbias if need_bias else None)
     y = dy if y is None else y
     columns = inputs + need_bias
-    tile, groups, grid = tiles(outputs, columns, 0, least=32)
+    tile, groups, grid = tiles(outputs, columns, SHORTEST, least=32)
     part, parts = split(batch, *grid)
     sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
-    partials = dy.new_empty((parts, outputs, columns), dtype=sums) if parts > 1 else None
+    length = outputs * columns
+    partials = dy.new_empty((parts, length), dtype=sums) if parts > 1 else None
     sizes, strides = (batch, outputs, inputs, part), (_strides(dy), _strides(y), _strides(input))
     shape = (tile, groups, (*grid, parts))
     _launch("linear_weight_grad", shape, activation, dy, y, input, *results, partials, *sizes, *strides)
     if partials is not None:
-        blocks = (-(-outputs * columns // THREADS),)
-        arguments = (partials, *results, outputs, inputs, parts)
+        blocks = (-(-length // THREADS),)
+        arguments = (partials, *results, outputs * inputs, length, parts)
         constants = _constants(tile, groups, activation)
         launch(dy, "linear", "linear_weight_grad_sum", blocks, (THREADS,), *arguments, **constants)
     return dweight, dbias
@@ -82,13 +87,11 @@ def _weight_grad(
 def tiles(m: int, n: int, k: int, least: int = 16) -> tuple[int, int, tuple[int, ...]]:
     """(edge of a tile, groups of warps, grid) for a product of m x n sums of k terms.
 
-    Large tiles where enough of them are left to fill a chip; small ones share out a long sum over more warps.
+    Large tiles where enough of them are left for the processors of a chip; small ones share out a long sum over more warps.
     """
-    for tile, enough in ((64, 256), (32, 64), (16, 0)):
-        blocks = -(-m // tile) * -(-n // tile)
-        if blocks >= enough or tile == least:
-            break
-    return tile, GROUPS[tile][k >= 256], (blocks,)
+    large = ((64, 256), (32, 24))
+    tile = next((tile for tile, enough in large if tile == least or m * n >= enough * tile**2), 16)
+    return tile, GROUPS[tile][(k > 32) + (k > 255)], (-(-m // tile) * -(-n // tile),)
 
 
 def split(batch: int, blocks: int) -> tuple[int, int]:
