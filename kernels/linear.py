@@ -76,8 +76,15 @@ class Linear(Function):
             dinput = input_grad(dz, weight, backend) if needed[0] else None
             dweight = weight_grad(dz, input, backend) if needed[1] else None
             return dinput, dweight, dz.sum(0) if needed[2] else None, None, None
-        grads = linear_backward(dy, y, input, weight, needed, ctx.activation, backend)
-        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), None, None
+        dinput, dweight, dbias = linear_backward(dy, y, input, weight, needed, ctx.activation, backend)
+        need_input, need_weight, need_bias = needed
+        return (
+            dinput if need_input else None,
+            dweight if need_weight else None,
+            dbias if need_bias else None,
+            None,
+            None,
+        )
 
     @staticmethod
     def tangent(ctx: Any, dinput: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> Tensor:

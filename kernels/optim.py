@@ -1,5 +1,6 @@
 """Mirrors torch.optim: SGD with one backend call for all parameters; every other name is torch's own."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,14 @@ class SGD(_torch.SGD):
             raise RuntimeError("SGD: differentiable=True is not supported; use torch.optim.SGD for it")
         self._step_supports_amp_scaling = False  # fused=True says it were: GradScaler has to unscale before our step
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients, or zeroes them; torch's own way is taken where a profiler waits for its mark."""
+        if not set_to_none or torch.autograd.profiler._is_profiler_enabled:
+            return super().zero_grad(set_to_none)
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Updates every parameter that has a gradient; returns what `closure`, run first, returned."""
@@ -47,27 +56,26 @@ class SGD(_torch.SGD):
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
-        steady: tuple[list[Any], list[Any], list[Any]] = ([], [], [])  # parameters, gradients, momentum buffers
-        first: tuple[list[Any], list[Any], list[Any]] = ([], [], [])  # the same where there was no momentum buffer yet
+        momentum = group["momentum"]
+        # parameters, gradients, momentum buffers, by device and whether the buffers are new
+        alike: defaultdict[Any, tuple[list[Any], list[Any], list[Any]]] = defaultdict(lambda: ([], [], []))
         for p in group["params"]:
             grad = p.grad
             if grad is None:
                 continue
             if grad.is_sparse:
                 raise RuntimeError("SGD: expected dense gradients, got a sparse one; use torch.optim.SGD for it")
-            lists = steady
-            if group["momentum"]:
-                state = self.state[p]
-                buffer = state.get("momentum_buffer")
-                if buffer is None:
-                    lists, buffer = first, torch.empty_like(grad)
-                    state["momentum_buffer"] = buffer
-                lists[2].append(buffer)
-            lists[0].append(p)
-            lists[1].append(grad)
-        for lists in (first, steady):
-            if lists[0]:
-                self._update(*lists, group, lists is first)
+            buffer = self.state[p].get("momentum_buffer") if momentum else None
+            first = bool(momentum) and buffer is None
+            params, grads, buffers = alike[p.device, first]
+            params.append(p)
+            grads.append(grad)
+            if first:
+                buffer = self.state[p]["momentum_buffer"] = torch.empty_like(grad)
+            if momentum:
+                buffers.append(buffer)
+        for (_, first), lists in alike.items():
+            self._update(*lists, group, first)
 
     def _update(
         self, params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any], first: bool

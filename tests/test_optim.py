@@ -218,3 +218,32 @@ def test_everything_else_is_torch_s() -> None:
     assert issubclass(optim.SGD, torch.optim.SGD)
     with pytest.raises(AttributeError):
         optim.NoSuchThing  # noqa: B018
+
+
+def test_parameters_of_one_group_on_two_devices() -> None:
+    def parameter(device: str) -> Tensor:
+        p = torch.ones(3, device=device, requires_grad=True)
+        p.grad = torch.full((3,), 2.0, device=device)
+        return p
+
+    params = [parameter(device) for device in ("meta", "cpu", "meta")]
+    optimiser = optim.SGD(params, lr=0.5, momentum=0.9)
+    for expected in (0.0, -1.9):
+        optimiser.step()
+        torch.testing.assert_close(params[1].detach(), torch.full((3,), expected))
+    assert [optimiser.state[p]["momentum_buffer"].device.type for p in params] == ["meta", "cpu", "meta"]
+
+
+@pytest.mark.parametrize("set_to_none", (False, True))
+def test_zero_grad(set_to_none: bool) -> None:
+    params = parameters()
+    give_gradients(params, 0)
+    optim.SGD(params, lr=0.1).zero_grad(set_to_none)
+    assert [p.grad is None for p in params] == [set_to_none, set_to_none, True]
+    assert not any(p.grad.any() for p in params if p.grad is not None)
+
+
+def test_profiler_sees_zero_grad() -> None:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optim.SGD(parameters(), lr=0.1).zero_grad()
+    assert any("zero_grad" in event.name for event in profile.events())
