@@ -363,7 +363,7 @@ def weight_grad(
 ) -> tuple[Tensor, Tensor]:
     """(dweight, dbias) of the gradient at a convolution's output of the size `out`: dy, or what lies behind it."""
     (n, o), c = dy.shape[:2], input.shape[1] // groups
-    dweight, dbias = dy.new_empty((o, c, *kernel_size)), dy.new_empty((o,)) if with_bias else None
+    dweight, dbias = dy.new_empty((o, c, *kernel_size)), dy.new_empty((o if with_bias else 0,))
     pairs = (input.shape[2:], out, kernel_size, stride, padding, dilation)
     dot = input_precision(dy.dtype, o // groups)
     g = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, dot, pooled_size(positions))
@@ -378,7 +378,7 @@ def weight_grad(
             dy, positions, input, *partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps, num_stages=1
         )
     add_splits(partials[0], dweight, dbias, splits)
-    return dweight, dy.new_empty((0,)) if dbias is None else dbias
+    return dweight, dbias
 
 
 @functools.lru_cache(maxsize=256)

@@ -206,42 +206,38 @@ def linear_weight_grad(dy: Tensor, input: Tensor) -> Tensor:
 def linear_backward(
     dy: Tensor,
     y: Tensor | None,
-    input: Tensor | None,
-    weight: Tensor | None,
+    input: Any,
+    weight: Any,
     needed: tuple[bool, bool, bool],
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dinput, dweight, dbias), each empty where it is not needed."""
+    """(dinput, dweight, dbias), each empty where it is not needed; None for the factor that is then not used."""
     need_input, need_weight, need_bias = needed
     if activation == "step":
         dy, activation = torch.zeros_like(dy), None  # its derivative is 0 everywhere
-    (n, o), i = dy.shape, (input if weight is None else weight).shape[1]
-    dinput = new_rows(dy, i) if need_input else None
-    dweight = dy.new_empty((o, i)) if need_weight or need_bias else None
-    dbias = dy.new_empty(o) if need_bias else None
+    (n, o), i = dy.shape, (input.shape[1] if weight is None else weight.shape[1])
+    dinput = new_rows(dy, i) if need_input else dy.new_empty((0, 0))
+    dweight = dy.new_empty((o, i) if need_weight or need_bias else (0, 0))
+    dbias = dy.new_empty(o if need_bias else 0)
     precision = tensor_cores(dy.dtype)
     block_n, block_o, block_i, block_k, warps = backward_tile(dy.dtype, precision, o, i)
-    tiles = 0 if dweight is None else cdiv(o, block_o) * cdiv(i + need_bias, block_i)
-    splits, share = shares(n, tiles) if tiles else (0, 0)
+    tiles = cdiv(o, block_o) * cdiv(i + need_bias, block_i) if need_weight or need_bias else 0
+    splits, share = shares(n, max(tiles, 1))
     partials = partial_sums(dweight, dbias, splits) if tiles else (None, None)
     input_tiles = cdiv(n, block_n) * cdiv(i, block_i) if need_input else 0
     if tiles or input_tiles:
         backward_kernel[(splits * tiles + input_tiles,)](
-            dy, y, input, weight, dinput if i else None, *partials, n, share, splits * tiles, *strides(dy), *strides(y),
-            *strides(input), *((0, 0) if weight is None else weight.stride()), *strides(dinput),
-            o, i, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, block_k,
+            dy, y, input, weight, dinput if need_input and i else None, *partials, n, share, splits * tiles,
+            *strides(dy), *strides(y), *strides(input), *((0, 0) if weight is None else weight.stride()),
+            *strides(dinput), o, i, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, block_k,
             num_warps=warps, num_stages=1,
         )  # fmt: skip
     if tiles:
         add_splits(partials[0], dweight, dbias, splits)
-    return (
-        dinput if need_input else dy.new_empty((0, 0)),
-        dweight if need_weight else dy.new_empty((0, 0)),
-        dbias if need_bias else dy.new_empty(0),
-    )
+    return dinput, dweight if need_weight else dy.new_empty((0, 0)), dbias
 
 
-def strides(rows: Tensor | None) -> tuple[int | None, int]:
+def strides(rows: Tensor | None) -> tuple[int | None, ...]:
     """Those of (N, M); None for the first where rows follow each other: it is then known when compiling."""
     if rows is None:
         return 0, 0

@@ -26,20 +26,21 @@ def add_splits_kernel(
         tl.store(dbias_ptr + (offs_e - weights), total, mask=mask_e & (offs_e >= weights))
 
 
-def partial_sums(dweight: Tensor, dbias: Tensor | None, splits: int) -> tuple[Tensor, Tensor | None]:
-    """Where programs leave their parts of dweight and dbias, each program's behind its predecessor's: in the results
-    themselves where one program has all, and sums of their dtype."""
+def partial_sums(dweight: Tensor, dbias: Tensor, splits: int) -> tuple[Tensor, Tensor | None]:
+    """Where programs leave their parts of dweight and dbias, if that is not empty, each program's behind its
+    predecessor's: in the results themselves where one program has all, and sums of their dtype."""
     dtype = torch.promote_types(dweight.dtype, torch.float32)
-    if splits == 1 and dweight.dtype == dtype:
-        return dweight, dbias
-    weights, biases = dweight.numel(), 0 if dbias is None else dbias.numel()
-    partials = dweight.new_empty(splits * (weights + biases), dtype=dtype)
-    return partials, None if dbias is None else partials[weights:]
+    partials = dweight
+    if splits != 1 or dweight.dtype != dtype:
+        partials = dweight.new_empty(splits * (dweight.numel() + dbias.numel()), dtype=dtype)
+        dbias = partials[dweight.numel() :] if dbias.numel() else dbias
+    return partials, dbias if dbias.numel() else None
 
 
-def add_splits(partials: Tensor, dweight: Tensor, dbias: Tensor | None, splits: int) -> None:
+def add_splits(partials: Tensor | None, dweight: Tensor, dbias: Tensor, splits: int) -> None:
     """Adds up what lies in the first of `partial_sums`."""
     if partials is not dweight:
-        weights, biases = dweight.numel(), 0 if dbias is None else dbias.numel()
-        grid = (-(-(weights + biases) // BLOCK_E),)
-        add_splits_kernel[grid](partials, dweight, dbias, splits, weights, biases, BLOCK_S, BLOCK_E)
+        weights, biases = dweight.numel(), dbias.numel()
+        add_splits_kernel[(-(-(weights + biases) // BLOCK_E),)](
+            partials, dweight, dbias if biases else None, splits, weights, biases, BLOCK_S, BLOCK_E
+        )
