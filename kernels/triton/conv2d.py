@@ -15,13 +15,15 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.conv2d import output_size
-from kernels.triton.patches import Correlation, Pair, inside, load_source, patch_sums, pixels, place
+from kernels.triton.patches import Correlation, Pair, inside, load_patch, load_source, patch_sums, pixels, place
 from kernels.triton.precision import tensor_core_precision
+from kernels.triton.splits import add_splits, partial_sums
 
 BLOCK_M = 32  # patches of a program of direct sums, one a lane of its one warp: small batches need many programs
 MOST_ROWS = 7  # of a patch
 MOST_MAPS = 8  # that a program of direct sums computes
 UNROLLED = 8  # rows of a window
+WEIGHT_ROWS = 4  # of a patch in a weight gradient
 SUMS = 156  # of a direct weight gradient and its bias's, in 32-bit registers of a lane
 TAPS = 25  # of them for one output map
 SPLITS = 512  # of the pixels, at most
@@ -79,17 +81,21 @@ class WeightCorrelation(NamedTuple):
     block_kh: int
     block_kw: int
     block_k: int  # of one on the tensor cores: taps of the flattened window
-    block_m: int
-    patch: Pair = (1, 1)
+    block_m: int  # patches
+    patch: Pair
+    shifts: tuple[tuple[int, ...], tuple[int, ...]]  # of the distinct rows and columns under a patch's windows
+    shift_of: tuple[
+        tuple[int, ...], tuple[int, ...]
+    ]  # where in shifts that is which an output's window has at kh, at kw
     spread: Pair = (1, 1)
 
 
-@triton.jit(do_not_specialize=["n", "chunks"])
+@triton.jit(do_not_specialize=["n", "chunks"], do_not_specialize_on_alignment=["dbias_ptr"])
 def direct_weight_grad_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, positions_ptr, input_ptr, partials_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
+    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
 ):
-    """partials (splits, groups features, channels KH KW + 1): the sums over a split's chunks of block_m pixels, for
-    block_o maps and some of the window's taps a program; the last tap is the bias's, of an input of ones."""
+    """dweight (groups features, channels KH KW) and dbias (groups features), one behind the other for each split: the
+    sums over its chunks of block_m patches, for block_o maps and some of the window's taps a program."""
     ACC: tl.constexpr = G.acc
     KH: tl.constexpr = G.kernel[0]
     KW: tl.constexpr = G.kernel[1]
@@ -104,6 +110,10 @@ def direct_weight_grad_kernel(  # type: ignore[no-untyped-def]
     KH_BLOCKS: tl.constexpr = KH // BLOCK_KH
     KW_BLOCKS: tl.constexpr = KW // BLOCK_KW
     TILES: tl.constexpr = G.groups * O_BLOCKS * C_BLOCKS * KH_BLOCKS * KW_BLOCKS
+    ROWS: tl.constexpr = G.patch[0]
+    OUTPUTS: tl.constexpr = G.patch[0] * G.patch[1]
+    ROW_SHIFTS: tl.constexpr = len(G.shifts[0])
+    COLUMN_SHIFTS: tl.constexpr = len(G.shifts[1])
     tile = tl.program_id(0) % TILES
     split = (tl.program_id(0) // TILES).to(tl.int64)
     first_kw = tile % KW_BLOCKS * BLOCK_KW
@@ -116,47 +126,58 @@ def direct_weight_grad_kernel(  # type: ignore[no-untyped-def]
         acc += (tl.zeros((BLOCK_M,), ACC),)
     for chunk in range(chunks):
         image, row, column, mask_m = pixels((split * chunks + chunk) * G.block_m, n, G)
-        columns = ()
-        mask_columns = ()
-        for k in tl.static_range(BLOCK_KW):
-            u = column * G.stride[1] + ((first_kw + k) * G.dilation[1] - G.padding[1])
-            columns += (u * input_strides[3],)
-            mask_columns += (inside(u, mask_m, G, 1),)
         values = ()
         for i in tl.static_range(BLOCK_C):
             src = input_ptr + image * input_strides[0] + (group * G.channels + first_c + i) * input_strides[1]
-            for j in tl.static_range(BLOCK_KH):
-                v = row * G.stride[0] + ((first_kh + j) * G.dilation[0] - G.padding[0])
-                for k in tl.static_range(BLOCK_KW):
-                    mask = inside(v, mask_columns[k], G, 0)
-                    values += (tl.load(src + v * input_strides[2] + columns[k], mask=mask, other=0).to(G.acc),)
+            for k in tl.static_range(COLUMN_SHIFTS):
+                u = column * G.stride[1] + (first_kw * G.dilation[1] + G.shifts[1][k])
+                mask_column = inside(u, mask_m, G, 1)
+                for j in tl.static_range(ROW_SHIFTS):
+                    v = row * G.stride[0] + (first_kh * G.dilation[0] + G.shifts[0][j])
+                    mask = inside(v, mask_column, G, 0)
+                    value = tl.load(src + v * input_strides[2] + u * input_strides[3], mask=mask, other=0)
+                    values += (value.to(ACC),)
         sums = ()
         for i in tl.static_range(BLOCK_O):
             o = group * G.features + tl.minimum(first_o + i, G.features - 1)
             src = dy_ptr + image * dy_strides[0] + o * dy_strides[1]
             plane = image * (G.groups * G.features) + o
-            dy = load_source(src, positions_ptr, plane, row, column, mask_m, dy_strides, G).to(G.acc)
+            dy = load_patch(src, positions_ptr, plane, row, column, mask_m, dy_strides, G)
             for t in tl.static_range(TAPS):
-                sums += (tl.fma(values[t], dy, acc[i * (TAPS + 1) + t]),)
-            sums += (acc[i * (TAPS + 1) + TAPS] + dy,)
+                s = acc[i * (TAPS + 1) + t]
+                for p in tl.static_range(OUTPUTS):
+                    value = values[
+                        t // (BLOCK_KH * BLOCK_KW) * (COLUMN_SHIFTS * ROW_SHIFTS)
+                        + G.shift_of[1][p // ROWS * BLOCK_KW + t % BLOCK_KW] * ROW_SHIFTS
+                        + G.shift_of[0][p % ROWS * BLOCK_KH + t // BLOCK_KW % BLOCK_KH]
+                    ]
+                    s = tl.fma(value, dy[p], s)
+                sums += (s,)
+            s = acc[i * (TAPS + 1) + TAPS]
+            for p in tl.static_range(OUTPUTS):
+                s += dy[p]
+            sums += (s,)
         acc = sums
+    part = split * (G.groups * G.features * (G.channels * KH * KW + (0 if dbias_ptr is None else 1)))
     for i in tl.static_range(BLOCK_O):
-        o = first_o + i
-        partials = partials_ptr + ((split * G.groups + group) * G.features + o) * (G.channels * KH * KW + 1)
+        o = group * G.features + first_o + i
+        dweight = dweight_ptr + part + o * (G.channels * KH * KW)
         for t in tl.static_range(TAPS):
             c = first_c + t // (BLOCK_KH * BLOCK_KW)
             kh = first_kh + t // BLOCK_KW % BLOCK_KH
             kw = first_kw + t % BLOCK_KW
-            tl.store(partials + (c * KH + kh) * KW + kw, tl.sum(acc[i * (TAPS + 1) + t], 0), mask=o < G.features)
-        of_bias = (o < G.features) & (first_c + first_kh + first_kw == 0)
-        tl.store(partials + G.channels * KH * KW, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
+            total = tl.sum(acc[i * (TAPS + 1) + t], 0)
+            tl.store(dweight + (c * KH + kh) * KW + kw, total, mask=first_o + i < G.features)
+        if dbias_ptr is not None:
+            of_bias = (first_o + i < G.features) & (first_c + first_kh + first_kw == 0)
+            tl.store(dbias_ptr + part + o, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
 
 
-@triton.jit(do_not_specialize=["n", "chunks"])
+@triton.jit(do_not_specialize=["n", "chunks"], do_not_specialize_on_alignment=["dbias_ptr"])
 def weight_grad_product_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, positions_ptr, input_ptr, partials_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
+    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
 ):
-    """The partials of `direct_weight_grad_kernel` on the tensor cores: products of dy (block_o, block_m) and the windows
+    """What `direct_weight_grad_kernel` leaves, on the tensor cores: products of dy (block_o, block_m) and the windows
     (block_m, block_k)."""
     ACC: tl.constexpr = G.acc
     BLOCK_M: tl.constexpr = G.block_m
@@ -193,31 +214,11 @@ def weight_grad_product_kernel(  # type: ignore[no-untyped-def]
         )  # fmt: skip
         acc = tl.dot(dy, windows, acc, input_precision=G.dot)
         dys += dy.to(G.acc)
-    partials = partials_ptr + (split * (G.groups * G.features) + o) * (K + 1)
-    tl.store(partials + offs_k[None, :], acc, mask=mask_o[:, None] & mask_k[None, :])
-    of_bias = offs_o < tl.where(tile % K_BLOCKS == 0, G.features, 0)
-    partials = partials_ptr + ((split * G.groups + group) * G.features + offs_o) * (K + 1)
-    tl.store(partials + K, tl.sum(dys, 1), mask=of_bias)
-
-
-@triton.jit(do_not_specialize=["splits"])
-def add_splits_kernel(
-    partials_ptr, dweight_ptr, dbias_ptr, splits,
-    FEATURES: tl.constexpr, K: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
-):  # fmt: skip
-    """dweight (O, K) and dbias (O): partials (splits, O, K + 1) added up in a fixed order."""
-    offs_e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    mask_e = offs_e < FEATURES * (K + 1)
-    acc = tl.zeros((BLOCK_S, BLOCK_E), partials_ptr.dtype.element_ty)
-    for first in range(0, splits, BLOCK_S):
-        offs_s = first + tl.arange(0, BLOCK_S)
-        offset = offs_s[:, None].to(tl.int64) * (FEATURES * (K + 1)) + offs_e[None, :]
-        acc += tl.load(partials_ptr + offset, mask=(offs_s[:, None] < splits) & mask_e[None, :], other=0)
-    total = tl.sum(acc, 0).to(dweight_ptr.dtype.element_ty)
-    o, k = offs_e // (K + 1), offs_e % (K + 1)
-    tl.store(dweight_ptr + o * K + k, total, mask=mask_e & (k < K))
+    part = split * (G.groups * G.features * (K + (0 if dbias_ptr is None else 1)))
+    tl.store(dweight_ptr + part + o * K + offs_k[None, :], acc, mask=mask_o[:, None] & mask_k[None, :])
     if dbias_ptr is not None:
-        tl.store(dbias_ptr + o, total, mask=mask_e & (k == K))
+        of_bias = offs_o < tl.where(tile % K_BLOCKS == 0, G.features, 0)
+        tl.store(dbias_ptr + part + group * G.features + offs_o, tl.sum(dys, 1), mask=of_bias)
 
 
 def conv2d_forward(
@@ -301,16 +302,15 @@ def correlation(
         # as many rows as leave the least beyond the last one; a taller patch loads less for each output
         few = dtype == torch.float64 or spread[0] > 1  # sums take two registers each; neighbours share few rows
         tallest = 1 if dot else MOST_ROWS // 2 if few else MOST_ROWS
-        patch = (max(range(1, tallest + 1), key=lambda rows: (-cdiv(out[0], rows) * rows, rows)), 1)
+        patch = (least_left_over(out[0], tallest), 1)
     covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)
-    shifts = [i * step[0] + k * dilation[0] - offset[0] for i in range(patch[0]) for k in range(block_kh)]
-    row_shifts = tuple(sorted(set(shifts)))
+    row_shifts, row_of = under(patch[0], step[0], block_kh, dilation[0], offset[0])
     return Correlation(
         groups, o, c, weight_strides, size, out, kernel, step, spread, dilation, offset,
         inside=all_inside(covered, size, kernel, step, spread, dilation, offset), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
-        patch=patch, row_shifts=row_shifts, row_of=tuple(map(row_shifts.index, shifts)),
+        patch=patch, row_shifts=row_shifts, row_of=row_of,
         block_o=power_of_2(o, 8, 64) if dot else even_part(o, MOST_MAPS), block_kh=block_kh,
         # looking up positions, or gathering for several outputs, takes registers
         block_k=power_of_2(c * math.prod(kernel), 16, 16 if pooled or patch != (1, 1) else 32),
@@ -368,17 +368,16 @@ def weight_grad(
     dot = input_precision(dy.dtype, o // groups)
     g = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, dot, pooled_size(positions))
     kernel, tiles, least, warps = weight_grad_plan(g)
-    k = c * math.prod(kernel_size)
-    chunks_in_all = cdiv(n * math.prod(out), g.block_m)
+    patches = math.prod(map(cdiv, g.out, g.patch))
+    chunks_in_all = cdiv(n * patches, g.block_m)
     chunks = max(least, cdiv(chunks_in_all, SPLITS))
     splits = cdiv(chunks_in_all, chunks)
-    partials = dy.new_empty((splits, o, k + 1), dtype=torch.promote_types(dy.dtype, torch.float32))
+    partials = partial_sums(dweight, dbias, splits)
     if splits:
         kernel[(splits * tiles,)](
-            dy, positions, input, partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps, num_stages=1
+            dy, positions, input, *partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps, num_stages=1
         )
-    grid = (cdiv(o * (k + 1), 32),)
-    add_splits_kernel[grid](partials, dweight, dbias if with_bias else None, splits, o, k, 32, 32)
+    add_splits(partials[0], dweight, dbias, splits)
     return dweight, dbias
 
 
@@ -402,13 +401,18 @@ def weight_correlation(
     block_kw = divisor(kernel[1], TAPS)
     block_kh = divisor(kernel[0], TAPS // block_kw)
     block_c = divisor(c, max(1, TAPS // 2 // (block_kh * block_kw)))
+    patch = (1, 1) if dot else (2, 2) if pooled else (least_left_over(out[0], WEIGHT_ROWS), 1)
+    covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
+    row_shifts, row_of = under(patch[0], stride[0], block_kh, dilation[0], padding[0])
+    column_shifts, column_of = under(patch[1], stride[1], block_kw, dilation[1], padding[1])
     return WeightCorrelation(
         groups, o, c, size, out, kernel, stride, padding, dilation,
-        inside=all_inside(out, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
+        inside=all_inside(covered, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
         block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw + 1)),
         block_c=block_c, block_kh=block_kh, block_kw=block_kw,
         block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=64 if dot else 32,
+        patch=patch, shifts=(row_shifts, column_shifts), shift_of=(row_of, column_of),
     )  # fmt: skip
 
 
@@ -419,7 +423,12 @@ def weight_grad_plan(g: WeightCorrelation) -> tuple[Any, int, int, int]:
     if g.dot:
         return weight_grad_product_kernel, o_blocks * cdiv(g.channels * math.prod(g.kernel), g.block_k), 4, 4
     parts = zip((g.channels, *g.kernel), (g.block_c, g.block_kh, g.block_kw), strict=True)
-    return direct_weight_grad_kernel, o_blocks * math.prod(length // part for length, part in parts), 32, 1
+    return (
+        direct_weight_grad_kernel,
+        o_blocks * math.prod(length // part for length, part in parts),
+        32 // math.prod(g.patch),
+        1,
+    )
 
 
 def all_inside(
@@ -446,6 +455,18 @@ def by_group(weight: Tensor, groups: int) -> Tensor:
 def opposite(pair: Pair) -> Pair:
     """The pair with the opposite sign."""
     return -pair[0], -pair[1]
+
+
+def under(outputs: int, step: int, taps: int, dilation: int, offset: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The distinct rows, or columns, under the windows of neighbouring outputs, and which of them an output has at a tap."""
+    shifts = [i * step + k * dilation - offset for i in range(outputs) for k in range(taps)]
+    distinct = tuple(sorted(set(shifts)))
+    return distinct, tuple(map(distinct.index, shifts))
+
+
+def least_left_over(length: int, most: int) -> int:
+    """The largest part, up to `most`, of those that reach the least beyond `length`."""
+    return max(range(1, most + 1), key=lambda part: (-cdiv(length, part) * part, part))
 
 
 def divisor(length: int, most: int) -> int:

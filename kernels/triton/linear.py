@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kernels.linear import new_rows
 from kernels.triton.activations import relu, relu_grad, sigmoid, sigmoid_grad, step
-from kernels.triton.conv2d import add_splits_kernel
 from kernels.triton.elementwise import raised
 from kernels.triton.precision import tensor_core_precision
+from kernels.triton.splits import add_splits, partial_sums
 
 PHI = {None: None, "relu": relu, "sigmoid": sigmoid, "step": step}
 PHI_GRAD = {None: None, "relu": relu_grad, "sigmoid": sigmoid_grad}
@@ -32,156 +32,216 @@ def load_dz(dy_ptrs, y_ptrs, mask, PHI_GRAD: tl.constexpr):  # type: ignore[no-u
         return PHI_GRAD(raised(dy), raised(tl.load(y_ptrs, mask, other))).to(dy.dtype)
 
 
-def product_kernel(  # type: ignore[no-untyped-def]
-    a_ptr, y_ptr, b_ptr, bias_ptr, out_ptr, n,
-    a_stride_n, a_stride_k, y_stride_n, y_stride_k, b_stride_k, b_stride_m, bias_stride, out_stride_n, out_stride_m,
-    K: tl.constexpr, M: tl.constexpr, PHI: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+@triton.jit
+def products(
+    a_ptrs, y_ptrs, b_ptrs, mask_m, k, a_stride, y_stride, b_stride, acc,
+    PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out (N, M) = phi(a b + bias) of a (N, K), b (K, M) and bias (M); where y (N, K) is given, a phi'(y) stands for a."""
-    dtype: tl.constexpr = tl.float64 if a_ptr.dtype.element_ty == tl.float64 else tl.float32
-    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    offs_k = tl.arange(0, BLOCK_K)
-    row, column = tl.minimum(offs_n, n - 1)[:, None], tl.minimum(offs_m, M - 1)[None, :]
-    a_ptrs = a_ptr + row * a_stride_n + offs_k[None, :].to(tl.int64) * a_stride_k
-    b_ptrs = b_ptr + column.to(tl.int64) * b_stride_m + offs_k[:, None].to(tl.int64) * b_stride_k
-    y_ptrs = None if PHI_GRAD is None else y_ptr + row * y_stride_n + offs_k[None, :].to(tl.int64) * y_stride_k
+    """acc (rows, columns) + a b over k, in steps of BLOCK_K from a's and b's first ones; where b is masked it is 1."""
     step = tl.cast(BLOCK_K, tl.int64)
-    acc = tl.zeros([BLOCK_N, BLOCK_M], dtype)
-    for _ in range(K // BLOCK_K):
-        a, b = load_dz(a_ptrs, y_ptrs, None, PHI_GRAD), tl.load(b_ptrs)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
-        a_ptrs += step * a_stride_k
-        b_ptrs += step * b_stride_k
+    for _ in range(k // BLOCK_K):
+        a, b = load_dz(a_ptrs, y_ptrs, None, PHI_GRAD), tl.load(b_ptrs, mask_m, other=None if mask_m is None else 1.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        a_ptrs += step * a_stride
+        b_ptrs += step * b_stride
         if PHI_GRAD is not None:
-            y_ptrs += step * y_stride_k
-    if K % BLOCK_K != 0:
-        mask_k = offs_k < K % BLOCK_K
-        a, b = load_dz(a_ptrs, y_ptrs, mask_k[None, :], PHI_GRAD), tl.load(b_ptrs, mask_k[:, None], other=0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
+            y_ptrs += step * y_stride
+    if k % BLOCK_K != 0:
+        mask_k = tl.arange(0, BLOCK_K) < k % BLOCK_K
+        mask_b = mask_k[:, None] if mask_m is None else mask_k[:, None] & mask_m
+        a, b = load_dz(a_ptrs, y_ptrs, mask_k[None, :], PHI_GRAD), tl.load(b_ptrs, mask_b, other=1.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+    return acc
+
+
+def forward_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, weight_ptr, bias_ptr, y_ptr, n,
+    x_stride_n, x_stride_i, weight_stride_o, weight_stride_i, bias_stride, y_stride_n, y_stride_o,
+    I: tl.constexpr, O: tl.constexpr, PHI: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """y (N, O) = phi(x weight^T + bias) of x (N, I), weight (O, I) and bias (O)."""
+    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    offs_i = tl.arange(0, BLOCK_I).to(tl.int64)
+    x_stride_n = I if x_stride_n is None else x_stride_n
+    row, column = tl.minimum(offs_n, n - 1)[:, None], tl.minimum(offs_o, O - 1)[None, :]
+    x_ptrs = x_ptr + row * x_stride_n + offs_i[None, :] * x_stride_i
+    weight_ptrs = weight_ptr + column.to(tl.int64) * weight_stride_o + offs_i[:, None] * weight_stride_i
+    acc = tl.zeros([BLOCK_N, BLOCK_O], dtype)
+    acc = products(
+        x_ptrs, None, weight_ptrs, None, I, x_stride_i, 0, weight_stride_i, acc, None, PRECISION, BLOCK_I
+    )  # fmt: skip
     if bias_ptr is not None:
         acc += raised(tl.load(bias_ptr + column * bias_stride))
     if PHI is not None:
         acc = PHI(acc)
-    out_ptrs = out_ptr + offs_n[:, None] * out_stride_n + offs_m[None, :].to(tl.int64) * out_stride_m
-    tl.store(out_ptrs, acc, (offs_n < n)[:, None] & (offs_m < M)[None, :])
+    y_ptrs = y_ptr + offs_n[:, None] * y_stride_n + offs_o[None, :].to(tl.int64) * y_stride_o
+    tl.store(y_ptrs, acc, (offs_n < n)[:, None] & (offs_o < O)[None, :])
 
 
-ANY_ALIGNMENT = ["a_stride_n", "a_stride_k", "y_stride_n", "y_stride_k", "out_stride_n", "out_stride_m"]
+ANY_ALIGNMENT = ["x_stride_n", "x_stride_i", "y_stride_n", "y_stride_o"]
 tensor_core_kernel = triton.jit(
-    product_kernel, do_not_specialize=["n"], do_not_specialize_on_alignment=[*ANY_ALIGNMENT, "b_stride_k"]
+    forward_kernel, do_not_specialize=["n"], do_not_specialize_on_alignment=[*ANY_ALIGNMENT, "weight_stride_i"]
 )
-# Not knowing that the elements of a column of b may be neighbours, Triton loads rows of it, which the lanes of a warp then
-# read from shared memory without bank conflicts. Operands of the tensor cores it arranges for them anyway.
+# Not knowing that the elements of a row of the weights may be neighbours, Triton loads columns, which the lanes of a warp
+# then read from shared memory without bank conflicts. Operands of the tensor cores it arranges for them anyway.
 fma_kernel = triton.jit(
-    product_kernel, do_not_specialize=["n", "b_stride_k"], do_not_specialize_on_alignment=ANY_ALIGNMENT
+    forward_kernel, do_not_specialize=["n", "weight_stride_i"], do_not_specialize_on_alignment=ANY_ALIGNMENT
 )
+
+
+@triton.jit
+def weight_grad_tile(  # type: ignore[no-untyped-def]
+    dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, share, tile, dy_strides, y_strides, x_strides,
+    O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A tile of dweight (O, I) = dz^T x and dbias (O) = dz^T 1, summed over a share of the rows."""
+    dtype: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    COLUMNS: tl.constexpr = I if dbias_ptr is None else I + 1  # of [x, 1]
+    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    TILES_I: tl.constexpr = (COLUMNS + BLOCK_I - 1) // BLOCK_I
+    offs_o = (tile // TILES_I % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)[:, None]
+    offs_i = (tile % TILES_I * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)[None, :]
+    split = (tile // (TILES_I * TILES_O)).to(tl.int64)
+    offs_n = split * share + tl.arange(0, BLOCK_K)
+    row, k = offs_o % O, tl.minimum(share, n - split * share)
+    dy_ptrs = dy_ptr + row * dy_strides[1] + offs_n[None, :] * dy_strides[0]
+    y_ptrs = None if PHI_GRAD is None else y_ptr + row * y_strides[1] + offs_n[None, :] * y_strides[0]
+    x_ptrs = x_ptr + offs_n[:, None] * x_strides[0] + offs_i * x_strides[1]
+    acc = tl.zeros([BLOCK_O, BLOCK_I], dtype)
+    acc = products(
+        dy_ptrs, y_ptrs, x_ptrs, offs_i < I, k, dy_strides[0], y_strides[0], x_strides[0], acc,
+        PHI_GRAD, PRECISION, BLOCK_K,
+    )  # fmt: skip
+    part = split * (O * COLUMNS)
+    tl.store(dweight_ptr + part + offs_o * I + offs_i, acc, (offs_o < O) & (offs_i < I))
+    if dbias_ptr is not None:
+        tl.store(dbias_ptr + part + offs_o + tl.zeros_like(offs_i), acc, (offs_o < O) & (offs_i == I))
+
+
+@triton.jit
+def input_grad_tile(  # type: ignore[no-untyped-def]
+    dy_ptr, y_ptr, weight_ptr, dx_ptr, n, tile, dy_strides, y_strides, weight_strides, dx_strides,
+    O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
+    BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A tile of dx (N, I) = dz weight."""
+    dtype: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
+    TILES_I: tl.constexpr = (I + BLOCK_I - 1) // BLOCK_I
+    offs_n = ((tile // TILES_I).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
+    offs_i = (tile % TILES_I * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)[None, :]
+    offs_o = tl.arange(0, BLOCK_K).to(tl.int64)
+    row = tl.minimum(offs_n, n - 1)
+    dy_ptrs = dy_ptr + row * dy_strides[0] + offs_o[None, :] * dy_strides[1]
+    y_ptrs = None if PHI_GRAD is None else y_ptr + row * y_strides[0] + offs_o[None, :] * y_strides[1]
+    weight_ptrs = weight_ptr + offs_o[:, None] * weight_strides[0] + offs_i % I * weight_strides[1]
+    acc = tl.zeros([BLOCK_N, BLOCK_I], dtype)
+    acc = products(
+        dy_ptrs, y_ptrs, weight_ptrs, None, O, dy_strides[1], y_strides[1], weight_strides[0], acc,
+        PHI_GRAD, PRECISION, BLOCK_K,
+    )  # fmt: skip
+    tl.store(dx_ptr + offs_n * dx_strides[0] + offs_i * dx_strides[1], acc, (offs_n < n) & (offs_i < I))
 
 
 @triton.jit(
-    do_not_specialize=["n", "share"],
-    do_not_specialize_on_alignment=[
-        "dy_stride_n",
-        "dy_stride_o",
-        "y_stride_n",
-        "y_stride_o",
-        "x_stride_n",
-        "x_stride_i",
-    ],
-)
-def weight_grad_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, y_ptr, x_ptr, partials_ptr, n, share,
-    dy_stride_n, dy_stride_o, y_stride_n, y_stride_o, x_stride_n, x_stride_i,
+    do_not_specialize=["n", "share", "weight_tiles"],
+    do_not_specialize_on_alignment=["dbias_ptr", *ANY_ALIGNMENT, "dy_stride_n", "dy_stride_o", "dx_stride_n", "dx_stride_i"],
+)  # fmt: skip
+def backward_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, y_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, dbias_ptr, n, share, weight_tiles,
+    dy_stride_n, dy_stride_o, y_stride_n, y_stride_o, x_stride_n, x_stride_i, weight_stride_o, weight_stride_i,
+    dx_stride_n, dx_stride_i,
     O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """partials (splits, O, I + 1) = dz^T [x, 1] over each split's share of the rows: the last column is that of dbias."""
-    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    offs_o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    offs_i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
-    split = tl.program_id(2).to(tl.int64)
-    column_o = tl.minimum(offs_o, O - 1)[None, :].to(tl.int64)
-    first, last = split * share, tl.minimum((split + 1) * share, n)
-    acc = tl.zeros([BLOCK_O, BLOCK_I], dtype)
-    for start in range(first, last, BLOCK_N):
-        offs_n = (start + tl.arange(0, BLOCK_N)).to(tl.int64)[:, None]
-        mask_n = offs_n < last
-        y_ptrs = None if PHI_GRAD is None else y_ptr + offs_n * y_stride_n + column_o * y_stride_o
-        dz = load_dz(dy_ptr + offs_n * dy_stride_n + column_o * dy_stride_o, y_ptrs, mask_n, PHI_GRAD)
-        x_ptrs = x_ptr + offs_n * x_stride_n + offs_i[None, :].to(tl.int64) * x_stride_i
-        x = tl.load(x_ptrs, mask_n & (offs_i < I)[None, :], other=1.0)
-        acc = tl.dot(tl.trans(dz), x, acc, input_precision=PRECISION, out_dtype=dtype)
-    places = (split * O + offs_o[:, None]) * (I + 1) + offs_i[None, :]
-    tl.store(partials_ptr + places, acc, (offs_o < O)[:, None] & (offs_i <= I)[None, :])
+    """All gradients in one launch, a tile a program; those of the weights first, whose sums are the longer ones."""
+    dy_strides = (O if dy_stride_n is None else dy_stride_n, dy_stride_o)
+    y_strides = (O if y_stride_n is None else y_stride_n, y_stride_o)
+    x_strides = (I if x_stride_n is None else x_stride_n, x_stride_i)
+    weight_strides = (weight_stride_o, weight_stride_i)
+    dx_strides = (I if dx_stride_n is None else dx_stride_n, dx_stride_i)
+    tile = tl.program_id(0)
+    if tile < weight_tiles:
+        if dweight_ptr is not None:
+            weight_grad_tile(
+                dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, share, tile, dy_strides, y_strides, x_strides,
+                O, I, PHI_GRAD, PRECISION, BLOCK_O, BLOCK_I, BLOCK_K,
+            )  # fmt: skip
+    elif dx_ptr is not None:
+        input_grad_tile(
+            dy_ptr, y_ptr, weight_ptr, dx_ptr, n, tile - weight_tiles, dy_strides, y_strides, weight_strides, dx_strides,
+            O, I, PHI_GRAD, PRECISION, BLOCK_N, BLOCK_I, BLOCK_K,
+        )  # fmt: skip
 
 
 def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """y (N, O) of input (N, I), weight (O, I) and bias (O)."""
-    return product(input, None, weight.t(), bias, PHI[activation], None)
+    (n, i), o = input.shape, weight.shape[0]
+    y = new_rows(input, o)
+    if n and o:
+        precision = tensor_cores(input.dtype)
+        kernel = tensor_core_kernel if precision else fma_kernel
+        block_n, block_o, block_i, warps, stages = forward_tile(input.dtype, precision, o)
+        bias_stride = 0 if bias is None else bias.stride(0)
+        kernel[(cdiv(n, block_n), cdiv(o, block_o))](
+            input, weight, bias, y, n, *strides(input), *weight.stride(), bias_stride, *y.stride(),
+            i, o, PHI[activation], precision or "ieee", block_n, block_o, block_i, num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+    return y
 
 
 def linear_input_grad(dy: Tensor, weight: Tensor) -> Tensor:
     """dinput (N, I) of dy (N, O) and weight (O, I)."""
-    return product(dy, None, weight, None, None, None)
+    return linear_backward(dy, None, None, weight, (True, False, False), None)[0]
 
 
 def linear_weight_grad(dy: Tensor, input: Tensor) -> Tensor:
     """dweight (O, I) of dy (N, O) and input (N, I)."""
-    return weight_grad(dy, None, input, None, False)[0]
+    return linear_backward(dy, None, input, None, (False, True, False), None)[1]
 
 
 def linear_backward(
-    dy: Tensor, y: Tensor | None, input: Tensor, weight: Tensor, needed: tuple[bool, bool, bool], activation: str | None
+    dy: Tensor,
+    y: Tensor | None,
+    input: Any,
+    weight: Any,
+    needed: tuple[bool, bool, bool],
+    activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dinput, dweight, dbias), each empty where it is not needed."""
+    """(dinput, dweight, dbias), each empty where it is not needed; None for the factor that is then not used."""
+    need_input, need_weight, need_bias = needed
     if activation == "step":
         dy, activation = torch.zeros_like(dy), None  # its derivative is 0 everywhere
-    phi_grad = PHI_GRAD[activation]
-    dinput = product(dy, y, weight, None, None, phi_grad) if needed[0] else dy.new_empty((0, 0))
-    if not needed[1] and not needed[2]:
-        return dinput, dy.new_empty((0, 0)), dy.new_empty(0)
-    dweight, dbias = weight_grad(dy, y, input, phi_grad, needed[2])
-    return dinput, dweight if needed[1] else dy.new_empty((0, 0)), dbias if dbias is not None else dy.new_empty(0)
-
-
-def product(a: Tensor, y: Tensor | None, b: Tensor, bias: Tensor | None, phi: Any, phi_grad: Any) -> Tensor:
-    """phi(a phi'(y) b + bias), (N, M) in the memory order of a."""
-    (n, k), m = a.shape, b.shape[1]
-    out = new_rows(a, m)
-    if n and m:
-        precision = tensor_cores(a.dtype)
-        kernel = tensor_core_kernel if precision else fma_kernel
-        block_n, block_m, block_k, warps, stages = product_tile(a.dtype, precision, phi_grad is not None, m)
-        y_strides = (0, 0) if y is None else y.stride()
-        bias_stride = 0 if bias is None else bias.stride(0)
-        kernel[(-(-n // block_n), -(-m // block_m))](
-            a, y, b, bias, out, n, *a.stride(), *y_strides, *b.stride(), bias_stride, *out.stride(),
-            k, m, phi, phi_grad, precision or "ieee", block_n, block_m, block_k, num_warps=warps, num_stages=stages,
-        )  # fmt: skip
-    return out
-
-
-def weight_grad(
-    dy: Tensor, y: Tensor | None, x: Tensor, phi_grad: Any, need_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """(dweight (O, I), dbias (O) or None) of dy and y (N, O) and x (N, I)."""
-    (n, o), i = dy.shape, x.shape[1]
-    dweight, dbias = dy.new_empty((o, i)), dy.new_empty(o) if need_bias else None
-    if o == 0 or (i == 0 and not need_bias):
-        return dweight, dbias
+    (n, o), i = dy.shape, (input.shape[1] if weight is None else weight.shape[1])
+    dinput = new_rows(dy, i) if need_input else dy.new_empty((0, 0))
+    dweight = dy.new_empty((o, i) if need_weight or need_bias else (0, 0))
+    dbias = dy.new_empty(o if need_bias else 0)
     precision = tensor_cores(dy.dtype)
-    block_o, block_i, block_n, warps, stages = weight_grad_tile(dy.dtype, precision, o, i)
-    columns = -(-(i + need_bias) // block_i)  # of tiles
-    splits, share = shares(n, -(-o // block_o) * columns, block_n)
-    partials = dy.new_empty((splits, o, i + 1), dtype=torch.promote_types(dy.dtype, torch.float32))
-    y_strides = (0, 0) if y is None else y.stride()
-    weight_grad_kernel[(-(-o // block_o), columns, splits)](
-        dy, y, x, partials, n, share, *dy.stride(), *y_strides, *x.stride(),
-        o, i, phi_grad, precision or "ieee", block_o, block_i, block_n, num_warps=warps, num_stages=stages,
-    )  # fmt: skip
-    add_splits_kernel[(-(-o * (i + 1) // 256),)](partials, dweight, dbias, splits, o, i, 4, 256)
-    return dweight, dbias
+    block_n, block_o, block_i, block_k, warps = backward_tile(dy.dtype, precision, o, i)
+    tiles = cdiv(o, block_o) * cdiv(i + need_bias, block_i) if need_weight or need_bias else 0
+    splits, share = shares(n, max(tiles, 1))
+    partials = partial_sums(dweight, dbias, splits) if tiles else (None, None)
+    input_tiles = cdiv(n, block_n) * cdiv(i, block_i) if need_input else 0
+    if tiles or input_tiles:
+        backward_kernel[(splits * tiles + input_tiles,)](
+            dy, y, input, weight, dinput if need_input and i else None, *partials, n, share, splits * tiles,
+            *strides(dy), *strides(y), *strides(input), *((0, 0) if weight is None else weight.stride()),
+            *strides(dinput), o, i, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, block_k,
+            num_warps=warps, num_stages=1,
+        )  # fmt: skip
+    if tiles:
+        add_splits(partials[0], dweight, dbias, splits)
+    return dinput, dweight if need_weight else dy.new_empty((0, 0)), dbias
+
+
+def strides(rows: Tensor | None) -> tuple[int | None, ...]:
+    """Those of (N, M); None for the first where rows follow each other: it is then known when compiling."""
+    if rows is None:
+        return 0, 0
+    return (None, 1) if rows.is_contiguous() else rows.stride()
 
 
 def tensor_cores(dtype: torch.dtype) -> str | None:
@@ -189,37 +249,46 @@ def tensor_cores(dtype: torch.dtype) -> str | None:
     return tensor_core_precision(dtype, torch.backends.cuda.matmul.fp32_precision)
 
 
-def product_tile(dtype: torch.dtype, tensor_cores: str | None, gradient: bool, m: int) -> tuple[int, ...]:
-    """(BLOCK_N, BLOCK_M, BLOCK_K, warps, stages), by the layer alone: no batch size compiles anew.
+def forward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int) -> tuple[int, ...]:
+    """(BLOCK_N, BLOCK_O, BLOCK_I, warps, stages), by the layer alone: no batch size compiles anew.
 
-    Few columns take small tiles, so that a small batch has enough of them. What is changed after loading goes through
-    registers anyway: there loading ahead only adds a way through shared memory.
+    Few columns take small tiles, so that a small batch has enough of them.
     """
-    few = m < 512
+    few = o < 512
     if tensor_cores:
         side = 32 if few else 64
-        return side, side, 64 // dtype.itemsize, 4, 1 if gradient else 3
+        return side, side, 64 // dtype.itemsize, 4, 3
     if dtype != torch.float32:  # their operands take more registers
         return (16, 32, 16, 2, 1) if few else (32, 64, 16, 4, 1)
-    if gradient:
-        return (32, 32, 16, 1, 1) if few else (64, 64, 16, 4, 1)
+    if o <= 16:
+        return 32, 16, 16, 1, 2
     return (16, 32, 16, 1, 2) if few else (64, 64, 16, 4, 2)
 
 
-def weight_grad_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) -> tuple[int, ...]:
-    """(BLOCK_O, BLOCK_I, BLOCK_N, warps, stages), by the layer alone."""
+def backward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) -> tuple[int, ...]:
+    """(BLOCK_N, BLOCK_O, BLOCK_I, BLOCK_K, warps), by the layer alone.
+
+    There is one stage: what is changed after loading goes through registers anyway, loading ahead would only add a way
+    through shared memory.
+    """
+    if o * i >= 1 << 18 and (tensor_cores or dtype == torch.float32):
+        return (64, 64, 64, 64 // dtype.itemsize, 8) if tensor_cores else (64, 64, 64, 16, 4)
+    block_o = 16 if o <= 16 else 32
     if tensor_cores:
-        block_n = 64 // dtype.itemsize
-        return (32, 32, block_n, 4, 1) if o * i < 1 << 18 else (64, 64, block_n, 8, 1)
-    return (32, 64, 16, 1, 1) if dtype == torch.float32 else (32, 32, 16, 2, 1)
+        return 32, block_o, 32, 64 // dtype.itemsize, 4
+    return 32, block_o, 32, 16, 1 if dtype == torch.float32 else 2
 
 
 PROGRAMS = 256  # of the weight gradient, about: two for each multiprocessor
-LEAST_BLOCKS = 2  # of rows of a split
+LEAST_ROWS = 256  # of a split: fewer are summed sooner than parts are added up
 
 
-def shares(n: int, tiles: int, block_n: int) -> tuple[int, int]:
+def shares(n: int, tiles: int) -> tuple[int, int]:
     """(splits, rows of each) of n rows."""
-    blocks = max(-(-n // block_n), 1)
-    blocks_of_a_split = max(-(-blocks // max(PROGRAMS // tiles, 1)), LEAST_BLOCKS)
-    return -(-blocks // blocks_of_a_split), blocks_of_a_split * block_n
+    rows = max(cdiv(n, max(PROGRAMS // tiles, 1)), LEAST_ROWS)
+    return max(cdiv(n, rows), 1), rows
+
+
+def cdiv(length: int, part: int) -> int:
+    """How many parts `length` has. Outside a kernel Triton's own takes long: it looks for compile-time constants."""
+    return -(-length // part)

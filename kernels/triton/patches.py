@@ -80,6 +80,28 @@ def load_source(src, positions_ptr, plane, row, column, mask, strides, G: tl.con
 
 
 @triton.jit
+def load_patch(src, positions_ptr, plane, row, column, mask, strides, G: tl.constexpr):  # type: ignore[no-untyped-def]
+    """`load_source` at the outputs of a patch, column by column, as sums; of pooled maps a patch is one window."""
+    ROWS: tl.constexpr = G.patch[0]
+    COLUMNS: tl.constexpr = G.patch[1]
+    values = ()
+    if G.pooled is not None:
+        position = tl.load(
+            positions_ptr + (plane * G.pooled[0] + row // 2) * G.pooled[1] + column // 2, mask, other=255
+        )
+        dy = tl.load(src + row // 2 * strides[2] + column // 2 * strides[3], mask, other=0).to(G.acc)
+        for p in tl.static_range(ROWS * COLUMNS):
+            values += (tl.where(position == p % ROWS * 2 + p // ROWS, dy, 0),)
+    else:
+        for p in tl.static_range(ROWS * COLUMNS):
+            v, u = row + p % ROWS, column + p // ROWS
+            inner = mask if G.out[0] % ROWS == 0 else mask & (v < G.out[0])
+            inner = inner if G.out[1] % COLUMNS == 0 else inner & (u < G.out[1])
+            values += (tl.load(src + v * strides[2] + u * strides[3], inner, other=0).to(G.acc),)
+    return values
+
+
+@triton.jit
 def inside(v, mask, G: tl.constexpr, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The mask less the rows or columns v that are not the source's, or lie between its spread ones."""
     if not G.inside[AXIS]:
