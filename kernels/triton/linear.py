@@ -1,4 +1,4 @@
-"""Linear layers in Triton: one product kernel for forward and input gradient, a split one for the weight gradient.
+"""Linear layers in Triton: a kernel for the forward product, and one for all gradients.
 
 The gradients form dz = dy phi'(y) in the tiles of dy they have loaded and never store it. Rows and columns beyond the
 edge repeat the last one instead of being masked: what comes out there is not stored.
@@ -252,7 +252,7 @@ def tensor_cores(dtype: torch.dtype) -> str | None:
 def forward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int) -> tuple[int, ...]:
     """(BLOCK_N, BLOCK_O, BLOCK_I, warps, stages), by the layer alone: no batch size compiles anew.
 
-    Few columns take small tiles, so that a small batch has enough of them.
+    Few columns take small tiles, so that a small batch has enough of them, and that little is padding.
     """
     few = o < 512
     if tensor_cores:
@@ -272,7 +272,7 @@ def backward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) 
     through shared memory.
     """
     if o * i >= 1 << 18 and (tensor_cores or dtype == torch.float32):
-        return (64, 64, 64, 64 // dtype.itemsize, 8) if tensor_cores else (64, 64, 64, 16, 4)
+        return 64, 64, 64, 64 // dtype.itemsize, 8
     block_o = 16 if o <= 16 else 32
     if tensor_cores:
         return 32, block_o, 32, 64 // dtype.itemsize, 4
