@@ -135,7 +135,7 @@ def ideals() -> Iterator[None]:
 def bytes_of_lane(access: Any) -> int:
     """What an instruction of PTX moves to or from memory for a thread."""
     if access.opcode == "cp":
-        return int(access.operands[2])
+        return int(access.operands[2], 0)  # Triton writes 0x10
     vector = next((int(m[1:]) for m in access.modifiers if m in ("v2", "v4", "x2", "x4")), 1)
     bits = 32 if access.opcode.endswith("matrix") else int(access.modifiers[-1][1:])
     return vector * bits // 8
