@@ -299,10 +299,10 @@ def correlation(
     """The geometry and the tiles; where no patch is given it is a pixel, for direct sums a column of a few."""
     groups, o, c = weight_shape[:3]
     if patch is None:
-        # as many rows as leave the least beyond the last one; a taller patch loads less for each output
+        # as many rows as leave none over; a taller patch loads less for each output
         few = dtype == torch.float64 or spread[0] > 1  # sums take two registers each; neighbours share few rows
         tallest = 1 if dot else MOST_ROWS // 2 if few else MOST_ROWS
-        patch = (least_left_over(out[0], tallest), 1)
+        patch = (divisor(out[0], tallest), 1)
     covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)
     row_shifts, row_of = under(patch[0], step[0], block_kh, dilation[0], offset[0])
@@ -368,7 +368,7 @@ def weight_grad(
     dot = input_precision(dy.dtype, o // groups)
     g = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, dot, pooled_size(positions))
     kernel, tiles, least, warps = weight_grad_plan(g)
-    patches = math.prod(map(cdiv, g.out, g.patch))
+    patches = math.prod(g.out) // math.prod(g.patch)
     chunks_in_all = cdiv(n * patches, g.block_m)
     chunks = max(least, cdiv(chunks_in_all, SPLITS))
     splits = cdiv(chunks_in_all, chunks)
@@ -401,13 +401,12 @@ def weight_correlation(
     block_kw = divisor(kernel[1], TAPS)
     block_kh = divisor(kernel[0], TAPS // block_kw)
     block_c = divisor(c, max(1, TAPS // 2 // (block_kh * block_kw)))
-    patch = (1, 1) if dot else (2, 2) if pooled else (least_left_over(out[0], WEIGHT_ROWS), 1)
-    covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
+    patch = (1, 1) if dot else (2, 2) if pooled else (divisor(out[0], WEIGHT_ROWS), 1)
     row_shifts, row_of = under(patch[0], stride[0], block_kh, dilation[0], padding[0])
     column_shifts, column_of = under(patch[1], stride[1], block_kw, dilation[1], padding[1])
     return WeightCorrelation(
         groups, o, c, size, out, kernel, stride, padding, dilation,
-        inside=all_inside(covered, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
+        inside=all_inside(out, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
         block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw + 1)),
         block_c=block_c, block_kh=block_kh, block_kw=block_kw,
@@ -464,14 +463,9 @@ def under(outputs: int, step: int, taps: int, dilation: int, offset: int) -> tup
     return distinct, tuple(map(distinct.index, shifts))
 
 
-def least_left_over(length: int, most: int) -> int:
-    """The largest part, up to `most`, of those that reach the least beyond `length`."""
-    return max(range(1, most + 1), key=lambda part: (-cdiv(length, part) * part, part))
-
-
 def divisor(length: int, most: int) -> int:
-    """The largest divisor of `length` up to `most`."""
-    return next(part for part in range(min(length, most), 0, -1) if length % part == 0)
+    """The largest divisor of `length` up to `most`; 1 for nothing."""
+    return next((part for part in range(min(length, most), 0, -1) if length % part == 0), 1)
 
 
 def cdiv(length: int, part: int) -> int:

@@ -95,9 +95,7 @@ def load_patch(src, positions_ptr, plane, row, column, mask, strides, G: tl.cons
     else:
         for p in tl.static_range(ROWS * COLUMNS):
             v, u = row + p % ROWS, column + p // ROWS
-            inner = mask if G.out[0] % ROWS == 0 else mask & (v < G.out[0])
-            inner = inner if G.out[1] % COLUMNS == 0 else inner & (u < G.out[1])
-            values += (tl.load(src + v * strides[2] + u * strides[3], inner, other=0).to(G.acc),)
+            values += (tl.load(src + v * strides[2] + u * strides[3], mask, other=0).to(G.acc),)
     return values
 
 
