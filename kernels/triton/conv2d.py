@@ -401,7 +401,9 @@ def weight_correlation(
     block_kw = divisor(kernel[1], TAPS)
     block_kh = divisor(kernel[0], TAPS // block_kw)
     block_c = divisor(c, max(1, TAPS // 2 // (block_kh * block_kw)))
-    patch = (1, 1) if dot else (2, 2) if pooled else (divisor(out[0], WEIGHT_ROWS), 1)
+    # several rows where their windows overlap: then they share what is loaded, else each would take registers of its own
+    rows = divisor(out[0], WEIGHT_ROWS) if block_kh > stride[0] else 1
+    patch = (1, 1) if dot else (2, 2) if pooled else (rows, 1)
     row_shifts, row_of = under(patch[0], stride[0], block_kh, dilation[0], padding[0])
     column_shifts, column_of = under(patch[1], stride[1], block_kw, dilation[1], padding[1])
     return WeightCorrelation(
