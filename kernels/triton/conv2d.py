@@ -21,7 +21,7 @@ from kernels.triton.splits import add_splits, partial_sums
 
 BLOCK_M = 32  # patches of a program of direct sums, one a lane of its one warp: small batches need many programs
 MOST_ROWS = 7  # of a patch
-MOST_MAPS = 8  # that a program of direct sums computes
+MOST_MAPS = 8  # that a program of direct sums computes, or takes the gradient of
 UNROLLED = 8  # rows of a window
 WEIGHT_ROWS = 4  # of a patch in a weight gradient
 SUMS = 156  # of a direct weight gradient and its bias's, in 32-bit registers of a lane
@@ -301,7 +301,7 @@ def correlation(
     if patch is None:
         # as many rows as leave none over; a taller patch loads less for each output
         few = dtype == torch.float64 or spread[0] > 1  # sums take two registers each; neighbours share few rows
-        tallest = 1 if dot else MOST_ROWS // 2 if few else MOST_ROWS
+        tallest = 1 if dot else MOST_ROWS // 3 if few else MOST_ROWS
         patch = (divisor(out[0], tallest), 1)
     covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)
@@ -410,7 +410,7 @@ def weight_correlation(
         groups, o, c, size, out, kernel, stride, padding, dilation,
         inside=all_inside(out, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
-        block_o=power_of_2(o, 16, 32) if dot else even_part(o, sums // (block_c * block_kh * block_kw + 1)),
+        block_o=power_of_2(o, 16, 32) if dot else even_part(o, min(MOST_MAPS, sums // (block_c * block_kh * block_kw + 1))),
         block_c=block_c, block_kh=block_kh, block_kw=block_kw,
         block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=64 if dot else 32,
         patch=patch, shifts=(row_shifts, column_shifts), shift_of=(row_of, column_of),
