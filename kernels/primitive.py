@@ -26,8 +26,8 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         name = fake.__name__  # type: ignore[attr-defined]
         library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         on_cpu, on_cuda = (_implementation(name, device_type) for device_type in ("cpu", "cuda"))
-        library.impl(name, _with_tuples(on_cpu), "CPU")
-        library.impl(name, _with_tuples(on_cuda), "CUDA")
+        library.impl(name, on_cpu, "CPU")
+        library.impl(name, on_cuda, "CUDA")
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=library)
         operator = getattr(torch.ops.lenet_kernels, name).default
@@ -62,11 +62,6 @@ def _of_backend(name: str, device_type: str, backend: str) -> Callable[..., Any]
     return _on_its_gpu(function) if device_type == "cuda" else function
 
 
-def _with_tuples(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function for the dispatcher, which gives lists where a call of ours gives tuples."""
-    return lambda *arguments: function(*[tuple(value) if type(value) is list else value for value in arguments])
-
-
 def _noticed_by_autograd(function: Callable[..., Any], written: list[int]) -> Callable[..., Any]:
     """The function, which writes to these of its arguments, so that autograd knows it."""
 
@@ -84,7 +79,7 @@ def _on_its_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         first = arguments[0]
-        with torch.cuda.device_of(first[0] if isinstance(first, tuple) else first):
+        with torch.cuda.device_of(first[0] if isinstance(first, list | tuple) else first):
             return function(*arguments)
 
     return run

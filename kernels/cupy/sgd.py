@@ -1,6 +1,7 @@
 """Launchers of sgd.cu: one launch for all parameters of a dtype, however many blocks each of them needs."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,9 @@ OPTIONS = np.dtype(
 
 
 def sgd(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
     lr: float,
     lr_tensor: Tensor | None,
     momentum: float,

@@ -1,5 +1,6 @@
 """SGD in Triton: one launch for a list of parameters, each cut into blocks; a program finds its own."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import triton
@@ -53,9 +54,9 @@ def sgd_kernel(  # type: ignore[no-untyped-def]
 
 
 def sgd(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
     lr: float,
     lr_tensor: Tensor | None,
     momentum: float,
