@@ -12,16 +12,12 @@ from torch import Tensor
 
 def low_precision(*tensors: Any) -> tuple[Any, ...]:
     """The tensors, where autocast is on for the first one's device, in autocast's dtype."""
-    if not torch._C._is_any_autocast_enabled():
-        return tensors
     device = _device(tensors[0])
     return _cast(tensors, device, torch.get_autocast_dtype(device)) if device else tensors
 
 
 def full_precision(*tensors: Any) -> tuple[Any, ...]:
     """The tensors, where autocast is on for the first one's device, in float32."""
-    if not torch._C._is_any_autocast_enabled():
-        return tensors
     device = _device(tensors[0])
     return _cast(tensors, device, torch.float32) if device else tensors
 
@@ -35,7 +31,7 @@ def softmax_dtype(input: Tensor) -> torch.dtype | None:
 
 def _device(input: Any) -> str:
     """The type of the input's device, "" where autocast is off there."""
-    if not isinstance(input, Tensor):
+    if not torch._C._is_any_autocast_enabled() or not isinstance(input, Tensor):
         return ""
     device = input.device.type
     return device if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) else ""

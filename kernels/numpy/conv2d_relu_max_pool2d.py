@@ -94,7 +94,7 @@ class PooledTile(Tile):
         self._maximum, self._position = (
             scratch(name, self._top.shape, t) for name, t in (("maximum", dtype), ("position", np.uint8))
         )
-        self._is_below = scratch("larger", self._top.shape, bool)
+        self._mask = scratch("larger", self._top.shape, bool)
         windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
         self._bits = f"i{self.dy.itemsize}"
         self._windows_of_dy_bits = [window.view(self._bits) for window in windows_of_dy]
@@ -107,7 +107,7 @@ class PooledTile(Tile):
         maximum, position = self._maxima()
         if bias is not None:
             np.add(maximum, bias[:, None, None, None], out=maximum)
-        dead = np.less_equal(maximum, 0, out=self._is_below).view(np.int8)
+        dead = np.less_equal(maximum, 0, out=self._mask).view(np.int8)
         np.bitwise_or(position, np.negative(dead, out=dead).view(np.uint8), out=positions)
         np.maximum(maximum, 0, out=y)
 
@@ -115,13 +115,13 @@ class PooledTile(Tile):
         """The largest of each window of y and the position of the first of that size: of each row, then of both rows."""
         np.greater(self._right, self._left, out=self._is_right)
         np.maximum(self._left, self._right, out=self._wider)
-        np.greater(self._bottom, self._top, out=self._is_below)
+        np.greater(self._bottom, self._top, out=self._mask)
         maximum = np.maximum(self._top, self._bottom, out=self._maximum)
         if math.isnan(np.maximum.reduce(maximum, axis=None, initial=0)):
             windows = max_pool2d.slices(self._y, maximum.shape[1:3], *WINDOW)
             return max_pool2d.Scan(maximum.shape, maximum.dtype, np.uint8).maxima(windows, FIRST)
         position = np.bitwise_or(self._right_below, 2, out=self._position)
-        np.multiply(position, self._is_below.view(np.uint8), out=position)
+        np.multiply(position, self._mask.view(np.uint8), out=position)
         return maximum, np.maximum(position, self._right_on_top, out=position)
 
     def unpool(self, dy: Array, positions: Array) -> None:

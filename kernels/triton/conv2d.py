@@ -27,9 +27,7 @@ WEIGHT_ROWS = 2  # of a patch in a weight gradient
 SUMS = 156  # of a direct weight gradient and its bias's, in 32-bit registers of a lane
 TAPS = 25  # of them for one output map
 SPLITS = 512  # of the pixels, at most
-DOT_MAPS = (
-    16  # of a group, from which tensor cores pay: gathering a value for them takes as many instructions as 14 sums
-)
+DOT_MAPS = 16  # of a group, from which tensor cores pay: gathering a value for them takes as long as 14 sums
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -43,21 +41,18 @@ def correlate_kernel(  # type: ignore[no-untyped-def]
     if DOT:
         image, row, column, mask_m = image[:, None], row[:, None], column[:, None], mask_m[:, None]
     MAPS: tl.constexpr = 1 if DOT else G.block_o  # blocks of an output
-    ROWS: tl.constexpr = G.patch[0]
-    COLUMNS: tl.constexpr = G.patch[1]
+    ROWS: tl.constexpr = G.patch[0]  # of one column
     for m in tl.static_range(MAPS):
         o = first_o + (tl.arange(0, G.block_o)[None, :] if DOT else m)
         plane = image * (G.groups * G.features) + group * G.features + o
         out = out_ptr + plane * (G.out[0] * G.out[1]) + row * G.out[1] + column
-        rows = tl.where(o < G.features, G.out[0], 0)
+        mask = mask_m & (row < tl.where(o < G.features, G.out[0], 0))  # of a block: the interpreter takes no scalar
         bias = 0.0
         if bias_ptr is not None:
             bias = tl.load(bias_ptr + (group * G.features + tl.minimum(o, G.features - 1)) * bias_stride).to(G.acc)
         for i in tl.static_range(ROWS):
-            for j in tl.static_range(COLUMNS):
-                mask = mask_m & (row + i < rows) & (column + j < G.out[1])
-                s = acc[(j * ROWS + i) * MAPS + m] + bias
-                tl.store(out + i * G.out[1] + j, s.to(out_ptr.dtype.element_ty), mask=mask)
+            s = acc[i * MAPS + m] + bias
+            tl.store(out + i * G.out[1], s.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 class WeightCorrelation(NamedTuple):
@@ -84,9 +79,7 @@ class WeightCorrelation(NamedTuple):
     block_m: int  # patches
     patch: Pair
     shifts: tuple[tuple[int, ...], tuple[int, ...]]  # of the distinct rows and columns under a patch's windows
-    shift_of: tuple[
-        tuple[int, ...], tuple[int, ...]
-    ]  # where in shifts that is which an output's window has at kh, at kw
+    shift_of: tuple[tuple[int, ...], tuple[int, ...]]  # where in shifts an output's window has its kh, its kw
     spread: Pair = (1, 1)
 
 
@@ -303,12 +296,11 @@ def correlation(
         few = dtype == torch.float64 or spread[0] > 1  # sums take two registers each; neighbours share few rows
         tallest = 1 if dot else MOST_ROWS // 3 if few else MOST_ROWS
         patch = (divisor(out[0], tallest), 1)
-    covered = [cdiv(length, p) * p for length, p in zip(out, patch, strict=True)]
     block_kh = divisor(kernel[0], UNROLLED)
     row_shifts, row_of = under(patch[0], step[0], block_kh, dilation[0], offset[0])
     return Correlation(
         groups, o, c, weight_strides, size, out, kernel, step, spread, dilation, offset,
-        inside=all_inside(covered, size, kernel, step, spread, dilation, offset), pooled=pooled,
+        inside=all_inside(out, size, kernel, step, spread, dilation, offset), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
         patch=patch, row_shifts=row_shifts, row_of=row_of,
         block_o=power_of_2(o, 8, 64) if dot else even_part(o, MOST_MAPS), block_kh=block_kh,
@@ -320,7 +312,7 @@ def correlation(
 
 def programs(n: int, g: Correlation) -> int:
     """The programs of a correlation of n images."""
-    patches = cdiv(g.out[0], g.patch[0]) * cdiv(g.out[1], g.patch[1])
+    patches = math.prod(g.out) // math.prod(g.patch)
     return cdiv(n * patches, g.block_m) * g.groups * cdiv(g.features, g.block_o)
 
 

@@ -38,7 +38,7 @@ class Correlation(NamedTuple):
     pooled: Pair | None  # the size of the maps that the source lies behind, if it does: pooled 2x2
     acc: Any  # dtype of the sums
     dot: str | None  # how the tensor cores multiply; None for direct sums
-    patch: Pair
+    patch: Pair  # a part of out
     row_shifts: tuple[int, ...]  # the distinct rows under a patch's windows, for direct sums
     row_of: tuple[int, ...]  # where in row_shifts the row is that an output's window has at kh
     block_o: int
@@ -61,8 +61,8 @@ def place(program, n, G: tl.constexpr):  # type: ignore[no-untyped-def]
 @triton.jit
 def pixels(first, n, G: tl.constexpr):  # type: ignore[no-untyped-def]
     """Image, first row and first column of block_m patches, from the patch `first` on, and whether the image exists."""
-    COLUMNS: tl.constexpr = (G.out[1] + G.patch[1] - 1) // G.patch[1]
-    PLANE: tl.constexpr = (G.out[0] + G.patch[0] - 1) // G.patch[0] * COLUMNS
+    COLUMNS: tl.constexpr = G.out[1] // G.patch[1]
+    PLANE: tl.constexpr = G.out[0] // G.patch[0] * COLUMNS
     offs_m = (first % PLANE).to(tl.int32) + tl.arange(0, G.block_m)
     image = first // PLANE + offs_m // PLANE
     return image, offs_m % PLANE // COLUMNS * G.patch[0], offs_m % COLUMNS * G.patch[1], image < n

@@ -27,8 +27,10 @@ def add_splits_kernel(
 
 
 def partial_sums(dweight: Tensor, dbias: Tensor, splits: int) -> tuple[Tensor, Tensor | None]:
-    """Where programs leave their parts of dweight and dbias, if that is not empty, each program's behind its
-    predecessor's: in the results themselves where one program has all, and sums of their dtype."""
+    """Where programs leave their parts of dweight and, if it is not empty, of dbias, each behind its predecessor's.
+
+    They are the results themselves where one program has all of a sum, in their dtype.
+    """
     dtype = torch.promote_types(dweight.dtype, torch.float32)
     partials = dweight
     if splits != 1 or dweight.dtype != dtype:
