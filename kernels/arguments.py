@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+INTEGERS = (int, torch.SymInt)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -15,9 +16,13 @@ def check_tensors(name: str, **tensors: Any) -> None:
             raise TypeError(f"{name}: expected {argument} to be a Tensor, got {type(tensor).__name__}")
 
 
-def check_same(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """TypeError where an argument is no tensor, RuntimeError where its dtype or device is not the input's."""
-    check_tensors(name, input=input, weight=weight, bias=bias)
+def check_layer(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """TypeError where an argument is no tensor, RuntimeError where its dtype or device is not the input's.
+
+    NotImplementedError (a RuntimeError) where they are not floating point.
+    """
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        check_tensors(name, input=input, weight=weight, bias=bias)  # says which
     dtype, device = input.dtype, input.device
     for argument, tensor in (("weight", weight), ("bias", bias)):
         if tensor is None:
@@ -28,6 +33,7 @@ def check_same(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) ->
             raise RuntimeError(
                 f"{name}: expected {argument} to be on the device of input, {device}, got {tensor.device}"
             )
+    check_float(name, input)
 
 
 def check_float(name: str, input: Tensor) -> None:
@@ -45,7 +51,7 @@ def pair(name: str, argument: str, value: Any, least: int) -> tuple[int, int]:
         if type(first) is int and type(last) is int and first >= least and last >= least:
             return value
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not all(isinstance(v, int | torch.SymInt) or hasattr(v, "__index__") for v in values):
+    if not all(isinstance(v, INTEGERS) or hasattr(v, "__index__") for v in values):
         raise TypeError(f"{name}: expected {argument} to be an int or a pair of ints, got {value!r}")
     if len(values) not in (1, 2):
         raise RuntimeError(f"{name}: expected {argument} to be an int or a pair of ints, got {value!r}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 
 
 def low_precision(*tensors: Any) -> tuple[Any, ...]:
@@ -31,7 +32,7 @@ def softmax_dtype(input: Tensor) -> torch.dtype | None:
 
 def _device(input: Any) -> str:
     """The type of the input's device, "" where autocast is off there."""
-    if not torch._C._is_any_autocast_enabled() or not isinstance(input, Tensor):
+    if not _is_any_autocast_enabled() or not isinstance(input, Tensor):
         return ""
     device = input.device.type
     return device if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) else ""

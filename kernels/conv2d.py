@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from kernels.arguments import check_float, check_same, pair
+from kernels.arguments import INTEGERS, check_layer, pair
 from kernels.autocast import low_precision
 from kernels.backend import chosen
 from kernels.primitive import Function, differentiable, new_image, primitive, total
@@ -195,7 +195,7 @@ def conv2d(
     float16, bfloat16 (summed in float32), float32, float64. Raises RuntimeError, TypeError, ValueError as torch does.
     """
     input, weight, bias = low_precision(input, weight, bias)
-    images, geometry = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    images, geometry, _ = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
     y = convolve(images, weight, bias, *geometry, chosen())
     return y if input.dim() == 4 else y.squeeze(0)
 
@@ -208,17 +208,16 @@ def output_size(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, p
 
 def prepare(  # type: ignore[no-untyped-def]
     name: str, input: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups: int
-) -> tuple[Tensor, tuple[Pair, Pair, Pair, int]]:
-    """Checks the arguments; gives the input as a batch (padded where 'same' is lopsided) and the geometry in pairs."""
-    check_same(name, input, weight, bias)
-    check_float(name, input)
+) -> tuple[Tensor, tuple[Pair, Pair, Pair, int], Pair]:
+    """Checks the arguments; gives the input as a batch (padded where 'same' is lopsided), the geometry, and (OH, OW)."""
+    check_layer(name, input, weight, bias)
     if weight.dim() != 4:
         raise RuntimeError(f"{name}: expected weight to be 4D (O, C/groups, KH, KW), got shape {tuple(weight.shape)}")
     if input.dim() not in (3, 4):
         raise RuntimeError(
             f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W), got shape {tuple(input.shape)}"
         )
-    if not isinstance(groups, int | torch.SymInt):
+    if not isinstance(groups, INTEGERS):
         raise TypeError(f"{name}: expected groups to be an int, got {type(groups).__name__}")
     stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
     if groups <= 0:
@@ -239,13 +238,13 @@ def prepare(  # type: ignore[no-untyped-def]
     if isinstance(padding, str):
         images, padding = _named_padding(name, images, padding, (kh, kw), stride, dilation)
     padding = pair(name, "padding", padding, 0)
-    oh, ow = output_size(images.shape[2:], (kh, kw), stride, padding, dilation)
-    if oh < 1 or ow < 1:
+    size = output_size(images.shape[2:], (kh, kw), stride, padding, dilation)
+    if min(size) < 1:
         raise RuntimeError(
             f"{name}: expected the padded input to be at least as large as the kernel, got input {tuple(input.shape)},"
-            f" weight {tuple(weight.shape)}, padding {padding}, dilation {dilation}: output size would be {(oh, ow)}"
+            f" weight {tuple(weight.shape)}, padding {padding}, dilation {dilation}: output size would be {size}"
         )
-    return images, (stride, padding, dilation, groups)
+    return images, (stride, padding, dilation, groups), size
 
 
 def _named_padding(

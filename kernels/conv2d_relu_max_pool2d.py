@@ -103,8 +103,7 @@ def conv2d_relu_max_pool2d(
     """
     name = "conv2d_relu_max_pool2d"
     input, weight, bias = low_precision(input, weight, bias)
-    images, geometry = prepare(name, input, weight, bias, stride, padding, dilation, groups)
-    size = output_size(images.shape[2:], weight.shape[2:], *geometry[:3])
+    images, geometry, size = prepare(name, input, weight, bias, stride, padding, dilation, groups)
     if min(size) < 2:
         raise RuntimeError(f"{name}: expected the convolution's output to be at least 2 x 2, got {size}")
     y, _ = fused(images, weight, bias, *geometry, chosen())

@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 
+if torch.distributed.is_available():
+    from torch.distributed import is_initialized as in_process_group  # tensors may be shards
+else:
 
-def in_process_group() -> bool:
-    """Whether torch.distributed is at work in this process: tensors may be shards."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    def in_process_group() -> bool:
+        """Whether torch.distributed is at work in this process: not where torch was built without it."""
+        return False
 
 
 def shard(tensor: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import relu_grad, sigmoid_grad
-from kernels.arguments import check_float, check_same
+from kernels.arguments import check_layer
 from kernels.autocast import low_precision
 from kernels.backend import chosen
 from kernels.primitive import Function, differentiable, primitive, total
@@ -181,8 +181,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """activation(linear(input, weight, bias)) in one pass; errors speak of the operation `name`."""
     input, weight, bias = low_precision(input, weight, bias)
-    check_same(name, input, weight, bias)
-    check_float(name, input)
+    check_layer(name, input, weight, bias)
     if weight.dim() not in (1, 2):
         raise RuntimeError(f"{name}: expected weight to be 2D (out_features, in_features), got {tuple(weight.shape)}")
     if input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
@@ -190,13 +189,15 @@ def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | No
             f"{name}: expected input to have shape (*, {weight.shape[-1]}), the in_features of weight"
             f" {tuple(weight.shape)}, got {tuple(input.shape)}"
         )
-    if bias is not None and bias.shape not in (weight.shape[:-1], (1,) * (weight.dim() - 1)):
-        raise RuntimeError(f"{name}: expected bias to have shape {tuple(weight.shape[:-1])}, got {tuple(bias.shape)}")
-    if weight.dim() == 1:
+    features = weight.shape[:-1]
+    if bias is not None and bias.shape != features:
+        if bias.shape != (1,) * len(features):
+            raise RuntimeError(f"{name}: expected bias to have shape {tuple(features)}, got {tuple(bias.shape)}")
+        bias = bias.expand(features)
+    if not features:
         bias = bias if bias is None else bias.reshape(1)
         return activated_linear(name, input, weight.unsqueeze(0), bias, activation).squeeze(-1)
-    if bias is not None and bias.shape != (weight.shape[0],):
-        bias = bias.expand(weight.shape[0])
-    rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
-    y = layer(rows, weight, bias, activation, chosen())
-    return y if input.dim() == 2 else y.reshape(*input.shape[:-1], weight.shape[0])
+    if input.dim() == 2:
+        return layer(input, weight, bias, activation, chosen())
+    y = layer(input.reshape(-1, input.shape[-1]), weight, bias, activation, chosen())
+    return y.reshape(*input.shape[:-1], *features)

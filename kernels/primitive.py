@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch._C import _are_functorch_transforms_active, _is_tracing, _len_torch_dispatch_stack
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad, profiler
 
 from kernels.backend import resolve
 
@@ -25,8 +27,8 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
         name = fake.__name__  # type: ignore[attr-defined]
         library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-        on_cpu, on_cuda = (_implementation(name, device_type) for device_type in ("cpu", "cuda"))
-        library.impl(name, on_cpu, "CPU")
+        on_cpu, on_cuda = _implementation(name, "cpu"), _implementation(name, "cuda")
+        library.impl(name, lambda *arguments: on_cpu(*map(_tuple, arguments)), "CPU")
         library.impl(name, on_cuda, "CUDA")
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=library)
@@ -52,6 +54,11 @@ def _implementation(name: str, device_type: str) -> Callable[..., Any]:
         return functions[backend](*arguments[:-1])
 
     return run
+
+
+def _tuple(argument: Any) -> Any:
+    """The argument, as a tuple where torch's dispatcher made a list of it: NumPy's functions use some as keys."""
+    return tuple(argument) if type(argument) is list else argument
 
 
 def _of_backend(name: str, device_type: str, backend: str) -> Callable[..., Any]:
@@ -90,17 +97,19 @@ ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), tuple, torch
 
 def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
     """Whether anything but the CPU kernel may answer or watch: a tracer, a profiler, a mode, a transform, a subclass."""
-    if type(arguments[0]) is tuple:  # of parameters
+    first = arguments[0]
+    if type(first) is tuple:  # of parameters
         arguments = tuple(itertools.chain(*(value for value in arguments if type(value) is tuple)))
+        first = arguments[0]
     return (
         torch.compiler.is_compiling()
         or not ORDINARY.issuperset(map(type, arguments))
-        or not arguments[0].is_cpu
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._functorch.is_legacy_batchedtensor(arguments[0])  # of torch.autograd.grad(is_grads_batched=True)
-        or torch.jit.is_tracing()
-        or torch.autograd.profiler._is_profiler_enabled
+        or not first.is_cpu
+        or _len_torch_dispatch_stack() > 0
+        or _are_functorch_transforms_active()
+        or is_legacy_batchedtensor(first)  # of torch.autograd.grad(is_grads_batched=True)
+        or _is_tracing()
+        or profiler._is_profiler_enabled
     )
 
 
@@ -117,7 +126,13 @@ class Function(torch.autograd.Function):
     def save(ctx: Any, *tensors: Tensor | None) -> None:
         """Keeps inputs and outputs for `backward` and `tangent`, where they are `ctx.saved_tensors`."""
         ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
+        if _tangent_may_come():
+            ctx.save_for_forward(*tensors)
+
+
+def _tangent_may_come() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work."""
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class Leaf(tuple):
@@ -136,7 +151,7 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return (function.apply if torch.is_grad_enabled() else function.forward)(*arguments)
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if _tangent_may_come():
             return with_tangent.apply(*(Leaf(a) if isinstance(a, tuple) else a for a in arguments))
         return (record if torch.is_grad_enabled() else function.forward)(*arguments)
 

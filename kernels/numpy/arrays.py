@@ -25,8 +25,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def on_tensors(*arguments: Any) -> Any:
-        tensors = arguments[:count]
-        rest = [tuple(value) if type(value) is list else value for value in arguments[count:]]  # torch's dispatcher's
+        tensors, rest = arguments[:count], arguments[count:]
         dtype = tensors[0].dtype
         if dtype in LOW_PRECISION:
             results = on_tensors(*map(_raised, tensors), *rest)

@@ -103,7 +103,7 @@ def input_grad(
     def run(part: slice) -> None:
         tile = workspace(Tile, g, part.stop - part.start, dy.dtype)
         tile.clear_dy()
-        np.copyto(tile.dy, by_group(staged(dimages[..., part]), g))
+        tile.dy[...] = by_group(staged(dimages[..., part]), g)
         tile.fold(matrix, memory[..., part])
 
     for_each_tile(g, dy, run)
@@ -127,7 +127,7 @@ def weight_grad(
 
     def run(part: slice) -> tuple[Array, Array]:
         tile = workspace(Tile, g, part.stop - part.start, dy.dtype)
-        np.copyto(tile.dy, by_group(staged(dimages[..., part]), g))
+        tile.dy[...] = by_group(staged(dimages[..., part]), g)
         return tile.weight_share(images[..., part]), tile.bias_share() if with_bias else EMPTY
 
     shares = for_each_tile(g, dy, run)
@@ -153,66 +153,65 @@ class Tile:
             g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
         )  # fmt: skip
         self.g = g
-        self._columns = [slice(q * dw, q * dw + (ow - 1) * sw + 1, sw) for q in range(kw)]  # under the window's q-th
+        m = ow * n
+        pieces = pieces_of(m, g.features * g.channels * kh * kw)  # of every product: each has as many multiplications
 
         self._padded = scratch("border", (g.groups * g.channels, h + 2 * ph, w + 2 * pw, n), dtype)
         self._inside = self._padded[:, ph : ph + h, pw : pw + w]
-        self._height = (oh - 1) * sh + dh * (kh - 1) + 1
-        rows = scratch("rows", (g.groups, self._height, g.channels, kw, ow, n), dtype)
-        self._row_columns = [rows[:, :, :, q] for q in range(kw)]
-        self._windows = Windows(rows.reshape(g.groups, self._height, g.channels * kw, ow * n), 0, kh, sh, dh, oh)
-        y = scratch("maps", (g.groups, g.features, oh, ow * n), dtype)
-        self._y_rows, self._y = y.transpose(0, 2, 1, 3), y.reshape(-1, oh, ow, n)
+        height = (oh - 1) * sh + dh * (kh - 1) + 1
+        self._rows = scratch("rows", (g.groups, height, g.channels, kw, ow, n), dtype)
+        channel, row, column, image = self._padded.strides
+        strides = (g.channels * channel, row, channel, dw * column, sw * column, image)
+        self._columns = np.ndarray(self._rows.shape, dtype, self._padded, 0, strides)  # type: ignore[arg-type]
+        self._windows = Windows(self._rows.reshape(g.groups, height, -1, m), 0, kh, sh, dh, oh, pieces)
+        y = scratch("maps", (g.groups, g.features, oh, m), dtype)
+        self._y_pieces, self._y = split(y.transpose(0, 2, 1, 3), pieces), y.reshape(-1, oh, ow, n)
 
         above = dh * (kh - 1)  # rows of zeros above dy, and below
         end = above + (oh - 1) * sh + 1
-        self._dy_rows = scratch("maps", (g.groups, max(h + ph + above, end), g.features, ow, n), dtype)
-        self.dy = self._dy_rows[:, above:end:sh]
-        self._around_dy = [self._dy_rows[:, :above], self._dy_rows[:, end:]] if sh == 1 else [self._dy_rows]
-        self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
-        self._dy_columns = self._dy_matrix.transpose(0, 1, 3, 2)
-        self._pieces = pieces_of(ow * n, g.channels * kh * kw * g.features)
-        self._dy_transposed = None
+        dy_rows = scratch("maps", (g.groups, max(h + ph + above, end), g.features, ow, n), dtype)
+        self.dy = dy_rows[:, above:end:sh]
+        self._around_dy = [dy_rows[:, :above], dy_rows[:, end:]] if sh == 1 else [dy_rows]
+        self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, m)
+        self._dy_columns = self._dy_matrix.transpose(0, 1, 3, 2).reshape(g.groups, oh, pieces, -1, g.features)
+        self._dy_transposed = self._dy_columns
         if g.features >= WORTH_TRANSPOSING:
             self._dy_transposed = scratch("dy columns", self._dy_columns.shape, dtype)
-        self._dy_windows = Windows(self._dy_rows.reshape(*self._dy_rows.shape[:3], ow * n), ph, kh, 1, dh, h)
-        self._lowered_dx = scratch("rows", (g.groups, h, g.channels * kw, ow * n), dtype)
-        lowered_dx = self._lowered_dx.reshape(g.groups, h, g.channels, kw, ow, n)
+        self._dy_windows = Windows(dy_rows.reshape(*dy_rows.shape[:3], m), ph, kh, 1, dh, h, pieces)
+        lowered_dx = scratch("rows", (g.groups, h, g.channels * kw, m), dtype)
+        self._dx_pieces = split(lowered_dx, pieces)
+        lowered_dx = lowered_dx.reshape(g.groups, h, g.channels, kw, ow, n)
         width = max(w + 2 * pw, (ow - 1) * sw + dw * (kw - 1) + 1)
-        self._dx = scratch("border", (g.groups, h, g.channels, width, n), dtype)
-        self._dx_inside = self._dx[:, :, :, pw : pw + w]
-        self._beside_dx = self._dx[:, :, :, ow:] if sw == 1 else self._dx  # where the first of the columns is not
-        self._dx_columns = [(self._dx[:, :, :, c], lowered_dx[:, :, :, q]) for q, c in enumerate(self._columns)]
+        dx = scratch("border", (g.groups, h, g.channels, width, n), dtype)
+        self._dx_inside = dx[:, :, :, pw : pw + w]
+        self._beside_dx = dx[:, :, :, ow:] if sw == 1 else dx  # where the first of the columns is not
+        self._dx_columns = [
+            (dx[:, :, :, q * dw : q * dw + (ow - 1) * sw + 1 : sw], lowered_dx[:, :, :, q]) for q in range(kw)
+        ]
 
     def product(self, images: Array, matrix: Array) -> Array:
         """The convolution (O, OH, OW, n) of images (C, H, W, n), in work memory."""
-        small_products(matrix, self.lower(images), self._y_rows)
+        self.lower(images)
+        np.matmul(matrix, self._windows(), out=self._y_pieces)
         return self._y
 
-    def lower(self, images: Array) -> Array:
-        """The windows of images (C, H, W, n) as (groups, OH, KH C KW, OW n)."""
-        if self.g.padding != (0, 0):
-            self._padded.fill(0)
-        if self.g.padding != (0, 0) or not rows_contiguous(images):
-            np.copyto(self._inside, staged(images))
-            images = self._padded
-        rows = by_group(images, self.g)[:, : self._height]
-        for target, columns in zip(self._row_columns, self._columns, strict=True):
-            np.copyto(target, rows[:, :, :, columns])
-        return self._windows()
+    def lower(self, images: Array) -> None:
+        """Fills the rows with what lies under the windows of images (C, H, W, n)."""
+        columns = self._columns
+        if images.flags.c_contiguous and self.g.padding == (0, 0):  # as the padded images would be
+            columns = np.ndarray(columns.shape, columns.dtype, images, 0, columns.strides)  # type: ignore[arg-type]
+        else:
+            if self.g.padding != (0, 0):
+                self._padded.fill(0)
+            self._inside[...] = staged(images)
+        self._rows[...] = columns
 
     def weight_share(self, images: Array) -> Array:
         """These images' share of dweight, transposed to (groups, KH C KW, O), once `dy` is filled."""
-        columns = self._dy_columns
-        if self._dy_transposed is not None:
-            columns = self._dy_transposed
-            np.copyto(columns, self._dy_columns)
-        pieces = self._pieces
-        groups, oh, m, features = columns.shape
-        shares = np.matmul(
-            split(self.lower(images), pieces), columns.reshape(groups, oh, pieces, m // pieces, features)
-        )
-        return np.add.reduce(shares, axis=(1, 2))
+        if self._dy_transposed is not self._dy_columns:
+            self._dy_transposed[...] = self._dy_columns
+        self.lower(images)
+        return np.add.reduce(np.matmul(self._windows(), self._dy_transposed), axis=(1, 2))
 
     def bias_share(self) -> Array:
         """These images' share of dbias (O), once `dy` is filled."""
@@ -225,37 +224,36 @@ class Tile:
 
     def fold(self, matrix: Array, dx: Array) -> None:
         """Writes dx (C, H, W, n), once `dy` is cleared and filled."""
-        small_products(matrix, self._dy_windows(), self._lowered_dx)
+        np.matmul(matrix, self._dy_windows(), out=self._dx_pieces)
         self._beside_dx.fill(0)
-        np.copyto(*self._dx_columns[0])
-        for target, columns in self._dx_columns[1:]:
+        (target, columns), *others = self._dx_columns
+        target[...] = columns
+        for target, columns in others:
             np.add(target, columns, out=target)
-        np.copyto(by_group(dx, self.g), self._dx_inside)
+        by_group(dx, self.g)[...] = self._dx_inside
 
 
 class Windows:
     """Windows of k rows over rows (groups, H, C, m): window i has rows first + i stride + 0, dilation, 2 dilation...
 
-    A call gives them as (groups, count, k C, m): overlapping in memory where their rows follow each other, else copied.
+    A call gives them as (groups, count, pieces, k C, m / pieces): overlapping in memory where their rows follow each
+    other, else copied.
     """
 
-    def __init__(self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int) -> None:
+    def __init__(self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int, pieces: int) -> None:
         groups, _, c, m = rows.shape
-        self._rows, self._shape = rows, (groups, count, k * c, m)
+        self._rows, self._shape, self._pieces = rows, (groups, count, k * c, m), pieces
         self._places = first + np.arange(count)[:, None] * stride + np.arange(k) * dilation
         self._view = None
         if dilation == 1 or k == 1:
             group, row, *inner = rows.strides
-            self._view = np.ndarray(self._shape, rows.dtype, rows, first * row, (group, row * stride, *inner))  # type: ignore[arg-type]
+            view = np.ndarray(self._shape, rows.dtype, rows, first * row, (group, row * stride, *inner))  # type: ignore[arg-type]
+            self._view = split(view, pieces)
 
     def __call__(self) -> Array:
-        return self._rows[:, self._places].reshape(self._shape) if self._view is None else self._view
-
-
-def small_products(matrix: Array, columns: Array, out: Array) -> None:
-    """out (..., r, m) = matrix (..., r, k) @ columns (..., k, m), in pieces of the m columns that BLAS is quick with."""
-    pieces = pieces_of(columns.shape[-1], matrix.shape[-2] * matrix.shape[-1])
-    np.matmul(matrix[..., None, :, :], split(columns, pieces), out=split(out, pieces))
+        if self._view is not None:
+            return self._view
+        return split(self._rows[:, self._places].reshape(self._shape), self._pieces)
 
 
 def split(columns: Array, pieces: int) -> Array:
@@ -273,27 +271,21 @@ def pieces_of(m: int, multiplications: int) -> int:
     return 1
 
 
-def rows_contiguous(images: Array) -> bool:
-    """Whether each row (W, n) of (C, H, W, n) images is contiguous: not for other layouts, nor for a part of a batch."""
-    n, item = images.shape[3], images.itemsize
-    return images.strides[2] == n * item and (n == 1 or images.strides[3] == item)
-
-
 def by_group(images: Array, g: Geometry) -> Array:
     """A view of (groups C, H, W, n) images with rows outermost in each group, (groups, H, C, W, n)."""
     return images.reshape(g.groups, -1, *images.shape[1:]).transpose(0, 2, 1, 3, 4)
 
 
 def weight_matrix(weight: Array, g: Geometry) -> Array:
-    """The weights as (groups, 1, O, KH C KW), the order of the lowered rows."""
-    matrix = weight.reshape(g.groups, 1, g.features, g.channels, *g.kernel)
-    return matrix.transpose(0, 1, 2, 4, 3, 5).reshape(g.groups, 1, g.features, -1)
+    """The weights as (groups, 1, 1, O, KH C KW), the order of the lowered rows."""
+    matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)
+    return matrix.transpose(0, 1, 3, 2, 4).reshape(g.groups, 1, 1, g.features, -1)
 
 
 def flipped_weight_matrix(weight: Array, g: Geometry) -> Array:
-    """The weights as (groups, 1, C KW, KH O), KH backwards: under a row of dx lie dy's rows in the opposite order."""
-    matrix = weight.reshape(g.groups, 1, g.features, g.channels, *g.kernel)[..., ::-1, :]
-    return matrix.transpose(0, 1, 3, 5, 4, 2).reshape(g.groups, 1, g.channels * g.kernel[1], -1)
+    """The weights as (groups, 1, 1, C KW, KH O), KH backwards: under a row of dx lie dy's rows in the opposite order."""
+    matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)[:, :, :, ::-1]
+    return matrix.transpose(0, 2, 4, 3, 1).reshape(g.groups, 1, 1, g.channels * g.kernel[1], -1)
 
 
 def summed_weight_shares(shares: list[Array], g: Geometry, dtype: Any) -> Array:

@@ -94,41 +94,50 @@ class PooledTile(Tile):
         self._maximum, self._position = (
             scratch(name, self._top.shape, t) for name, t in (("maximum", dtype), ("position", np.uint8))
         )
+        self._maxima = self._maximum.reshape(-1)
         self._mask = scratch("larger", self._top.shape, bool)
+        self._mask_bits, self._mask_bytes = self._mask.view(np.int8), self._mask.view(np.uint8)
+
+        bits = f"i{self.dy.itemsize}"
         windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
-        self._bits = f"i{self.dy.itemsize}"
-        self._windows_of_dy_bits = [window.view(self._bits) for window in windows_of_dy]
-        self._masks = scratch("larger", (4, *windows_of_dy[0].shape), bool)
         self._pooled_dy = scratch("maximum", windows_of_dy[0].shape, dtype)
+        self._pooled_dy_bits = self._pooled_dy.view(bits)
+        self._taken = scratch("larger", (4, *self._pooled_dy.shape), bool)
+        self._taken_bits = self._taken.view(np.int8)
+        self._windows_of_dy = [
+            (window.view(bits), taken) for window, taken in zip(windows_of_dy, self._taken_bits, strict=True)
+        ]
 
     def pool(self, images: Array, matrix: Array, bias: Array | None, y: Array, positions: Array) -> None:
         """Fills y with the largest of each window, bias added, and its position, 255 where ReLU gives zero."""
         self.product(images, matrix)
-        maximum, position = self._maxima()
+        maximum, position = self._largest()
         if bias is not None:
             np.add(maximum, bias[:, None, None, None], out=maximum)
-        dead = np.less_equal(maximum, 0, out=self._mask).view(np.int8)
-        np.bitwise_or(position, np.negative(dead, out=dead).view(np.uint8), out=positions)
+        np.less_equal(maximum, 0, out=self._mask)
+        np.negative(self._mask_bits, out=self._mask_bits)
+        np.bitwise_or(position, self._mask_bytes, out=positions)
         np.maximum(maximum, 0, out=y)
 
-    def _maxima(self) -> tuple[Array, Array]:
+    def _largest(self) -> tuple[Array, Array]:
         """The largest of each window of y and the position of the first of that size: of each row, then of both rows."""
+        maximum, position = self._maximum, self._position
         np.greater(self._right, self._left, out=self._is_right)
         np.maximum(self._left, self._right, out=self._wider)
         np.greater(self._bottom, self._top, out=self._mask)
-        maximum = np.maximum(self._top, self._bottom, out=self._maximum)
-        if math.isnan(np.maximum.reduce(maximum, axis=None, initial=0)):
+        np.maximum(self._top, self._bottom, out=maximum)
+        if math.isnan(np.dot(self._maxima, self._maxima)):  # which one NaN makes NaN, and nothing else
             windows = max_pool2d.slices(self._y, maximum.shape[1:3], *WINDOW)
             return max_pool2d.Scan(maximum.shape, maximum.dtype, np.uint8).maxima(windows, FIRST)
-        position = np.bitwise_or(self._right_below, 2, out=self._position)
-        np.multiply(position, self._mask.view(np.uint8), out=position)
-        return maximum, np.maximum(position, self._right_on_top, out=position)
+        np.bitwise_or(self._right_below, 2, out=position)
+        np.multiply(position, self._mask_bytes, out=position)
+        np.maximum(position, self._right_on_top, out=position)
+        return maximum, position
 
     def unpool(self, dy: Array, positions: Array) -> None:
         """Fills `dy` of the convolution from the pooled dy (O, OH // 2, OW // 2, n), bit by bit: infinity times 0 is 0."""
-        shape, masks, pooled_dy = self._masks.shape[1:], self._masks.view(np.int8), self._pooled_dy
-        np.equal(positions.reshape(shape), POSITIONS, out=self._masks)
-        np.negative(masks, out=masks)
-        np.copyto(pooled_dy, staged(dy).reshape(shape))
-        for window_bits, mask in zip(self._windows_of_dy_bits, masks, strict=True):
-            np.bitwise_and(pooled_dy.view(self._bits), mask, out=window_bits)
+        np.equal(positions.reshape(self._pooled_dy.shape), POSITIONS, out=self._taken)
+        np.negative(self._taken_bits, out=self._taken_bits)
+        self._pooled_dy[...] = staged(dy).reshape(self._pooled_dy.shape)
+        for window, taken in self._windows_of_dy:
+            np.bitwise_and(self._pooled_dy_bits, taken, out=window)

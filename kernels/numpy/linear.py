@@ -33,7 +33,7 @@ def forward(input: Array, weight: Array, bias: Array | None, activation: str | N
         if activation is not None:
             FORWARD[activation](z, out=z)
 
-    for_each_product(rows(len(input), weight.size), run, len(input) * weight.size)
+    for_each_part(run, len(input), weight.size)
     return y
 
 
@@ -44,7 +44,7 @@ def input_grad(dz: Array, weight: Array) -> Array:
     def run(part: slice) -> None:
         np.matmul(dz[part], weight, out=dinput[part])
 
-    for_each_product(rows(len(dz), weight.size), run, len(dz) * weight.size)
+    for_each_part(run, len(dz), weight.size)
     return dinput
 
 
@@ -54,8 +54,7 @@ def weight_grad(dz: Array, input: Array) -> Array:
     def run(part: slice) -> Array:
         return np.dot(dz[part].T, input[part])  # matmul is slow on one row
 
-    size = dz.shape[1] * input.shape[1]
-    shares = for_each_product(rows(len(dz), size), run, len(dz) * size)
+    shares = for_each_part(run, len(dz), dz.shape[1] * input.shape[1])
     return functools.reduce(np.add, shares) if shares else np.zeros((dz.shape[1], input.shape[1]), dz.dtype)
 
 
@@ -71,12 +70,12 @@ def backward(
     )
 
 
-def rows(n: int, size: int) -> list[slice]:
-    """The parts of n rows for products with `size` multiplications a row."""
-    return parts(n, max(ROWS, MULTIPLICATIONS // max(size, 1)))
+def for_each_part(run: Callable[[slice], Any], n: int, size: int) -> list[Any]:
+    """run(part) for each part of n rows, for products with `size` multiplications a row."""
+    return for_each_product(parts(n, max(ROWS, MULTIPLICATIONS // max(size, 1))), run, n * size)
 
 
 def empty_rows(like: Array, features: int) -> Array:
     """New memory (N, features), with the batch innermost where it is in `like`."""
-    innermost = like.flags.f_contiguous and not like.flags.c_contiguous
+    innermost = not like.flags.c_contiguous and like.flags.f_contiguous
     return np.empty((len(like), features), like.dtype, order="F" if innermost else "C")

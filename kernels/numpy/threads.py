@@ -26,6 +26,7 @@ KEPT_WORKSPACES = 64
 KEPT_BYTES = 32 << 20  # larger work buffers are not kept
 
 
+@functools.lru_cache(maxsize=256)
 def tiles(n: int, bytes_per_image: int) -> list[slice]:
     """A batch of n images in parts whose work arrays stay in the L2 cache."""
     size = LARGE_TILE if n >= 8 * LARGE_TILE else TILE
@@ -41,7 +42,7 @@ def parts(n: int, size: int) -> list[slice]:
 
 def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
     """function(item) for each item, in order of the items, on as many threads as torch.get_num_threads() allows."""
-    threads = min(torch.get_num_threads(), len(items) // 2) if len(items) > 3 else 1
+    threads = 1 if len(items) < 4 else min(torch.get_num_threads(), len(items) // 2)
     if threads < 2:
         return list(map(function, items))
     results: list[Any] = [None] * len(items)
