@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 import torch.optim as _torch
+from torch.autograd import profiler
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from kernels.backend import chosen
 from kernels.distributed import in_process_group, shard
@@ -37,23 +39,42 @@ class SGD(_torch.SGD):
         self._step_supports_amp_scaling = False  # fused=True says it were: GradScaler has to unscale before our step
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets the gradients, or zeroes them; torch's own way is taken where a profiler waits for its mark."""
-        if not set_to_none or torch.autograd.profiler._is_profiler_enabled:
+        """Forgets the gradients, or zeroes them."""
+        if not set_to_none or profiler._is_profiler_enabled:  # which waits for torch's mark
             return super().zero_grad(set_to_none)
         for group in self.param_groups:
             for p in group["params"]:
                 p.grad = None
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Updates every parameter that has a gradient; returns what `closure`, run first, returned."""
+        if self._is_watched():
+            return self._watched_step() if closure is None else self._watched_step(closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # so that torch does not wrap it: we take the wrapper only where it is needed
+
+    def _is_watched(self) -> bool:
+        """Whether there are hooks to call, or a profiler that waits for torch's mark."""
+        return bool(
+            profiler._is_profiler_enabled
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        )
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
+        with torch.no_grad():
+            for group in self.param_groups:
+                self._step_group(group)
         return loss
+
+    _watched_step = _torch.Optimizer.profile_hook_step(_step)
 
     def _step_group(self, group: dict[str, Any]) -> None:
         momentum = group["momentum"]
