@@ -6,6 +6,7 @@ The functions behind these names take and return arrays of the tensors' logical 
 from kernels.numpy import activations, conv2d, conv2d_relu_max_pool2d, linear, max_pool2d, mse_loss, softmax
 from kernels.numpy import sgd as _sgd
 from kernels.numpy.arrays import on_arrays
+from kernels.numpy.threads import elementwise
 
 conv2d_forward = on_arrays(conv2d.forward)
 conv2d_input_grad = on_arrays(conv2d.input_grad)
@@ -19,11 +20,11 @@ linear_forward = on_arrays(linear.forward)
 linear_input_grad = on_arrays(linear.input_grad)
 linear_weight_grad = on_arrays(linear.weight_grad)
 linear_backward = on_arrays(linear.backward)
-relu_forward = on_arrays(activations.relu)
-relu_backward = on_arrays(activations.relu_backward)
-sigmoid_forward = on_arrays(activations.sigmoid)
-sigmoid_backward = on_arrays(activations.sigmoid_backward)
-step_forward = on_arrays(activations.step)
+relu_forward = on_arrays(elementwise(activations.relu))
+relu_backward = on_arrays(elementwise(activations.relu_backward))
+sigmoid_forward = on_arrays(elementwise(activations.sigmoid))
+sigmoid_backward = on_arrays(elementwise(activations.sigmoid_backward))
+step_forward = on_arrays(elementwise(activations.step))
 softmax_forward = on_arrays(softmax.forward)
 softmax_backward = on_arrays(softmax.backward)
 mse_loss_forward = on_arrays(mse_loss.forward)

@@ -1,48 +1,40 @@
-"""Activations in NumPy; results have the memory order of the first argument."""
+"""Activations in NumPy: each fills `out`, which may be the input, as a ufunc does."""
 
 import numpy as np
 
 from kernels.numpy.arrays import Array, drop
-from kernels.numpy.threads import elementwise
 
 
-def relu(input: Array, out: Array | None = None) -> Array:
+def relu(input: Array, out: Array) -> None:
     """max(input, 0)."""
-    return elementwise(lambda x, y: np.maximum(x, 0, out=y), input, out=out)
+    np.maximum(input, 0, out=out)
 
 
-def relu_backward(dy: Array, y: Array) -> Array:
+def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """dy where y is not <= 0 (NaN counts as positive, as in torch), else 0."""
-
-    def run(dy: Array, y: Array, dx: Array) -> None:
-        drop(dy, np.less_equal(y, 0, out=np.empty_like(y, bool)), out=dx)
-
-    return elementwise(run, dy, y)
+    drop(dy, np.less_equal(y, 0, out=np.empty_like(y, bool)), out=out)
 
 
-def sigmoid(input: Array, out: Array | None = None) -> Array:
+def sigmoid(input: Array, out: Array) -> None:
     """1 / (1 + exp(-input)); exp may overflow to infinity, which gives the right 0."""
-
-    def run(x: Array, y: Array) -> None:
-        np.negative(x, out=y)
-        np.exp(y, out=y)
-        np.add(y, 1, out=y)
-        np.reciprocal(y, out=y)
-
-    return elementwise(run, input, out=out)
+    np.negative(input, out=out)
+    np.exp(out, out=out)
+    np.add(out, 1, out=out)
+    np.reciprocal(out, out=out)
 
 
-def sigmoid_backward(dy: Array, y: Array) -> Array:
+def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
     """dy y (1 - y)."""
-
-    def run(dy: Array, y: Array, dx: Array) -> None:
-        np.subtract(1, y, out=dx)
-        np.multiply(dx, y, out=dx)
-        np.multiply(dx, dy, out=dx)
-
-    return elementwise(run, dy, y)
+    np.subtract(1, y, out=out)
+    np.multiply(out, y, out=out)
+    np.multiply(out, dy, out=out)
 
 
-def step(input: Array, out: Array | None = None) -> Array:
+def step(input: Array, out: Array) -> None:
     """1 where input > 0, else 0."""
-    return elementwise(lambda x, y: np.copyto(y, np.greater(x, 0)), input, out=out)
+    out[...] = np.greater(input, 0)
+
+
+def step_backward(dy: Array, y: Array, out: Array) -> None:
+    """0."""
+    out.fill(0)

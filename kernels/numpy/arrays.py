@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -12,6 +13,9 @@ from kernels.numpy.threads import Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 WORTH_STAGING = 8  # images
+INTEGERS = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}  # by size, for the bits of a float
+SILENT = copy_context()  # in which NumPy warns of no overflow; a copy and `run` cost less than np.errstate
+SILENT.run(np.seterr, all="ignore")
 
 
 def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,8 +24,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     float16 and bfloat16 are computed in float32.
     """
     hints = get_type_hints(function)
-    count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name != "return")
-    silent = np.errstate(all="ignore")(function)
+    count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name not in ("out", "return"))
 
     @functools.wraps(function)
     def on_tensors(*arguments: Any) -> Any:
@@ -37,7 +40,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
             arrays = [None if t is None else _free_to_resize(t) for t in tensors]
         else:  # torch takes it that the memory of an array stays, and will not resize it any more
             arrays = [None if t is None else t.numpy(force=True) for t in tensors]
-        results = silent(*arrays, *rest)
+        results = SILENT.copy().run(function, *arrays, *rest)
         return tuple(map(torch.from_numpy, results)) if isinstance(results, tuple) else torch.from_numpy(results)
 
     return on_tensors
@@ -82,6 +85,6 @@ def drop(values: Array, mask: Array, out: Array) -> Array:
     """out = 0 where mask (booleans, overwritten), else values: bit by bit, so that an infinity or NaN is dropped too."""
     bits = mask.view(np.int8)
     np.subtract(bits, 1, out=bits)
-    integer = f"i{values.itemsize}"
+    integer = INTEGERS[values.itemsize]
     np.bitwise_and(values.view(integer), bits, out=out.view(integer))
     return out

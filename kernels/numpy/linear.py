@@ -8,17 +8,18 @@ import numpy as np
 
 from kernels.numpy import activations
 from kernels.numpy.arrays import Array
-from kernels.numpy.threads import for_each_product, parts
+from kernels.numpy.threads import BLAS_STAYS_SINGLE, elementwise, for_each_product, parts
 
 ROWS = 256  # of a part of the batch, or more
 MULTIPLICATIONS = 1 << 23  # of a part, at least: a tenth of a millisecond
 
+ALL = slice(None)
+
 FORWARD = {"relu": activations.relu, "sigmoid": activations.sigmoid, "step": activations.step}
-BACKWARD: dict[str | None, Callable[[Array, Any], Array]] = {
-    None: lambda dy, y: dy,
-    "relu": activations.relu_backward,
-    "sigmoid": activations.sigmoid_backward,
-    "step": lambda dy, y: np.zeros_like(dy),
+BACKWARD = {
+    "relu": elementwise(activations.relu_backward),
+    "sigmoid": elementwise(activations.sigmoid_backward),
+    "step": elementwise(activations.step_backward),
 }
 
 
@@ -31,7 +32,7 @@ def forward(input: Array, weight: Array, bias: Array | None, activation: str | N
         if bias is not None:
             np.add(z, bias, out=z)
         if activation is not None:
-            FORWARD[activation](z, out=z)
+            FORWARD[activation](z, z)
 
     for_each_part(run, len(input), weight.size)
     return y
@@ -54,15 +55,14 @@ def weight_grad(dz: Array, input: Array) -> Array:
     def run(part: slice) -> Array:
         return np.dot(dz[part].T, input[part])  # matmul is slow on one row
 
-    shares = for_each_part(run, len(dz), dz.shape[1] * input.shape[1])
-    return functools.reduce(np.add, shares) if shares else np.zeros((dz.shape[1], input.shape[1]), dz.dtype)
+    return functools.reduce(np.add, for_each_part(run, len(dz), dz.shape[1] * input.shape[1]))
 
 
 def backward(
     dy: Array, y: Array | None, input: Array, weight: Array, needed: tuple[bool, bool, bool], activation: str | None
 ) -> tuple[Array, Array, Array]:
     """(dinput, dweight, dbias), each empty where it is not needed."""
-    dz = BACKWARD[activation](dy, y)
+    dz = dy if activation is None else BACKWARD[activation](dy, y)
     return (
         input_grad(dz, weight) if needed[0] else np.empty((0, 0), dy.dtype),
         weight_grad(dz, input) if needed[1] else np.empty((0, 0), dy.dtype),
@@ -72,6 +72,8 @@ def backward(
 
 def for_each_part(run: Callable[[slice], Any], n: int, size: int) -> list[Any]:
     """run(part) for each part of n rows, for products with `size` multiplications a row."""
+    if n * size <= BLAS_STAYS_SINGLE:
+        return [run(ALL)]
     return for_each_product(parts(n, max(ROWS, MULTIPLICATIONS // max(size, 1))), run, n * size)
 
 

@@ -167,18 +167,22 @@ def new_like(array: Array) -> Array:
     return torch.empty_like(torch.from_numpy(array)).numpy() if 0 in array.strides else np.empty_like(array)
 
 
-def elementwise(function: Callable[..., Any], *inputs: Array, out: Array | None = None) -> Array:
-    """function(*inputs, out) in pieces; out is new, in the first input's memory order, where it is not given."""
-    out = new_like(inputs[0]) if out is None else out
-    arrays = (*inputs, out)
-    if out.size < 2 * PIECE or any(array.strides != out.strides for array in arrays):
-        function(*arrays)
+def elementwise(function: Callable[..., None]) -> Callable[..., Array]:
+    """Makes function(*inputs, out) return a new `out`, in the first input's memory order; large arrays go in pieces."""
+
+    @functools.wraps(function)
+    def run(*inputs: Array) -> Array:
+        out = new_like(inputs[0])
+        arrays = (*inputs, out)
+        if out.size < 2 * PIECE or any(array.strides != out.strides for array in arrays):
+            function(*arrays)
+            return out
+        flat = [array.ravel(order="K") for array in arrays]
+        if not all(np.shares_memory(f, a) for f, a in zip(flat, arrays, strict=True)):
+            function(*arrays)
+        else:
+            pieces = [slice(i, i + PIECE) for i in range(0, out.size, PIECE)]
+            for_each(pieces, lambda piece: function(*(f[piece] for f in flat)))
         return out
-    flat = [array.ravel(order="K") for array in arrays]
-    if not all(np.shares_memory(f, a) for f, a in zip(flat, arrays, strict=True)):
-        function(*arrays)
-    else:
-        for_each(
-            [slice(i, i + PIECE) for i in range(0, out.size, PIECE)], lambda piece: function(*(f[piece] for f in flat))
-        )
-    return out
+
+    return run
