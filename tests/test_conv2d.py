@@ -136,6 +136,17 @@ def test_many_images(batch: int) -> None:
 
 
 @pytest.mark.large
+@pytest.mark.parametrize("groups", (1, 2))
+@pytest.mark.parametrize("geometry", ({"stride": 5}, {"stride": (1, 2), "dilation": 2, "padding": 3}), ids=str)
+def test_rows_that_few_windows_meet(geometry: dict[str, Any], groups: int) -> None:
+    """At an image's edge fewer rows of the window count, and beyond the last window none."""
+    shapes = ((40, 2 * groups, 17, 12), (4 * groups, 2, 3, 3), (4 * groups,))
+    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+    operation = CONV2D._replace(sizes=exact)
+    check(operation, *inputs, **geometry, groups=groups, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.large
 def test_more_groups_than_a_grid_has_rows() -> None:
     groups = 70_000
     inputs = [torch.randint(-3, 4, shape).float() for shape in ((1, groups, 2, 2), (groups, 1, 1, 1))]

@@ -37,9 +37,12 @@ def test_lenet_layer(dtype: torch.dtype, batch: int) -> None:
 def test_specials(special: float) -> None:
     input = torch.randn(2, 1, 9, 9)
     input[0, 0, 4, 4] = special
-    weight, bias = torch.ones(2, 1, 2, 2), torch.ones(2)
-    judged = F.max_pool2d(F.relu(torch.conv2d(input, weight, bias)), 2)
-    torch.testing.assert_close(F.conv2d_relu_max_pool2d(input, weight, bias), judged, equal_nan=True)
+    input.requires_grad_()
+    weight, bias, dy = torch.ones(2, 1, 2, 2), torch.ones(2), torch.randn(2, 2, 4, 4)
+    judged = torch.max_pool2d(torch.relu(torch.conv2d(input, weight, bias)), 2)
+    fused = F.conv2d_relu_max_pool2d(input, weight, bias)
+    torch.testing.assert_close(fused, judged, equal_nan=True)
+    torch.testing.assert_close(*(torch.autograd.grad(y, input, dy)[0] for y in (fused, judged)))
 
 
 @pytest.mark.large

@@ -7,6 +7,8 @@ dy's rows, and adding KW shifted columns folds its result (H, C KW, OW N) back.
 """
 
 import functools
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +45,8 @@ class Geometry:
     @functools.cached_property
     def values_per_image(self) -> int:
         """What a tile's work arrays hold for each image."""
-        height, width = self.size[0] + 2 * self.padding[0], self.size[1] + 2 * self.padding[1]
-        lowered = self.channels * self.kernel[1] * height * self.out[1]
-        return self.groups * (lowered + self.channels * height * width + self.features * self.out[0] * self.out[1])
+        padded = self.channels * (self.size[0] + 2 * self.padding[0]) * (self.size[1] + 2 * self.padding[1])
+        return self.groups * (padded * (self.kernel[1] + 1) + self.features * self.out[0] * self.out[1])
 
     @functools.cached_property
     def multiplications_per_row(self) -> int:
@@ -102,7 +103,6 @@ def input_grad(
 
     def run(part: slice) -> None:
         tile = workspace(Tile, g, part.stop - part.start, dy.dtype)
-        tile.clear_dy()
         tile.dy[...] = by_group(staged(dimages[..., part]), g)
         tile.fold(matrix, memory[..., part])
 
@@ -143,94 +143,134 @@ def for_each_tile(g: Geometry, batch: Array, run: Callable[[slice], Any]) -> lis
 
 
 class Tile:
-    """The work arrays for n images, and the views of them that the steps use, made once.
+    """The steps for n images, in work arrays that are made once, as are the views of them.
 
     Arrays with "rows" in their name have the image's rows outside its channels: (groups, H, C, W, n).
     """
 
     def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
-        (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = (
-            g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
-        )  # fmt: skip
+        (oh, ow), stride, m = g.out, g.stride[0], g.out[1] * n
+        pieces = pieces_of(m, g.features * g.channels * math.prod(g.kernel))  # of every product: all multiply as much
         self.g = g
-        m = ow * n
-        pieces = pieces_of(m, g.features * g.channels * kh * kw)  # of every product: each has as many multiplications
-
-        self._padded = scratch("border", (g.groups * g.channels, h + 2 * ph, w + 2 * pw, n), dtype)
-        self._inside = self._padded[:, ph : ph + h, pw : pw + w]
-        height = (oh - 1) * sh + dh * (kh - 1) + 1
-        self._rows = scratch("rows", (g.groups, height, g.channels, kw, ow, n), dtype)
-        channel, row, column, image = self._padded.strides
-        strides = (g.channels * channel, row, channel, dw * column, sw * column, image)
-        self._columns = np.ndarray(self._rows.shape, dtype, self._padded, 0, strides)  # type: ignore[arg-type]
-        self._windows = Windows(self._rows.reshape(g.groups, height, -1, m), 0, kh, sh, dh, oh, pieces)
+        self._lowering = Lowering(g, n, dtype, pieces)
         y = scratch("maps", (g.groups, g.features, oh, m), dtype)
         self._y_pieces, self._y = split(y.transpose(0, 2, 1, 3), pieces), y.reshape(-1, oh, ow, n)
 
-        above = dh * (kh - 1)  # rows of zeros above dy, and below
-        end = above + (oh - 1) * sh + 1
-        dy_rows = scratch("maps", (g.groups, max(h + ph + above, end), g.features, ow, n), dtype)
-        self.dy = dy_rows[:, above:end:sh]
-        self._around_dy = [dy_rows[:, :above], dy_rows[:, end:]] if sh == 1 else [dy_rows]
+        # above dy and below rows of zeros, where one product of all rows costs less than several without them
+        above = (g.kernel[0] - 1) * g.dilation[0] if m < SHORTEST_PIECE else 0
+        end = above + (oh - 1) * stride + 1
+        below = max(g.size[0] + g.padding[0] + above - end, 0) if m < SHORTEST_PIECE else 0
+        dy_rows = scratch("maps", (g.groups, end + below, g.features, ow, n), dtype)
+        self.dy = dy_rows[:, above:end:stride]
+        between = [dy_rows[:, above + i : end : stride] for i in range(1, stride)]
+        self._zero_rows = [dy_rows[:, :above], dy_rows[:, end:], *between]
         self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, m)
         self._dy_columns = self._dy_matrix.transpose(0, 1, 3, 2).reshape(g.groups, oh, pieces, -1, g.features)
         self._dy_transposed = self._dy_columns
         if g.features >= WORTH_TRANSPOSING:
             self._dy_transposed = scratch("dy columns", self._dy_columns.shape, dtype)
-        self._dy_windows = Windows(dy_rows.reshape(*dy_rows.shape[:3], m), ph, kh, 1, dh, h, pieces)
-        lowered_dx = scratch("rows", (g.groups, h, g.channels * kw, m), dtype)
-        self._dx_pieces = split(lowered_dx, pieces)
-        lowered_dx = lowered_dx.reshape(g.groups, h, g.channels, kw, ow, n)
-        width = max(w + 2 * pw, (ow - 1) * sw + dw * (kw - 1) + 1)
-        dx = scratch("border", (g.groups, h, g.channels, width, n), dtype)
-        self._dx_inside = dx[:, :, :, pw : pw + w]
-        self._beside_dx = dx[:, :, :, ow:] if sw == 1 else dx  # where the first of the columns is not
-        self._dx_columns = [
-            (dx[:, :, :, q * dw : q * dw + (ow - 1) * sw + 1 : sw], lowered_dx[:, :, :, q]) for q in range(kw)
-        ]
+        self._folding = Folding(g, n, dtype, pieces, dy_rows.reshape(*dy_rows.shape[:3], m), above)
 
     def product(self, images: Array, matrix: Array) -> Array:
         """The convolution (O, OH, OW, n) of images (C, H, W, n), in work memory."""
-        self.lower(images)
-        np.matmul(matrix, self._windows(), out=self._y_pieces)
+        self._lowering.fill(images)
+        np.matmul(matrix, self._lowering.windows(), out=self._y_pieces)
         return self._y
-
-    def lower(self, images: Array) -> None:
-        """Fills the rows with what lies under the windows of images (C, H, W, n)."""
-        columns = self._columns
-        if images.flags.c_contiguous and self.g.padding == (0, 0):  # as the padded images would be
-            columns = np.ndarray(columns.shape, columns.dtype, images, 0, columns.strides)  # type: ignore[arg-type]
-        else:
-            if self.g.padding != (0, 0):
-                self._padded.fill(0)
-            self._inside[...] = staged(images)
-        self._rows[...] = columns
 
     def weight_share(self, images: Array) -> Array:
         """These images' share of dweight, transposed to (groups, KH C KW, O), once `dy` is filled."""
         if self._dy_transposed is not self._dy_columns:
             self._dy_transposed[...] = self._dy_columns
-        self.lower(images)
-        return np.add.reduce(np.matmul(self._windows(), self._dy_transposed), axis=(1, 2))
+        self._lowering.fill(images)
+        return np.add.reduce(np.matmul(self._lowering.windows(), self._dy_transposed), axis=(1, 2))
 
     def bias_share(self) -> Array:
         """These images' share of dbias (O), once `dy` is filled."""
         return np.add.reduce(np.add.reduce(self._dy_matrix, axis=1), axis=2).reshape(-1)
 
-    def clear_dy(self) -> None:
-        """Zeroes what lies around dy and, with strides, between its rows; `fold` needs it before `dy` is filled."""
-        for rows in self._around_dy:
-            rows.fill(0)
-
     def fold(self, matrix: Array, dx: Array) -> None:
-        """Writes dx (C, H, W, n), once `dy` is cleared and filled."""
-        np.matmul(matrix, self._dy_windows(), out=self._dx_pieces)
-        self._beside_dx.fill(0)
-        (target, columns), *others = self._dx_columns
-        target[...] = columns
-        for target, columns in others:
-            np.add(target, columns, out=target)
-        by_group(dx, self.g)[...] = self._dx_inside
+        """Writes dx (C, H, W, n), once `dy` is filled."""
+        for rows in self._zero_rows:
+            rows.fill(0)
+        self._folding.run(matrix, by_group(dx, self.g))
+
+
+class Lowering:
+    """The rows (groups, H, C KW, OW n) of n images, and the windows over them."""
+
+    def __init__(self, g: Geometry, n: int, dtype: Any, pieces: int) -> None:
+        (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = (
+            g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
+        )  # fmt: skip
+        self._with_padding = g.padding != (0, 0)
+        self._padded = scratch("border", (g.groups * g.channels, h + 2 * ph, w + 2 * pw, n), dtype)
+        self._inside = self._padded[:, ph : ph + h, pw : pw + w]
+        height = (oh - 1) * sh + dh * (kh - 1) + 1
+        self._rows = scratch("rows", (g.groups, height, g.channels, kw, ow, n), dtype)
+        channel, row, column, item = self._padded.strides
+        strides = (g.channels * channel, row, channel, dw * column, sw * column, item)
+        self._columns = view(self._padded, 0, self._rows.shape, strides)
+        self.windows = Windows(self._rows.reshape(g.groups, height, -1, ow * n), 0, kh, sh, dh, oh, pieces)
+
+    def fill(self, images: Array) -> None:
+        """Fills the rows with what lies under the windows of images (C, H, W, n)."""
+        columns = self._columns
+        if images.flags.c_contiguous and not self._with_padding:
+            columns = view(images, 0, columns.shape, columns.strides)
+        else:
+            if self._with_padding:
+                self._padded.fill(0)
+            self._inside[...] = staged(images)
+        self._rows[...] = columns
+
+
+class Folding:
+    """From the rows (groups, H, O, OW n) of dy to dx, by a product for each run of rows under the same rows of windows.
+
+    The product's rows (groups, H, C KW, OW n) have gaps of zeros between them. So one strided view shifts each to the
+    columns of dx to which it belongs, and its sum over KW is dx.
+    """
+
+    def __init__(self, g: Geometry, n: int, dtype: Any, pieces: int, dy_rows: Array, above: int) -> None:
+        (h, w), (kh, kw), (_, sw), (ph, pw), (dh, dw), (_, ow) = (
+            g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
+        )  # fmt: skip
+        reach, pitch = dw * (kw - 1), w + 2 * pw
+        memory = scratch("rows", ((reach + g.groups * h * g.channels * kw * pitch) * n,), dtype)
+        rows = memory[reach * n :].reshape(g.groups, h, g.channels * kw, pitch * n)
+        group, row, line, item = rows.strides
+        strides = (group, row, kw * line, line - dw * n * item, n * item, item)
+        self._shifted = view(memory, (reach + pw) * n * item, (g.groups, h, g.channels, kw, w, n), strides)
+        self._gaps = [memory[: reach * n], rows[..., ow * n :]]
+        self._product, self._spread = rows[..., : ow * n], None
+        if sw > 1:  # there are gaps between the columns, too
+            self._gaps = [memory]
+            self._product = scratch("lowered", self._product.shape, dtype)
+            self._spread = rows.reshape(*rows.shape[:3], pitch, n)[:, :, :, : (ow - 1) * sw + 1 : sw]
+        targets = split(self._product, pieces)
+        self._products = []
+        top = above + ph - (kh - 1) * dh  # the row of dy under the first row of the first window
+        for (first, last), run in itertools.groupby(range(h), lambda i: inside(top + i, dh, kh, dy_rows.shape[1])):
+            i, *others = run
+            count = 1 + len(others)
+            windows = Windows(dy_rows, top + i + first * dh, last - first, 1, dh, count, pieces)
+            self._products.append((slice(first * g.features, last * g.features), windows, targets[:, i : i + count]))
+
+    def run(self, matrix: Array, dx: Array) -> None:
+        """Fills dx (groups, H, C, W, n) by the flipped weight matrix."""
+        for columns, windows, target in self._products:
+            np.matmul(matrix[..., columns], windows(), out=target)
+        for gap in self._gaps:
+            gap.fill(0)
+        if self._spread is not None:
+            self._spread[...] = self._product.reshape(self._spread.shape)
+        np.add.reduce(self._shifted, axis=3, out=dx)
+
+
+def inside(row: int, dilation: int, k: int, rows: int) -> Pair:
+    """Which of row + 0, dilation, ... (k of them) are in range(rows): the first, and the one after the last."""
+    first = min(max(-(row // dilation), 0), k)
+    return first, min(max(-((row - rows) // dilation), first), k)
 
 
 class Windows:
@@ -247,13 +287,17 @@ class Windows:
         self._view = None
         if dilation == 1 or k == 1:
             group, row, *inner = rows.strides
-            view = np.ndarray(self._shape, rows.dtype, rows, first * row, (group, row * stride, *inner))  # type: ignore[arg-type]
-            self._view = split(view, pieces)
+            self._view = split(view(rows, first * row, self._shape, (group, row * stride, *inner)), pieces)
 
     def __call__(self) -> Array:
         if self._view is not None:
             return self._view
         return split(self._rows[:, self._places].reshape(self._shape), self._pieces)
+
+
+def view(array: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """A view of the contiguous array's memory; offset and strides are in bytes."""
+    return np.ndarray(shape, array.dtype, array, offset, strides)  # type: ignore[arg-type]
 
 
 def split(columns: Array, pieces: int) -> Array:

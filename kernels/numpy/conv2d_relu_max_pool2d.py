@@ -66,8 +66,6 @@ def backward(
 
     def run(part: slice) -> tuple[Array, Array]:
         tile = workspace(PooledTile, g, part.stop - part.start, dy.dtype)
-        if need_input:
-            tile.clear_dy()
         tile.unpool(dimages[..., part], places[..., part])
         if need_input:
             tile.fold(matrix, memory[..., part])
