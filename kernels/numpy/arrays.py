@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
+from torch import from_numpy
 
 from kernels.distributed import in_process_group
 from kernels.numpy.threads import Array, scratch
@@ -35,20 +36,21 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
             return (
                 tuple(_lowered(r, dtype) for r in results) if isinstance(results, tuple) else _lowered(results, dtype)
             )
-        arrays: list[Any]
-        if in_process_group():
-            arrays = [None if t is None else _free_to_resize(t) for t in tensors]
-        else:  # torch takes it that the memory of an array stays, and will not resize it any more
-            arrays = [None if t is None else t.numpy(force=True) for t in tensors]
-        results = SILENT.copy().run(function, *arrays, *rest)
-        return tuple(map(torch.from_numpy, results)) if isinstance(results, tuple) else torch.from_numpy(results)
+        to_array = _free_to_resize if in_process_group() else _array
+        results = SILENT.copy().run(function, *map(to_array, tensors), *rest)
+        return tuple(map(from_numpy, results)) if type(results) is tuple else from_numpy(results)
 
     return on_tensors
 
 
-def _free_to_resize(tensor: torch.Tensor) -> Array:
-    """The array by a slower way that leaves resizing allowed: FSDP frees the memory of parameters between their uses."""
-    return np.from_dlpack(tensor.detach())
+def _array(tensor: torch.Tensor | None) -> Array | None:
+    """The tensor's memory as an array; torch takes it that an array's memory stays, and will not resize it any more."""
+    return None if tensor is None else tensor.numpy(force=True)
+
+
+def _free_to_resize(tensor: torch.Tensor | None) -> Array | None:
+    """The same by a slower way that leaves resizing allowed: FSDP frees the memory of parameters between their uses."""
+    return None if tensor is None else np.from_dlpack(tensor.detach())
 
 
 def _raised(tensor: torch.Tensor | None) -> torch.Tensor | None:
