@@ -67,7 +67,7 @@ def for_each_product(items: Sequence[Any], function: Callable[[Any], Any], multi
     """`for_each` for a function that multiplies matrices, with at most so many multiplications a product."""
     if multiplications <= BLAS_STAYS_SINGLE:
         return for_each(items, function)
-    with one_blas_thread():
+    with one_blas_thread:
         return for_each(items, function)
 
 
@@ -124,39 +124,45 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         return _executor
 
 
-class one_blas_thread:
+class _OneBlasThread:
     """Keeps NumPy's BLAS from starting threads of its own in a `with` block, in all threads of the process."""
 
-    _users = 0
-    _before: list[int] = []
+    def __init__(self) -> None:
+        self.users = 0
+        self._before: list[int] = []
 
     def __enter__(self) -> None:
         with _lock:
-            if one_blas_thread._users == 0:
-                one_blas_thread._before = [library.get_num_threads() for library in _blas]
-                _set_blas_threads([1] * len(_blas))
-            one_blas_thread._users += 1
+            self.users += 1
+            if self.users == 1:
+                self._before = [library.get_num_threads() for library in _blas]
+                for library in _blas:
+                    _set_threads(library, 1)
 
     def __exit__(self, *error: object) -> None:
         with _lock:
-            one_blas_thread._users -= 1
-            if one_blas_thread._users == 0:
-                _set_blas_threads(one_blas_thread._before)
+            self.users -= 1
+            if self.users == 0:
+                for library, count in zip(_blas, self._before, strict=True):
+                    _set_threads(library, count)
 
 
-def _set_blas_threads(counts: list[int]) -> None:
-    for library, count in zip(_blas, counts, strict=True):
-        if hasattr(library, "clear_controlling_thread"):  # newer threadpoolctl heeds only the first thread that calls
-            library.clear_controlling_thread(force=True)
+one_blas_thread = _OneBlasThread()
+
+
+def _set_threads(library: Any, count: int) -> None:
+    library.set_num_threads(count)
+    if library.get_num_threads() != count and hasattr(library, "clear_controlling_thread"):
+        library.clear_controlling_thread(force=True)  # newer threadpoolctl heeds only the first thread that calls
         library.set_num_threads(count)
 
 
 def _forget_threads() -> None:
     global _executor, _lock
     _executor, _lock = None, threading.Lock()
-    if one_blas_thread._users:
-        one_blas_thread._users = 1
-        one_blas_thread().__exit__()
+    if one_blas_thread.users:
+        one_blas_thread.users = 1
+        one_blas_thread.__exit__()
 
 
 os.register_at_fork(after_in_child=_forget_threads)
