@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import kernels.functional as F
 import kernels.nn as nn
-from kernels.numpy.threads import _lock
+from kernels.numpy.threads import WORTH_A_THREAD, _lock, both, for_each
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -45,6 +46,7 @@ def results(function: Any, *shapes: tuple[int, ...]) -> list[Tensor]:
 CASES = {
     "conv2d": (F.conv2d, (BATCH, 3, 12, 12), (5, 3, 3, 3), (5,)),
     "conv2d_relu_max_pool2d": (F.conv2d_relu_max_pool2d, (BATCH, 3, 12, 12), (5, 3, 3, 3), (5,)),
+    "conv2d_relu_max_pool2d, a tile": (F.conv2d_relu_max_pool2d, (64, 6, 14, 14), (16, 6, 5, 5), (16,)),
     "max_pool2d": (lambda x: F.max_pool2d(x, 3, 2), (BATCH, 3, 12, 12)),
     "linear_relu": (F.linear_relu, (BATCH, 90), (30, 90), (30,)),
     "relu": (F.relu, (BATCH, 1000)),
@@ -167,6 +169,30 @@ def test_blas_is_held_where_it_would_start_threads(monkeypatch: pytest.MonkeyPat
     layer = nn.Linear(400, 120)
     layer(torch.randn(batch, 400)).sum().backward()
     assert (1 in limits) == held
+
+
+def test_both_where_no_thread_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        def submit(self, work: Any) -> Future[Any]:
+            return Future()
+
+    monkeypatch.setattr("kernels.numpy.threads._pool", lambda threads: Busy())
+    torch.set_num_threads(2)
+    assert both(lambda: "first", lambda: "second", WORTH_A_THREAD) == ("first", "second")
+
+
+def test_both_takes_no_thread_more_than_allowed() -> None:
+    torch.set_num_threads(2)
+    gate = threading.Barrier(2, timeout=60)  # so that both threads have their share
+
+    def on_which_threads(_: int) -> tuple[int, int]:
+        gate.wait()
+        return both(lambda: (time.sleep(0.05), threading.get_ident())[1], threading.get_ident, WORTH_A_THREAD)
+
+    first, second = zip(*for_each(range(4), on_which_threads), strict=True)
+    assert first == second and len(set(first)) == 2
+    (first, _), (second, _) = both(lambda: on_which_threads(0), lambda: on_which_threads(1), WORTH_A_THREAD)
+    assert first != second
 
 
 def test_images_a_power_of_two_apart() -> None:

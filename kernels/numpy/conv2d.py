@@ -53,6 +53,11 @@ class Geometry:
         """For a row of one image's output maps, in one group."""
         return self.features * self.channels * self.kernel[0] * self.kernel[1] * self.out[1]
 
+    @functools.cached_property
+    def multiplications(self) -> int:
+        """For one image."""
+        return self.groups * self.multiplications_per_row * self.out[0]
+
 
 @functools.lru_cache(maxsize=256)
 def geometry(
@@ -236,7 +241,7 @@ class Folding:
             g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
         )  # fmt: skip
         reach, pitch = dw * (kw - 1), w + 2 * pw
-        memory = scratch("rows", ((reach + g.groups * h * g.channels * kw * pitch) * n,), dtype)
+        memory = scratch("wide rows", ((reach + g.groups * h * g.channels * kw * pitch) * n,), dtype)
         rows = memory[reach * n :].reshape(g.groups, h, g.channels * kw, pitch * n)
         group, row, line, item = rows.strides
         strides = (group, row, kw * line, line - dw * n * item, n * item, item)

@@ -22,7 +22,7 @@ from kernels.numpy.conv2d import (
     summed_weight_shares,
     weight_matrix,
 )
-from kernels.numpy.threads import scratch, workspace
+from kernels.numpy.threads import both, scratch, workspace
 
 WINDOW = ((2, 2), (2, 2), (1, 1))  # kernel_size, stride, dilation
 FIRST = np.zeros((), np.uint8)
@@ -67,9 +67,12 @@ def backward(
     def run(part: slice) -> tuple[Array, Array]:
         tile = workspace(PooledTile, g, part.stop - part.start, dy.dtype)
         tile.unpool(dimages[..., part], places[..., part])
-        if need_input:
-            tile.fold(matrix, memory[..., part])
-        return tile.weight_share(images[..., part]) if need_weight else EMPTY, tile.bias_share() if need_bias else EMPTY
+        _, share = both(
+            lambda: tile.fold(matrix, memory[..., part]) if need_input else None,
+            lambda: tile.weight_share(images[..., part]) if need_weight else EMPTY,
+            min(need_input, need_weight) * (part.stop - part.start) * g.multiplications,
+        )
+        return share, tile.bias_share() if need_bias else EMPTY
 
     shares = for_each_tile(g, dy, run)
     dweight = (

@@ -21,6 +21,7 @@ TILE = 64  # images, as many as keep a convolution's work arrays in about the L2
 LARGE_TILE = 128  # images of large batches: longer NumPy calls, fewer waits for the interpreter lock
 LARGEST_TILE_BYTES = 16 << 20
 PIECE = 1 << 18  # elements of a piece of a large array
+WORTH_A_THREAD = 10**7  # multiplications: a fifth of a millisecond, several times what it takes to wake a thread
 BLAS_STAYS_SINGLE = 1 << 18  # multiplications; OpenBLAS starts threads for larger products only
 KEPT_WORKSPACES = 64
 KEPT_BYTES = 32 << 20  # larger work buffers are not kept
@@ -49,9 +50,13 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
     queue = iter(range(len(items)))  # next() on it is atomic
 
     def work() -> None:
-        with np.errstate(all="ignore"):
-            for i in queue:
-                results[i] = function(items[i])
+        _local.is_one_of_several = True
+        try:
+            with np.errstate(all="ignore"):
+                for i in queue:
+                    results[i] = function(items[i])
+        finally:
+            _local.is_one_of_several = False
 
     helpers = [_pool(threads).submit(work) for _ in range(threads - 1)]
     try:
@@ -61,6 +66,24 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
             if not helper.cancel():  # one that has not begun would wait for a thread, and that perhaps for this one
                 helper.result()
     return results
+
+
+def both(first: Callable[[], Any], second: Callable[[], Any], multiplications: int) -> tuple[Any, Any]:
+    """(first(), second()), with so many multiplications each: where that is worth a second thread, at the same time."""
+    if multiplications < WORTH_A_THREAD or _local.is_one_of_several or torch.get_num_threads() < 2:
+        return first(), second()
+
+    def work() -> Any:
+        with np.errstate(all="ignore"):
+            return second()
+
+    helper = _pool(2).submit(work)
+    try:
+        result = first()
+    finally:
+        has_begun = not helper.cancel()
+        other = helper.result() if has_begun else None
+    return result, other if has_begun else second()
 
 
 def for_each_product(items: Sequence[Any], function: Callable[[Any], Any], multiplications: int) -> list[Any]:
@@ -76,6 +99,7 @@ class _Local(threading.local):
         self.buffers: dict[str, Array] = {}
         self.workspaces: dict[tuple[Any, ...], Any] = {}
         self.oversized = False
+        self.is_one_of_several = False  # threads that share the parts of a batch
 
 
 _local = _Local()
