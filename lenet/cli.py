@@ -31,8 +31,10 @@ def status_of(arguments: list[str] | None) -> int:
         if rank() in (None, "0"):
             print("lenet: interrupted", file=sys.stderr)
         return 130
-    except (LenetError, OSError) as error:
+    except LenetError as error:
         message = str(error)
+    except OSError as error:
+        message = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
     except ModuleNotFoundError as error:
         extra = next((extra for extra, names in EXTRAS.items() if error.name in names), None)
         if extra is None:

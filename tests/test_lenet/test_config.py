@@ -82,5 +82,8 @@ def test_bad_files(cli: Cli, tmp_path: Path, content: bytes, fragments: list[str
 
 
 def test_no_such_file(cli: Cli, tmp_path: Path) -> None:
-    refused(cli("train", "--config", tmp_path / "gone.toml", "--out", tmp_path / "run"), "gone.toml")
+    refused(
+        cli("train", "--config", tmp_path / "gone.toml", "--out", tmp_path / "run"),
+        f"error: {tmp_path / 'gone.toml'}: No such file",
+    )
     assert not list(tmp_path.iterdir())
