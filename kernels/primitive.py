@@ -28,7 +28,7 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         name = fake.__name__  # type: ignore[attr-defined]
         library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         on_cpu, on_cuda = _implementation(name, "cpu"), _implementation(name, "cuda")
-        library.impl(name, lambda *arguments: on_cpu(*map(_tuple, arguments)), "CPU")
+        library.impl(name, lambda *arguments: on_cpu(*map(as_tuple, arguments)), "CPU")
         library.impl(name, on_cuda, "CUDA")
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=library)
@@ -56,7 +56,7 @@ def _implementation(name: str, device_type: str) -> Callable[..., Any]:
     return run
 
 
-def _tuple(argument: Any) -> Any:
+def as_tuple(argument: Any) -> Any:
     """The argument, as a tuple where torch's dispatcher made a list of it: NumPy's functions use some as keys."""
     return tuple(argument) if type(argument) is list else argument
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 import kernels.numpy
 from kernels.check.tolerances import SUMS_IN, errors, rounded_between
 from kernels.conv2d_relu_max_pool2d import WINDOWS
+from kernels.primitive import as_tuple
 
 Sizes = list[tuple[Tensor | float, Tensor | float]]  # terms and magnitude of each float output
 
@@ -81,7 +82,7 @@ def run(name: str, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The outputs of NumPy's primitive."""
     if name == "sgd":  # changes its inputs
         inputs = tree_map_only(Tensor, torch.clone, inputs)
-    return outputs_of(name, inputs, getattr(kernels.numpy, name)(*inputs))
+    return outputs_of(name, inputs, getattr(kernels.numpy, name)(*map(as_tuple, inputs)))
 
 
 def outputs_of(name: str, inputs: tuple[Any, ...], results: Any) -> list[Tensor]:
