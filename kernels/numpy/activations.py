@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels.numpy.arrays import Array, drop
+from kernels.numpy.arrays import ZERO, Array, drop
 
 
 def relu(input: Array, out: Array) -> None:
@@ -12,7 +12,7 @@ def relu(input: Array, out: Array) -> None:
 
 def relu_backward(dy: Array, y: Array, out: Array) -> None:
     """dy where y is not <= 0 (NaN counts as positive, as in torch), else 0."""
-    drop(dy, np.less_equal(y, 0, out=np.empty_like(y, bool)), out=out)
+    drop(dy, np.less_equal(y, ZERO, out=np.empty_like(y, bool)), out=out)
 
 
 def sigmoid(input: Array, out: Array) -> None:

@@ -15,6 +15,7 @@ from kernels.numpy.threads import Array, scratch
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 WORTH_STAGING = 8  # images
 INTEGERS: dict[int, Any] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}  # by size, for the bits of a float
+ZERO = np.zeros((), np.float32)  # which ufuncs on floats take faster than the number
 SILENT = copy_context()  # in which NumPy warns of no overflow; a copy and `run` cost less than np.errstate
 SILENT.run(np.seterr, all="ignore")
 

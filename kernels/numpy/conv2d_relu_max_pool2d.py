@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy import max_pool2d
-from kernels.numpy.arrays import INTEGERS, Array, batch_innermost, staged
+from kernels.numpy.arrays import INTEGERS, ZERO, Array, batch_innermost, staged
 from kernels.numpy.conv2d import (
     EMPTY,
     Geometry,
@@ -26,6 +26,7 @@ from kernels.numpy.threads import both, scratch, workspace
 
 WINDOW = ((2, 2), (2, 2), (1, 1))  # kernel_size, stride, dilation
 FIRST = np.zeros((), np.uint8)
+BELOW = np.array(2, np.uint8)
 POSITIONS = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1, 1, 1)
 
 
@@ -115,10 +116,10 @@ class PooledTile(Tile):
         maximum, position = self._largest()
         if bias is not None:
             np.add(maximum, bias[:, None, None, None], out=maximum)
-        np.less_equal(maximum, 0, out=self._mask)
+        np.less_equal(maximum, ZERO, out=self._mask)
         np.negative(self._mask_bits, out=self._mask_bits)
         np.bitwise_or(position, self._mask_bytes, out=positions)
-        np.maximum(maximum, 0, out=y)
+        np.maximum(maximum, ZERO, out=y)
 
     def _largest(self) -> tuple[Array, Array]:
         """The largest of each window of y and the position of the first of that size: of each row, then of both rows."""
@@ -130,7 +131,7 @@ class PooledTile(Tile):
         if math.isnan(np.dot(self._maxima, self._maxima)):  # which one NaN makes NaN, and nothing else
             windows = max_pool2d.slices(self._y, maximum.shape[1:3], *WINDOW)
             return max_pool2d.Scan(maximum.shape, maximum.dtype, np.uint8).maxima(windows, FIRST)
-        np.bitwise_or(self._right_below, 2, out=position)
+        np.bitwise_or(self._right_below, BELOW, out=position)
         np.multiply(position, self._mask_bytes, out=position)
         np.maximum(position, self._right_on_top, out=position)
         return maximum, position
