@@ -296,7 +296,8 @@ def placed(t: Tiling, window: int, item: int, corners: list[tuple[int, int, int,
         """For the rows of the corners and the rows below."""
         rows = [[(c, n, i + below, j) for c, n, i, j in corners] for below in (0, 1)]
         return sum(
-            wavefronts((c * plane + n * image + i % 2 * odd + i // 2 * pitch + j for c, n, i, j in row), banks) for row in rows
+            wavefronts((c * plane + n * image + i % 2 * odd + i // 2 * pitch + j for c, n, i, j in row), banks)
+            for row in rows
         )
 
     def sizes(least: int) -> range:
