@@ -19,8 +19,8 @@ VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
     "linear": (
         FLOATS,
         [
-            {"TILE": tile, "GROUPS": groups, "ACTIVATION": activation}
-            for tile, activation in itertools.product(GROUPS, ACTIVATIONS.values())
+            {"TILE": tile, "GROUPS": groups, "VECTOR_A": a, "VECTOR_B": b, "ACTIVATION": activation}
+            for tile, a, b, activation in itertools.product(GROUPS, (0, 1), (0, 1), ACTIVATIONS.values())
             for groups in sorted(set(GROUPS[tile]))
         ],
     ),
