@@ -53,12 +53,6 @@ __device__ __forceinline__ unsigned quotient(unsigned k, unsigned divisor) {
     return divisor == 1 ? k : __umulhi(k, ~0u / divisor + 1);
 }
 
-// x, which the compiler shall not take apart again to work out sums of its summands in a loop.
-__device__ __forceinline__ int kept(int x) {
-    asm("" : "+r"(x));
-    return x;
-}
-
 __device__ __forceinline__ unsigned thread_of_block(const Tiling& t) {
     return t.teams == 1 ? threadIdx.x : threadIdx.y * t.lanes + threadIdx.x;
 }
@@ -79,8 +73,8 @@ template <int N> __device__ __forceinline__ void copy(accum* to, const scalar* f
     if (sizeof(scalar) == sizeof(accum)) {
         constexpr int SIZE = N * sizeof(accum);
         const unsigned address = __cvta_generic_to_shared(to);
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(SIZE), "r"(inside ? SIZE : 0)
-                     : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(SIZE),
+                     "r"(inside ? SIZE : 0) : "memory");
         return;
     }
 #endif
@@ -102,8 +96,8 @@ __device__ __forceinline__ void wait_for_copies() {
 // The part of a source that lies under a block's tiles.
 struct Region { int image, images, channel, channels, top, left; };
 
-// Where row `row` of the input under a tile is in shared memory: even rows before odd ones, so that the distance of the
-// tiles' rows, which are two apart, may be odd.
+// Where row `row` of the input under a tile is in shared memory: even and odd rows apart, so that the distance of the tiles'
+// rows, which are two apart, can be chosen freely.
 __device__ __forceinline__ int offset_of_row(int row, const Tiling& t) { return (row & 1) * t.odd + (row >> 1) * t.pitch; }
 
 // Where pixels come from: an image, zero outside...
@@ -188,7 +182,7 @@ struct Unpooled {
             for (int c = 0; c < of.channels; c++, position_from += strides.c, from += dy.strides.c, to += t.plane) {
                 int position = 255;
                 accum value = 0;
-                if (exists) position = *position_from, value = widen(*from);
+                if (exists) position = *position_from, value = widen(*from);  // neither waits for the other
 #pragma unroll
                 for (int a = 0; a < 2; a++) {
                     if (!ALIGNED && (row + a < 0 || row + a >= t.height)) continue;
@@ -225,7 +219,8 @@ struct Place {
 
     __device__ __forceinline__ Place(const Sizes& s, const Tiling& t) {
         unsigned block = blockIdx.x;
-        map = min(int(block % s.map_blocks * t.teams + threadIdx.y) * MAPS, s.maps - MAPS), block /= s.map_blocks;  // the last may overlap
+        // The last maps may be those of another thread, too: both compute and store the same.
+        map = min(int(block % s.map_blocks * t.teams + threadIdx.y) * MAPS, s.maps - MAPS), block /= s.map_blocks;
         group = block % s.groups, block /= s.groups;
         column = block % s.strips * t.columns, block /= s.strips;
         row = block % s.bands * t.rows, block /= s.bands;
@@ -477,8 +472,8 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_rel
 
 // ---------------------------------------------------------------- weight gradient, bias gradient with it
 
-// The block's pixels of dy, gradient[2][2][PADDED / VECTOR][tiles][VECTOR], and what this thread copied of them, summed for
-// the bias. Neighbouring threads copy neighbouring pixels or tiles, to different banks.
+// The block's pixels of dy, [2][2][vectors of maps][tiles], and what this thread copied of them, summed for the bias.
+// Neighbouring threads copy neighbouring pixels or tiles, to different banks.
 struct Gradient {
     static constexpr int MAPS_OF_VECTOR = PADDED < 4 ? PADDED : 4;
     using vector = pack<accum, MAPS_OF_VECTOR>;
@@ -496,10 +491,14 @@ struct Gradient {
     __device__ __forceinline__ accum* pixel(int tile, int k) const {
         return reinterpret_cast<accum*>(memory + (k * part + tile * int(sizeof(vector))));
     }
-    __device__ __forceinline__ int of_map(int m) const { return m / MAPS_OF_VECTOR * MAPS_OF_VECTOR * tiles + m % MAPS_OF_VECTOR; }
+    __device__ __forceinline__ int of_map(int m) const {
+        return m / MAPS_OF_VECTOR * MAPS_OF_VECTOR * tiles + m % MAPS_OF_VECTOR;
+    }
 
     // Copies dy from its pixel (2 row, 2 column) of image n on, maps from `map` on.
-    __device__ __forceinline__ void stage(const Image& dy, const Tiling& t, int image, int images, int map, int row, int column) {
+    __device__ __forceinline__ void stage(
+        const Image& dy, const Tiling& t, int image, int images, int map, int row, int column
+    ) {
         const unsigned rows = 2 * t.rows, columns = 2 * t.columns;
 #pragma unroll 1
         for (unsigned k = threadIdx.x; k < images * rows * columns; k += SUM_THREADS) {
@@ -549,14 +548,14 @@ struct Gradient {
 // dweight[o, c, p, q] = sum over n, i, j of dy[n, o, i, j] x[n, c, i + p - pad, j + q - pad], dbias[o] = sum of dy[n, o, i, j]
 //
 // A thread owns the TAPS of one row of the window (a single tap if WINDOW is 0) times MAPS maps, and takes every
-// `shares`-th 2x2 tile of the block's pixels. Each block sums every `splits`-th part of the pixels into its row of
-// `partial` (splits, dweight and dbias); another kernel adds the rows up. All in a fixed order.
+// `shares`-th 2x2 tile of the block's pixels. Each block sums every gridDim.y-th part of the pixels into its row of
+// `partial` (gridDim.y, length), dweight and dbias; another kernel adds the rows up. All in a fixed order.
 template <typename Source>
 __device__ __forceinline__ void weight_grad(
     const Image& x, const Source& dy, accum* partial, bool with_bias, int64 length, const Sizes& s, const Tiling& t
 ) {
     const unsigned tap_block = blockIdx.x % s.tap_blocks, rest = blockIdx.x / s.tap_blocks;
-    const int map = min(int(rest % s.map_blocks) * MAPS, s.maps - MAPS), group = rest / s.map_blocks;  // the last may overlap
+    const int map = min(int(rest % s.map_blocks) * MAPS, s.maps - MAPS), group = rest / s.map_blocks;  // may overlap
     const int first = tap_block * t.taps, taken = min(t.taps, s.channels * s.kh * (s.kw / TAPS) - first);
     const int shares = SUM_THREADS / t.taps;
     const unsigned share = quotient(threadIdx.x, t.taps), own = threadIdx.x - share * t.taps;
@@ -628,7 +627,7 @@ __device__ __forceinline__ void weight_grad(
     quad* quads = reinterpret_cast<quad*>(shared_memory);
     const int addends = shares / QUADS, results = t.taps * TAPS;
     const int all_maps = s.groups * s.maps, first_map = group * s.maps + map;
-    const int64 of_map = s.channels * s.kh * s.kw;
+    const int64 of_map = int64(s.channels) * (s.kh * s.kw);
     partial += blockIdx.y * length;
 #pragma unroll
     for (int m0 = 0; m0 < MAPS; m0 += TOGETHER) {

@@ -44,16 +44,15 @@ __device__ __forceinline__ accum phi_backward(accum dy, accum y) {
 // The memory of an operand.
 struct Matrix { const scalar* data; int64 row_stride, k_stride; };
 
-// The rows of a or b that a block multiplies. K_INNER says along which dimension a thread fetches four values, a quad: the one
-// that is contiguous in an ordinary layer. VECTOR says that a quad can be read at once. If not, its values are those of four
-// places in the line, so that neighbouring threads read neighbours; any strides are right then.
+// The rows of a or b that a block multiplies. K_INNER says along which dimension a thread fetches four values, a quad: the
+// one that is contiguous in an ordinary layer. WIDTH of them, 4, 2 or 1, can be read at once; then come as many from another
+// place of the line, so that neighbouring threads read neighbours. With a WIDTH of 1 any strides are right.
 // In shared memory the tile is [row][k] where k is the inner dimension, [k][row] where not: as it was fetched.
 // With two SOURCES they are dy and y, and dz is made on the way there.
-template <bool K_INNER, bool VECTOR, int SOURCES = 1> struct Operand {
+template <bool K_INNER, int WIDTH, int SOURCES = 1> struct Operand {
     struct Fetched { Quad quads[SOURCES][QUADS]; };
     static constexpr bool k_inner = K_INNER;
     static constexpr int LINE = (K_INNER ? DEPTH : TILE) / 4, STEP = BLOCK / LINE;  // quads of a line; lines to the next quad
-    static constexpr int DISTANCE = VECTOR ? 1 : LINE;        // of a quad's values
     static constexpr int LINE_PITCH = K_INNER ? PITCH : TILE;  // in shared memory
 
     int inner, outer;              // of this thread's first value; outer counts lines
@@ -63,50 +62,53 @@ template <bool K_INNER, bool VECTOR, int SOURCES = 1> struct Operand {
     int64 inner_stride[SOURCES], step[SOURCES];  // step: from a quad to the next one
     int64 advance_by[SOURCES];     // from one DEPTH to the next
 
-    __device__ __forceinline__ Operand(const Matrix (&sources)[SOURCES], int64 rows, int64 first_row, int64 first_k,
+    template <int GIVEN>
+    __device__ __forceinline__ Operand(const Matrix (&sources)[GIVEN], int64 rows, int64 first_row, int64 first_k,
                                        bool ones = false)
-        : inner(threadIdx.x % LINE * (VECTOR ? 4 : 1)),
+        : inner(threadIdx.x % LINE * WIDTH),
           outer(threadIdx.x / LINE),
           rows(int(rows - first_row < TILE ? rows - first_row : TILE)),
           ones(ones && rows - first_row < TILE) {
 #pragma unroll
         for (int s = 0; s < SOURCES; s++) {
             const int64 row_stride = sources[s].row_stride, k_stride = sources[s].k_stride;
-            inner_stride[s] = VECTOR ? 1 : K_INNER ? k_stride : row_stride;
+            inner_stride[s] = WIDTH > 1 ? 1 : K_INNER ? k_stride : row_stride;
             const int64 outer_stride = K_INNER ? row_stride : k_stride;
-            from[s] = sources[s].data + first_row * row_stride + first_k * k_stride + inner * inner_stride[s] + outer * outer_stride;
+            from[s] = sources[s].data + first_row * row_stride + first_k * k_stride + inner * inner_stride[s] +
+                      outer * outer_stride;
             step[s] = STEP * outer_stride;
             advance_by[s] = DEPTH * (K_INNER ? inner_stride[s] : k_stride);
         }
     }
 
+    // How far from the thread's first value the e-th of a quad is.
+    static __device__ __forceinline__ int distance(int e) { return e / WIDTH * WIDTH * LINE + e % WIDTH; }
+
     // The thread's quads; `depth` values of k are left. Beyond them are zeros: in whole quads only where k is the outer
     // dimension, as no quad beyond the end is multiplied. Rows that do not exist may hold anything: nobody stores their sums.
     __device__ __forceinline__ void fetch(Fetched& fetched, int depth) const {
+        using Read = pack<scalar, WIDTH>;
         const int elements = (K_INNER ? depth : rows) - inner, lines = (K_INNER ? rows : depth) - outer;
+        const int existing = WIDTH < 4 || elements > 0 ? lines : 0;
+        const bool whole = WIDTH == 4 && existing > (QUADS - 1) * STEP;
 #pragma unroll
         for (int s = 0; s < SOURCES; s++) {
             const scalar* quad = from[s];
-            if constexpr (VECTOR) {
-                const int existing = elements > 0 ? lines : 0;
-                if (existing > (QUADS - 1) * STEP) {
+            const auto read = [&](int q, int e) {
+                const scalar* at = quad + distance(e) * inner_stride[s];
+                reinterpret_cast<Read&>(fetched.quads[s][q].at[e]) = *reinterpret_cast<const Read*>(at);
+            };
+            if (whole) {
 #pragma unroll
-                    for (int q = 0; q < QUADS; q++, quad += step[s]) fetched.quads[s][q] = *reinterpret_cast<const Quad*>(quad);
-                } else {
-#pragma unroll
-                    for (int q = 0; q < QUADS; q++, quad += step[s]) {
-                        if (!K_INNER) fetched.quads[s][q] = {};
-                        if (q * STEP < existing) fetched.quads[s][q] = *reinterpret_cast<const Quad*>(quad);
-                    }
-                }
+                for (int q = 0; q < QUADS; q++, quad += step[s]) read(q, 0);
             } else {
 #pragma unroll
-                for (int q = 0; q < QUADS; q++, quad += step[s])
+                for (int q = 0; q < QUADS; q++, quad += step[s]) {
+                    if (!K_INNER || WIDTH < 4) fetched.quads[s][q] = {};
 #pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        fetched.quads[s][q].at[e] = narrow(0);
-                        if (q * STEP < lines && e * LINE < elements) fetched.quads[s][q].at[e] = quad[e * LINE * inner_stride[s]];
-                    }
+                    for (int e = 0; e < 4; e += WIDTH)
+                        if (q * STEP < existing && (WIDTH == 4 || distance(e) < elements)) read(q, e);
+                }
             }
         }
         if (ones) {
@@ -114,7 +116,7 @@ template <bool K_INNER, bool VECTOR, int SOURCES = 1> struct Operand {
             for (int q = 0; q < QUADS; q++)
 #pragma unroll
                 for (int e = 0; e < 4; e++)
-                    if (q * STEP < lines && e * DISTANCE == elements) fetched.quads[0][q].at[e] = narrow(1);
+                    if (q * STEP < lines && distance(e) == elements) fetched.quads[0][q].at[e] = narrow(1);
         }
     }
 
@@ -133,12 +135,12 @@ template <bool K_INNER, bool VECTOR, int SOURCES = 1> struct Operand {
         accum* to = tile + (outer * LINE_PITCH + inner);
 #pragma unroll
         for (int q = 0; q < QUADS; q++, to += STEP * LINE_PITCH) {
-            const Sums values = {value(fetched, q, 0), value(fetched, q, 1), value(fetched, q, 2), value(fetched, q, 3)};
-            if constexpr (VECTOR) {
-                *reinterpret_cast<Sums*>(to) = values;
-            } else {
 #pragma unroll
-                for (int e = 0; e < 4; e++) to[e * LINE] = values.at[e];
+            for (int e = 0; e < 4; e += WIDTH) {
+                pack<accum, WIDTH> values;
+#pragma unroll
+                for (int w = 0; w < WIDTH; w++) values.at[w] = value(fetched, q, e + w);
+                *reinterpret_cast<pack<accum, WIDTH>*>(to + distance(e)) = values;
             }
         }
     }
@@ -149,28 +151,24 @@ template <bool K_INNER, bool VECTOR, int SOURCES = 1> struct Operand {
         return warp * LANES * COUNT + i / TOGETHER * LANES * TOGETHER + lane * TOGETHER + i % TOGETHER;
     }
 
-    // A lane's rows at k, ..., k + 3.
+    // Where in the tile the value of a row at k is.
+    static __device__ __forceinline__ int place(int row, int k) { return K_INNER ? row * PITCH + k : k * TILE + row; }
+
+    // A lane's rows at k, ..., k + 3; `from` is the place of its first row at 0.
     template <int LANES, int COUNT>
-    static __device__ __forceinline__ void get(const accum* tile, int warp, int lane, int k, accum (&values)[COUNT][4]) {
-        if constexpr (K_INNER) {
+    static __device__ __forceinline__ void get(const accum* from, int k, accum (&values)[COUNT][4]) {
+        constexpr int TOGETHER = K_INNER ? 1 : COUNT < 4 ? COUNT : 4, STEPS = K_INNER ? 4 : 1;
 #pragma unroll
-            for (int i = 0; i < COUNT; i++) {
-                const Sums part = *reinterpret_cast<const Sums*>(tile + row<LANES, COUNT>(warp, lane, i) * PITCH + k);
+        for (int i = 0; i < COUNT; i += TOGETHER)
 #pragma unroll
-                for (int e = 0; e < 4; e++) values[i][e] = part.at[e];
+            for (int e = 0; e < 4; e += STEPS) {
+                using Read = pack<accum, TOGETHER * STEPS>;
+                const Read read = *reinterpret_cast<const Read*>(from + place(row<LANES, COUNT>(0, 0, i), k + e));
+#pragma unroll
+                for (int j = 0; j < TOGETHER; j++)
+#pragma unroll
+                    for (int step = 0; step < STEPS; step++) values[i + j][e + step] = read.at[j + step];
             }
-        } else {
-            constexpr int TOGETHER = COUNT < 4 ? COUNT : 4;
-#pragma unroll
-            for (int i = 0; i < COUNT; i += TOGETHER)
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    using Rows = pack<accum, TOGETHER>;
-                    const Rows part = *reinterpret_cast<const Rows*>(tile + (k + e) * TILE + row<LANES, COUNT>(warp, lane, i));
-#pragma unroll
-                    for (int j = 0; j < TOGETHER; j++) values[i + j][e] = part.at[j];
-                }
-        }
     }
 };
 
@@ -180,6 +178,9 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
     accum *a_tile = memory, *b_tile = memory + TILE * PITCH;
     const int lane_m = threadIdx.x % 32 / LANES_N, lane_n = threadIdx.x % LANES_N, warp = threadIdx.x / 32;
     const int warp_m = warp % WARPS_M, warp_n = warp / WARPS_M % WARPS_N, group = warp / (WARPS_M * WARPS_N);
+    const int own_m = A::template row<LANES_M, TM>(warp_m, lane_m, 0);
+    const int own_n = B::template row<LANES_N, TN>(warp_n, lane_n, 0);
+    const int a_from = kept(A::place(own_m, 4 * group)), b_from = kept(int(b_tile - a_tile) + B::place(own_n, 4 * group));
     accum sums[TM][TN] = {};
     typename A::Fetched a_fetched;
     typename B::Fetched b_fetched;
@@ -203,8 +204,8 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
         for (int quad = 0; quad < DEPTH; quad += 4 * GROUPS) {
             if (quad >= of_group) break;
             accum as[TM][4], bs[TN][4];
-            A::template get<LANES_M>(a_tile, warp_m, lane_m, quad + 4 * group, as);
-            B::template get<LANES_N>(b_tile, warp_n, lane_n, quad + 4 * group, bs);
+            A::template get<LANES_M>(memory + a_from, quad, as);
+            B::template get<LANES_N>(memory + b_from, quad, bs);
 #pragma unroll
             for (int e = 0; e < 4; e++)
 #pragma unroll
@@ -218,12 +219,12 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
     Sums* quads = reinterpret_cast<Sums*>(memory);
 #pragma unroll
     for (int i = 0; i < TM; i++) {
-        const int m = group * TILE + A::template row<LANES_M, TM>(warp_m, lane_m, i), n = B::template row<LANES_N, TN>(warp_n, lane_n, 0);
+        const int to = (group * TILE + own_m + A::template row<LANES_M, TM>(0, 0, i)) * SUM_PITCH + own_n;
         if constexpr (B::k_inner) {
 #pragma unroll
-            for (int j = 0; j < TN; j++) memory[m * SUM_PITCH + n + j * LANES_N] = sums[i][j];
+            for (int j = 0; j < TN; j++) memory[to + j * LANES_N] = sums[i][j];
         } else {
-            quads[(m * SUM_PITCH + n) / 4] = {sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
+            quads[to / 4] = {sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
         }
     }
     __syncthreads();
@@ -274,8 +275,8 @@ linear_forward(const scalar* input, const scalar* weight, const scalar* bias, sc
     __shared__ __align__(32) accum memory[MEMORY_SIZE];
     const Corner corner(blockIdx.x, batch);
     const int64 m0 = corner.m, n0 = corner.n;
-    const Operand<true, VECTOR_A> a({{input, input_strides.row, input_strides.column}}, batch, m0, 0);
-    const Operand<true, VECTOR_B> b({{weight, weight_strides.row, weight_strides.column}}, outputs, n0, 0);
+    const Operand<true, WIDTH_A> a({{input, input_strides.row, input_strides.column}}, batch, m0, 0);
+    const Operand<true, WIDTH_B> b({{weight, weight_strides.row, weight_strides.column}}, outputs, n0, 0);
     multiply(memory, a, b, inputs, [&](int m, int n, Sums z) {
         if (m >= a.rows || n >= b.rows) return;
 #pragma unroll
@@ -287,14 +288,7 @@ linear_forward(const scalar* input, const scalar* weight, const scalar* bias, sc
     });
 }
 
-constexpr int SOURCES_OF_DZ = ACTIVATION == NONE ? 1 : 2;
-
-struct OfDz { Matrix sources[SOURCES_OF_DZ]; };
-
-__device__ __forceinline__ OfDz dz(const Matrix& dy, const Matrix& y) {
-    if constexpr (ACTIVATION == NONE) return {dy};
-    else return {dy, y};
-}
+constexpr int SOURCES_OF_DZ = ACTIVATION == NONE ? 1 : 2;  // dy and y; without an activation dz is dy
 
 // The first `input_tiles` blocks compute dinput, the others dweight and dbias: so that they fill the GPU together.
 // dbias is the gradient of the weight of one more input, which is always 1.
@@ -309,9 +303,9 @@ linear_backward(const scalar* dy, const scalar* y, const scalar* input, const sc
     if (blockIdx.x < input_tiles) {
         const Corner corner(blockIdx.x, batch);
         const int64 m0 = corner.m, n0 = corner.n;
-        const Operand<true, VECTOR_A, SOURCES_OF_DZ> a(
-            dz({dy, dy_strides.row, dy_strides.column}, {y, y_strides.row, y_strides.column}).sources, batch, m0, 0);
-        const Operand<false, VECTOR_B> b({{weight, weight_strides.column, weight_strides.row}}, inputs, n0, 0);
+        const Operand<true, WIDTH_A, SOURCES_OF_DZ> a(
+            {{dy, dy_strides.row, dy_strides.column}, {y, y_strides.row, y_strides.column}}, batch, m0, 0);
+        const Operand<false, WIDTH_B> b({{weight, weight_strides.column, weight_strides.row}}, inputs, n0, 0);
         multiply(memory, a, b, outputs, [&](int m, int n, const Sums& sums) {
             if (m >= a.rows || n >= b.rows) return;
             scalar* to = dinput + (m0 + m) * dinput_strides.row + (n0 + n) * dinput_strides.column;
@@ -323,9 +317,9 @@ linear_backward(const scalar* dy, const scalar* y, const scalar* input, const sc
     const Corner corner(block - split * unsigned(weight_tiles), outputs);
     const int64 m0 = corner.m, n0 = corner.n, k0 = split * part;
     const int64 columns = dweight ? inputs : 0;
-    const Operand<false, VECTOR_A, SOURCES_OF_DZ> a(
-        dz({dy, dy_strides.column, dy_strides.row}, {y, y_strides.column, y_strides.row}).sources, outputs, m0, k0);
-    const Operand<false, VECTOR_B> b({{input, input_strides.column, input_strides.row}}, columns, n0, k0, dbias != nullptr);
+    const Operand<false, WIDTH_A, SOURCES_OF_DZ> a(
+        {{dy, dy_strides.column, dy_strides.row}, {y, y_strides.column, y_strides.row}}, outputs, m0, k0);
+    const Operand<false, WIDTH_B> b({{input, input_strides.column, input_strides.row}}, columns, n0, k0, dbias != nullptr);
     multiply(memory, a, b, batch - k0 < part ? batch - k0 : part, [&](int m, int n, const Sums& sums) {
         if (m >= a.rows) return;
         const auto store = [&](auto* weights, auto* bias) {

@@ -18,6 +18,7 @@ GROUPS = {
     64: (1, 1, 1),
 }  # of warps by tile, for sums of up to 32 terms, of up to 255, longer
 WARPS = {16: 1, 32: 2, 64: 4}  # of a group
+WIDTHS = (4, 2, 1)  # values that are read at once
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "step": 3}
 
 
@@ -27,26 +28,26 @@ def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activatio
     strides = (_strides(input), _strides(weight), 0 if bias is None else bias.stride(0), _strides(y))
     (batch, outputs), inputs = y.shape, input.shape[1]
     shape = tiles(batch, outputs, inputs)
-    vectors = in_quads(input), in_quads(weight)
-    _launch("linear_forward", shape, vectors, activation, input, weight, bias, y, batch, outputs, inputs, *strides)
+    widths = width(input), width(weight)
+    _launch("linear_forward", shape, widths, activation, input, weight, bias, y, batch, outputs, inputs, *strides)
     return y
 
 
 def linear_input_grad(dz: Tensor, weight: Tensor) -> Tensor:
     """dinput (N, I) of dz (N, O) and weight (O, I)."""
-    return _backward(dz, None, None, weight, (True, False, False), None)[0]
+    return _backward(dz, None, None, weight, weight.shape[1], (True, False, False), None)[0]
 
 
 def linear_weight_grad(dz: Tensor, input: Tensor) -> Tensor:
     """dweight (O, I) of dz (N, O) and input (N, I)."""
-    return _backward(dz, None, input, None, (False, True, False), None)[1]
+    return _backward(dz, None, input, None, input.shape[1], (False, True, False), None)[1]
 
 
 def linear_backward(
     dy: Tensor, y: Tensor | None, input: Tensor, weight: Tensor, needed: tuple[bool, bool, bool], activation: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dinput, dweight, dbias), each empty where it is not needed."""
-    return _backward(dy, y, input, weight, needed, activation)
+    return _backward(dy, y, input, weight, weight.shape[1], needed, activation)
 
 
 def _backward(
@@ -54,11 +55,12 @@ def _backward(
     y: Tensor | None,
     input: Tensor | None,
     weight: Tensor | None,
+    inputs: int,
     needed: tuple[bool, bool, bool],
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     need_input, need_weight, need_bias = needed
-    (batch, outputs), inputs = dy.shape, (input if weight is None else weight).shape[1]
+    batch, outputs = dy.shape
     dinput = new_rows(dy, inputs) if need_input else dy.new_empty((0, 0))
     dweight = dy.new_empty((outputs, inputs) if need_weight else (0, 0))
     dbias = dy.new_empty((outputs if need_bias else 0,))
@@ -71,24 +73,25 @@ def _backward(
     sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
     partials = dy.new_empty((parts, length), dtype=sums) if parts > 1 else None
     y = dy if y is None else y
-    vectors = in_quads(dy) and in_quads(y), in_quads(input) and in_quads(weight)
+    widths = width(dy, y), width(input, weight)
     strides = [NOWHERE if matrix is None else _strides(matrix) for matrix in (dy, y, input, weight, dinput)]
 
     def start(tile: int, groups: int, input_tiles: int, weight_tiles: int) -> None:
         tensors = (dy, y, input, weight, dinput, *results, partials)
         sizes = (batch, outputs, inputs, part, input_tiles, weight_tiles)
         shape = (tile, groups, input_tiles + weight_tiles * parts)
-        _launch("linear_backward", shape, vectors, activation, *tensors, *sizes, *strides)
+        _launch("linear_backward", shape, widths, activation, *tensors, *sizes, *strides)
 
-    if input_shape[0] == weight_shape[0]:
-        start(input_shape[0], max(input_shape[1], weight_shape[1]), input_shape[2], weight_shape[2])
+    tile, groups, weight_tiles = weight_shape
+    if input_shape[0] == tile:
+        start(tile, groups, input_shape[2], weight_tiles)
     else:
         start(*input_shape, 0)
-        start(*weight_shape[:2], 0, weight_shape[2])
+        start(tile, groups, 0, weight_tiles)
     if partials is not None:
         blocks = (-(-length // THREADS),)
         arguments = (partials, *results, need_weight * outputs * inputs, length, parts)
-        constants = _constants(*weight_shape[:2], vectors, activation)
+        constants = _constants(tile, groups, widths, activation)
         launch(dy, "linear", "linear_weight_grad_sum", blocks, (THREADS,), *arguments, **constants)
     return dinput, dweight, dbias
 
@@ -110,31 +113,33 @@ def split(batch: int, blocks: int) -> tuple[int, int]:
     return part, max(1, -(-batch // part))
 
 
-def in_quads(matrix: Tensor | None) -> bool:
-    """Whether the rows of a matrix, if there is one, can be read four values at a time."""
-    if matrix is None:
-        return True
+def width(*matrices: Tensor | None) -> int:
+    """How many values of a row can be read at once, in all of the matrices that there are: 4, 2 or 1."""
+    return min((_width(matrix) for matrix in matrices if matrix is not None), default=4)
+
+
+def _width(matrix: Tensor) -> int:
     row, column = matrix.stride()
-    return (row | matrix.shape[1]) % 4 == 0 and column == 1 and matrix.data_ptr() % (4 * matrix.element_size()) == 0
+    bits = 4 | row | matrix.shape[1] | matrix.data_ptr() // matrix.element_size()
+    return bits & -bits if column == 1 else 1
 
 
 def _launch(
-    kernel: str, shape: tuple[int, int, int], vectors: tuple[bool, bool], activation: str | None, *arguments: Any
+    kernel: str, shape: tuple[int, int, int], widths: tuple[int, int], activation: str | None, *arguments: Any
 ) -> None:
     tile, groups, blocks = shape
     threads = (32 * WARPS[tile] * groups,)
-    constants = _constants(tile, groups, vectors, activation)
+    constants = _constants(tile, groups, widths, activation)
     launch(arguments[0], "linear", kernel, (blocks,), threads, *arguments, **constants)
 
 
-def _constants(tile: int, groups: int, vectors: tuple[bool, bool], activation: str | None) -> dict[str, int]:
-    activation_code = ACTIVATIONS[activation]
+def _constants(tile: int, groups: int, widths: tuple[int, int], activation: str | None) -> dict[str, int]:
     return {
         "TILE": tile,
         "GROUPS": groups,
-        "VECTOR_A": int(vectors[0]),
-        "VECTOR_B": int(vectors[1]),
-        "ACTIVATION": activation_code,
+        "WIDTH_A": widths[0],
+        "WIDTH_B": widths[1],
+        "ACTIVATION": ACTIVATIONS[activation],
     }
 
 
