@@ -94,20 +94,20 @@ template <bool K_INNER, int WIDTH, int SOURCES = 1> struct Operand {
 #pragma unroll
         for (int s = 0; s < SOURCES; s++) {
             const scalar* quad = from[s];
-            const auto read = [&](int q, int e) {
-                const scalar* at = quad + distance(e) * inner_stride[s];
+            const auto read = [&](int q, int e, const scalar* at) {
                 reinterpret_cast<Read&>(fetched.quads[s][q].at[e]) = *reinterpret_cast<const Read*>(at);
             };
             if (whole) {
 #pragma unroll
-                for (int q = 0; q < QUADS; q++, quad += step[s]) read(q, 0);
+                for (int q = 0; q < QUADS; q++, quad += step[s]) read(q, 0, quad);
             } else {
 #pragma unroll
                 for (int q = 0; q < QUADS; q++, quad += step[s]) {
                     if (!K_INNER || WIDTH < 4) fetched.quads[s][q] = {};
+                    const scalar* at = quad;
 #pragma unroll
-                    for (int e = 0; e < 4; e += WIDTH)
-                        if (q * STEP < existing && (WIDTH == 4 || distance(e) < elements)) read(q, e);
+                    for (int e = 0; e < 4; e += WIDTH, at += distance(WIDTH) * inner_stride[s])
+                        if (q * STEP < existing && (WIDTH == 4 || distance(e) < elements)) read(q, e, at);
                 }
             }
         }
