@@ -19,7 +19,7 @@ from cupy_backends.cuda.libs import nvrtc  # noqa: E402
 from kernels.cupy import launch, linear, variants  # noqa: E402
 from kernels.cupy.conv2d import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
 from kernels.cupy.elementwise import layout  # noqa: E402
-from kernels.cupy.linear import tiles  # noqa: E402
+from kernels.cupy.linear import WIDTHS, tiles, width  # noqa: E402
 from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
 from kernels.cupy.softmax import lanes_of  # noqa: E402
 
@@ -77,8 +77,16 @@ def test_launchers_ask_for_listed_variants() -> None:
     lanes = {constants["LANES"] for constants in variants.VARIANTS["softmax"][1]}
     assert {lanes_of(length, rows, n) for length in range(1, 2000) for rows in (1, 1 << 20) for n in (0, 1)} == lanes
     shapes = {(c["TILE"], c["GROUPS"]) for c in variants.VARIANTS["linear"][1]}
+    assert {c["WIDTH_A"] for c in variants.VARIANTS["linear"][1]} == set(WIDTHS)
     sizes = (1, 32, 64, 500, 5000)
     assert {tiles(m, n, k, least)[:2] for m in sizes for n in sizes for k in sizes for least in (16, 32)} == shapes
+
+
+def test_width_of_reads() -> None:
+    matrix = torch.empty(4, 16)
+    assert width(matrix) == width(matrix[:, 4:12]) == width(matrix, None) == 4
+    assert width(matrix[:, :6]) == width(matrix[:, 2:10]) == width(matrix, matrix[:, :6]) == 2
+    assert width(matrix[:, :5]) == width(matrix[:, 1:9]) == width(torch.empty(4, 3)) == width(matrix.T) == 1
 
 
 @pytest.mark.parametrize("name", ("common.cuh", "softmax.cu"))

@@ -50,6 +50,12 @@ template <> struct narrowing<bfloat16> {
 // N neighbours in one access; the address has to be a multiple of its size.
 template <typename T, int N> struct alignas(sizeof(T) * N) pack { T at[N]; };
 
+// x, which the compiler shall not take apart again to work out sums of its summands in a loop.
+__device__ __forceinline__ int kept(int x) {
+    asm("" : "+r"(x));
+    return x;
+}
+
 // The dtype of a module's tensors is chosen when it is compiled: scalar, and accum for what is summed.
 using scalar = DTYPE;
 using accum = widened<scalar>::type;

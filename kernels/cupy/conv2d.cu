@@ -30,7 +30,7 @@ struct Sizes {
     int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
     int spread_h, spread_w;             // the distance of the source's pixels, in a plane that is zero between them
     int bands, strips;                  // blocks of tiles, that make a plane
-    int splits;                         // of the weight gradient: blocks that share a sum
+    int map_blocks, tap_blocks;         // blocks of maps, that make a group; and of rows of taps, in the weight gradient
 };
 
 // A block's share: of `images` images, `rows` x `columns` tiles of 2x2 pixels.
@@ -48,32 +48,42 @@ struct WeightStrides { int64 group, map, channel, h, w; };
 
 extern __shared__ __align__(64) unsigned char shared_memory[];
 
-// How a block's threads share the pixels of a rectangle: one takes a column, and there every `step`-th row.
-struct Walk {
-    int row, step, column, step_columns;
+// k / divisor for k * divisor < 2^32: one multiplication where the compiler knows the divisor.
+__device__ __forceinline__ unsigned quotient(unsigned k, unsigned divisor) {
+    return divisor == 1 ? k : __umulhi(k, ~0u / divisor + 1);
+}
 
-    __device__ __forceinline__ Walk(unsigned width, unsigned threads) {
-        const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
-        if (width > threads) {
-            row = 0, step = 1, column = thread, step_columns = threads;
-        } else {
-            row = thread / width, step = threads / width, column = thread % width, step_columns = width;
-            if (row >= step) column = width;  // idle
-        }
+__device__ __forceinline__ unsigned thread_of_block(const Tiling& t) {
+    return t.teams == 1 ? threadIdx.x : threadIdx.y * t.lanes + threadIdx.x;
+}
+
+// The k-th place in some images of rows x columns.
+struct Spot {
+    int image, row, column;
+
+    __device__ __forceinline__ Spot(unsigned k, int rows, int columns, const Tiling& t) {
+        const unsigned line = quotient(k, columns);
+        image = t.images == 1 ? 0 : quotient(line, rows), row = line - image * rows, column = k - line * columns;
     }
 };
 
-// Copies a number, or zero, to shared memory; where nothing is converted, sm_80 does so without waiting for it.
-__device__ __forceinline__ void copy(accum* to, const scalar* from, bool inside) {
+// Copies N neighbours, or zeros, to shared memory; where nothing is converted, sm_80 does so without waiting for it.
+template <int N> __device__ __forceinline__ void copy(accum* to, const scalar* from, bool inside) {
 #if __CUDA_ARCH__ >= 800
     if (sizeof(scalar) == sizeof(accum)) {
+        constexpr int SIZE = N * sizeof(accum);
         const unsigned address = __cvta_generic_to_shared(to);
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(sizeof(accum)),
-                     "r"(inside ? int(sizeof(accum)) : 0) : "memory");
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(SIZE),
+                     "r"(inside ? SIZE : 0) : "memory");
         return;
     }
 #endif
-    *to = inside ? widen(*from) : accum(0);
+    pack<scalar, N> values = {};
+    if (inside) values = *reinterpret_cast<const pack<scalar, N>*>(from);
+    pack<accum, N> widened;
+#pragma unroll
+    for (int e = 0; e < N; e++) widened.at[e] = widen(values.at[e]);
+    *reinterpret_cast<pack<accum, N>*>(to) = widened;
 }
 
 __device__ __forceinline__ void wait_for_copies() {
@@ -86,8 +96,8 @@ __device__ __forceinline__ void wait_for_copies() {
 // The part of a source that lies under a block's tiles.
 struct Region { int image, images, channel, channels, top, left; };
 
-// Where row `row` of the input under a tile is in shared memory: even rows before odd ones, so that the distance of the
-// tiles' rows, which are two apart, may be odd.
+// Where row `row` of the input under a tile is in shared memory: even and odd rows apart, so that the distance of the tiles'
+// rows, which are two apart, can be chosen freely.
 __device__ __forceinline__ int offset_of_row(int row, const Tiling& t) { return (row & 1) * t.odd + (row >> 1) * t.pitch; }
 
 // Where pixels come from: an image, zero outside...
@@ -109,18 +119,28 @@ struct Image {
     }
 
     __device__ __forceinline__ void stage(accum* tile, const Region& of, const Tiling& t) const {
-        const Walk walk(t.width, t.lanes * t.teams);
-        for (int n = 0; n < of.images; n++)
-            for (int column = walk.column; column < t.width; column += walk.step_columns)
+        const bool pairs = strides.w == 1 && (strides.n | strides.c | strides.h | of.left | width) % 2 == 0 &&
+                           size_t(data) % sizeof(pack<scalar, 2>) == 0;
+        if (pairs) stage<2>(tile, of, t);
+        else stage<1>(tile, of, t);
+    }
+
+    // N neighbours at a time, of a row in the upper half and one in the lower.
+    template <int N> __device__ __forceinline__ void stage(accum* tile, const Region& of, const Tiling& t) const {
+        const unsigned columns = t.width / N, rows = t.height / 2;
 #pragma unroll 1
-                for (int row = walk.row; row < t.height; row += walk.step) {
-                    const bool exists = inside(of.top + row, of.left + column);
-                    const scalar* from = address(of.image + n, of.channel, of.top + row, of.left + column);
-                    accum* to = tile + n * t.image + offset_of_row(row, t) + column;
-                    int c = 0;
-                    do copy(to, from, exists), from += strides.c, to += t.plane;
-                    while (++c < of.channels);
-                }
+        for (unsigned k = thread_of_block(t); k < of.images * rows * columns; k += t.lanes * t.teams) {
+            const Spot at(k, rows, columns, t);
+            const int h = of.top + at.row, w = of.left + N * at.column;
+            const bool upper = inside(h, w), lower = inside(h + rows, w);
+            const scalar* from = address(of.image + at.image, of.channel, h, w);
+            accum* to = tile + (at.image * t.image + offset_of_row(at.row, t) + N * at.column);
+            const int distance = offset_of_row(at.row + rows, t) - offset_of_row(at.row, t);
+            for (int c = 0; c < of.channels; c++, from += strides.c, to += t.plane) {
+                copy<N>(to, from, upper);
+                copy<N>(to + distance, from + int(rows) * strides.h, lower);
+            }
+        }
     }
 };
 
@@ -141,37 +161,42 @@ struct Unpooled {
         return dy.inside(i, j) && *position(n, c, i, j) == (h & 1) * 2 + (w & 1) ? widen(*dy.address(n, c, i, j)) : accum(0);
     }
 
-    // A thread takes whole windows.
     __device__ __forceinline__ void stage(accum* tile, const Region& of, const Tiling& t) const {
-        const Walk walk(t.width / 2 + 1, t.lanes * t.teams);
-        for (int n = 0; n < of.images; n++)
-            for (int j = walk.column; j <= t.width / 2; j += walk.step_columns)
+        if ((of.top | of.left) % 2 == 0) stage<true>(tile, of, t);
+        else stage<false>(tile, of, t);
+    }
+
+    // A thread takes whole windows. If they are not ALIGNED with the region, its edge cuts some of them.
+    template <bool ALIGNED> __device__ __forceinline__ void stage(accum* tile, const Region& of, const Tiling& t) const {
+        const unsigned columns = t.width / 2 + !ALIGNED, rows = t.height / 2 + !ALIGNED;
 #pragma unroll 1
-                for (int i = walk.row; i <= t.height / 2; i += walk.step) {
-                    const int row = 2 * i - (of.top & 1), column = 2 * j - (of.left & 1);  // in the region
-                    const int window_i = (of.top + row) >> 1, window_j = (of.left + column) >> 1;
-                    const bool exists = dy.inside(window_i, window_j);
-                    const byte* position_from = position(of.image + n, of.channel, window_i, window_j);
-                    const scalar* from = dy.address(of.image + n, of.channel, window_i, window_j);
-                    accum* to = tile + n * t.image + column;
-                    for (int c = 0; c < of.channels; c++) {
-                        const int position = exists ? *position_from : 255;
-                        const accum value = position < 4 ? widen(*from) : accum(0);
+        for (unsigned k = thread_of_block(t); k < of.images * rows * columns; k += t.lanes * t.teams) {
+            const Spot at(k, rows, columns, t);
+            const int row = 2 * at.row - (ALIGNED ? 0 : of.top & 1), column = 2 * at.column - (ALIGNED ? 0 : of.left & 1);
+            const int window_i = (of.top + row) >> 1, window_j = (of.left + column) >> 1;
+            const bool exists = dy.inside(window_i, window_j);
+            const byte* position_from = position(of.image + at.image, of.channel, window_i, window_j);
+            const scalar* from = dy.address(of.image + at.image, of.channel, window_i, window_j);
+            accum* to = tile + (at.image * t.image + column);
+#pragma unroll 2
+            for (int c = 0; c < of.channels; c++, position_from += strides.c, from += dy.strides.c, to += t.plane) {
+                int position = 255;
+                accum value = 0;
+                if (exists) position = *position_from, value = widen(*from);  // neither waits for the other
 #pragma unroll
-                        for (int a = 0; a < 2; a++) {
-                            if (row + a < 0 || row + a >= t.height) continue;
-                            accum* both = to + offset_of_row(row + a, t);
-                            const pair put = {position == 2 * a ? value : accum(0), position == 2 * a + 1 ? value : accum(0)};
-                            if (column % 2 == 0 && column < t.width) {
-                                *reinterpret_cast<pair*>(both) = put;
-                            } else {
-                                if (column >= 0 && column < t.width) both[0] = put.at[0];
-                                if (column + 1 < t.width) both[1] = put.at[1];
-                            }
-                        }
-                        position_from += strides.c, from += dy.strides.c, to += t.plane;
+                for (int a = 0; a < 2; a++) {
+                    if (!ALIGNED && (row + a < 0 || row + a >= t.height)) continue;
+                    accum* both = to + offset_of_row(row + a, t);
+                    const pair put = {position == 2 * a ? value : accum(0), position == 2 * a + 1 ? value : accum(0)};
+                    if (ALIGNED || (column % 2 == 0 && column < t.width)) {
+                        *reinterpret_cast<pair*>(both) = put;
+                    } else {
+                        if (column >= 0 && column < t.width) both[0] = put.at[0];
+                        if (column + 1 < t.width) both[1] = put.at[1];
                     }
                 }
+            }
+        }
     }
 };
 
@@ -193,9 +218,9 @@ struct Place {
     bool active;
 
     __device__ __forceinline__ Place(const Sizes& s, const Tiling& t) {
-        const unsigned blocks = (s.maps + MAPS * t.teams - 1) / (MAPS * t.teams);
         unsigned block = blockIdx.x;
-        map = (block % blocks * t.teams + threadIdx.y) * MAPS, block /= blocks;
+        // The last maps may be those of another thread, too: both compute and store the same.
+        map = min(int(block % s.map_blocks * t.teams + threadIdx.y) * MAPS, s.maps - MAPS), block /= s.map_blocks;
         group = block % s.groups, block /= s.groups;
         column = block % s.strips * t.columns, block /= s.strips;
         row = block % s.bands * t.rows, block /= s.bands;
@@ -212,12 +237,13 @@ struct Weights {
     const scalar* data;
     WeightStrides strides;
 
-    // A tap's weights for the maps from `map` on; past the last map those of the last, whose sums are not stored.
-    __device__ __forceinline__ values operator()(const Sizes& s, int group, int map, int c, int p, int q) const {
-        const scalar* first = data + group * strides.group + c * strides.channel + p * strides.h + q * strides.w;
+    // A tap's weights for the maps from `map` on.
+    __device__ __forceinline__ values operator()(int group, int map, int c, int p, int q) const {
+        const scalar* first =
+            data + group * strides.group + map * strides.map + c * strides.channel + p * strides.h + q * strides.w;
         values tap = {};
 #pragma unroll
-        for (int m = 0; m < MAPS; m++) tap.at[m] = widen(first[min(map + m, s.maps - 1) * strides.map]);
+        for (int m = 0; m < MAPS; m++) tap.at[m] = widen(first[m * strides.map]);
         return tap;
     }
 };
@@ -265,7 +291,7 @@ __device__ __forceinline__ void convolve(
         if (first) __syncthreads();  // everyone is through with the last chunk
         source.stage(tile, {at.image, images, at.group * s.channels + first, channels, top, left}, t);
         for (int k = threadIdx.x; k < channels * (WINDOW * WINDOW); k += t.lanes)
-            taps[k] = weight(s, at.group, at.map, first + k / (WINDOW * WINDOW), k / TAPS % TAPS, k % TAPS);
+            taps[k] = weight(at.group, at.map, first + k / (WINDOW * WINDOW), k / TAPS % TAPS, k % TAPS);
         wait_for_copies();
         const accum* corner = tile + at.own_image * t.image + at.own_row * t.pitch + 2 * at.own_column;
         const values* window = taps;
@@ -304,7 +330,7 @@ __device__ __forceinline__ void convolve_any(
     for (int c = 0; c < s.channels; c++)
         for (int p = 0; p < s.kh; p++)
             for (int q = 0; q < s.kw; q++) {
-                const values tap = weight(s, at.group, at.map, c, p, q);
+                const values tap = weight(at.group, at.map, c, p, q);
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
                     const int h = top + k / 2 * s.stride_h + p * s.dilation_h;
@@ -335,7 +361,6 @@ __device__ __forceinline__ void store(scalar* y, const Sums& sums, const Sizes& 
     y += map * plane + int64(row) * s.out_width + column;
 #pragma unroll
     for (int m = 0; m < MAPS; m++, y += plane) {
-        if (at.map + m >= s.maps) break;
 #pragma unroll
         for (int a = 0; a < 2; a++) {
             if (row + a >= s.out_height) break;
@@ -351,12 +376,22 @@ __device__ __forceinline__ void store(scalar* y, const Sums& sums, const Sizes& 
     }
 }
 
+// What is known to the compiler if there is a WINDOW.
 __device__ __forceinline__ Tiling compiled(const Tiling& given) { return WINDOW ? Tiling{TILING} : given; }
+
+__device__ __forceinline__ Sizes compiled(Sizes s) {
+    if (WINDOW) {
+        s.kh = s.kw = WINDOW;
+        s.stride_h = s.stride_w = s.dilation_h = s.dilation_w = s.spread_h = s.spread_w = 1;
+    }
+    return s;
+}
 
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y,
-    Sizes s, Tiling tiling, Strides of_x, WeightStrides of_weight, int64 of_bias
+    Sizes sizes, Tiling tiling, Strides of_x, WeightStrides of_weight, int64 of_bias
 ) {
+    const Sizes s = compiled(sizes);
     const Tiling t = compiled(tiling);
     const Place at(s, t);
     Sums sums;
@@ -365,7 +400,7 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_for
         const scalar* b = bias + (at.group * s.maps + at.map) * of_bias;
 #pragma unroll
         for (int m = 0; m < MAPS; m++, b += of_bias) {
-            const accum value = at.map + m < s.maps ? widen(*b) : accum(0);
+            const accum value = widen(*b);
             sums[0][0][m] += value, sums[0][1][m] += value, sums[1][0][m] += value, sums[1][1][m] += value;
         }
     }
@@ -378,8 +413,9 @@ __device__ __forceinline__ Weights flipped(const scalar* weight, const WeightStr
 }
 
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_input_grad(
-    const scalar* dy, const scalar* weight, scalar* dx, Sizes s, Tiling tiling, Strides of_dy, WeightStrides of_weight
+    const scalar* dy, const scalar* weight, scalar* dx, Sizes sizes, Tiling tiling, Strides of_dy, WeightStrides of_weight
 ) {
+    const Sizes s = compiled(sizes);
     const Tiling t = compiled(tiling);
     const Place at(s, t);
     const int height = (s.height - 1) / s.spread_h + 1, width = (s.width - 1) / s.spread_w + 1;
@@ -391,8 +427,9 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_inp
 // y and positions (N, groups * maps, out_height, out_width): the maximum of each thread's 2x2 pixels, and its position.
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_relu_max_pool2d_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y, byte* positions,
-    Sizes s, Tiling tiling, Strides of_x, WeightStrides of_weight, int64 of_bias
+    Sizes sizes, Tiling tiling, Strides of_x, WeightStrides of_weight, int64 of_bias
 ) {
+    const Sizes s = compiled(sizes);
     const Tiling t = compiled(tiling);
     const Place at(s, t);
     Sums sums;
@@ -404,7 +441,6 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_rel
     int64 to = (int64(at.image + at.own_image) * s.groups * s.maps + map) * plane + int64(row) * s.out_width + column;
 #pragma unroll
     for (int m = 0; m < MAPS; m++, to += plane) {
-        if (at.map + m >= s.maps) break;
         accum maximum = sums[0][0][m];
         int position = 0;
 #pragma unroll
@@ -421,8 +457,9 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_rel
 
 extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_relu_max_pool2d_input_grad(
     const scalar* dy, const byte* positions, const scalar* weight, scalar* dx,
-    Sizes s, Tiling tiling, Strides of_dy, Strides of_positions, WeightStrides of_weight
+    Sizes sizes, Tiling tiling, Strides of_dy, Strides of_positions, WeightStrides of_weight
 ) {
+    const Sizes s = compiled(sizes);
     const Tiling t = compiled(tiling);
     const Place at(s, t);
     const int height = ((s.height - 1) / s.spread_h + 1) / 2, width = ((s.width - 1) / s.spread_w + 1) / 2;
@@ -435,129 +472,134 @@ extern "C" __global__ void __launch_bounds__(MAP_THREADS, MAP_BLOCKS) conv2d_rel
 
 // ---------------------------------------------------------------- weight gradient, bias gradient with it
 
-// The block's pixels of dy, gradient[2][2][tiles][PADDED], and what this thread copied of them, summed for the bias.
+// The block's pixels of dy, [2][2][vectors of maps][tiles], and what this thread copied of them, summed for the bias.
+// Neighbouring threads copy neighbouring pixels or tiles, to different banks.
 struct Gradient {
-    static constexpr int BETWEEN = 4;  // the four pixels of a tile in different banks
+    static constexpr int MAPS_OF_VECTOR = PADDED < 4 ? PADDED : 4;
+    using vector = pack<accum, MAPS_OF_VECTOR>;
 
-    accum* memory;
-    int part;
+    byte* memory;
+    int tiles, part;  // bytes of one of the four pixels
     accum bias_sums[MAPS] = {};
 
-    __device__ __forceinline__ Gradient(accum* memory, int tiles) : memory(memory), part(tiles * PADDED + BETWEEN) {}
+    __device__ __forceinline__ Gradient(byte* memory, int tiles)
+        : memory(memory), tiles(tiles), part(((tiles * PADDED + 31) / 32 * 32 + 16) * sizeof(accum)) {}
 
-    __device__ __forceinline__ accum* end() const { return memory + 4 * part; }
+    __device__ __forceinline__ accum* end() const { return reinterpret_cast<accum*>(memory + 4 * part); }
 
-    // Of tile `tile` pixel k.
-    __device__ __forceinline__ values& operator()(int tile, int k) const {
-        return reinterpret_cast<values*>(memory + k * part)[tile];
+    // Of pixel k of a tile, for map m.
+    __device__ __forceinline__ accum* pixel(int tile, int k) const {
+        return reinterpret_cast<accum*>(memory + (k * part + tile * int(sizeof(vector))));
+    }
+    __device__ __forceinline__ int of_map(int m) const {
+        return m / MAPS_OF_VECTOR * MAPS_OF_VECTOR * tiles + m % MAPS_OF_VECTOR;
     }
 
     // Copies dy from its pixel (2 row, 2 column) of image n on, maps from `map` on.
     __device__ __forceinline__ void stage(
-        const Image& dy, const Tiling& t, int image, int images, int map, int maps, int row, int column
+        const Image& dy, const Tiling& t, int image, int images, int map, int row, int column
     ) {
-        const Walk walk(2 * t.columns, SUM_THREADS);
-        for (int n = 0; n < images; n++)
-            for (int j = walk.column; j < 2 * t.columns; j += walk.step_columns)
+        const unsigned rows = 2 * t.rows, columns = 2 * t.columns;
 #pragma unroll 1
-                for (int i = walk.row; i < 2 * t.rows; i += walk.step) {
-                    const scalar* from = dy.address(image + n, map, 2 * row + i, 2 * column + j);
-                    values pixel = {};
-                    if (dy.inside(2 * row + i, 2 * column + j))
+        for (unsigned k = threadIdx.x; k < images * rows * columns; k += SUM_THREADS) {
+            const Spot at(k, rows, columns, t);
+            const int h = 2 * row + at.row, w = 2 * column + at.column;
+            const scalar* from = dy.address(image + at.image, map, h, w);
+            accum* to = pixel((at.image * t.rows + at.row / 2) * t.columns + at.column / 2, at.row % 2 * 2 + at.column % 2);
+            values dys = {};
+            if (dy.inside(h, w))
 #pragma unroll
-                        for (int m = 0; m < MAPS; m++, from += dy.strides.c) {
-                            if (m == maps) break;
-                            pixel.at[m] = widen(*from);
-                            bias_sums[m] += pixel.at[m];
-                        }
-                    (*this)((n * t.rows + i / 2) * t.columns + j / 2, i % 2 * 2 + j % 2) = pixel;
+                for (int m = 0; m < MAPS; m++, from += dy.strides.c) {
+                    dys.at[m] = widen(*from);
+                    bias_sums[m] += dys.at[m];
                 }
+#pragma unroll
+            for (int m = 0; m < PADDED; m += MAPS_OF_VECTOR)
+                *reinterpret_cast<vector*>(to + of_map(m)) = reinterpret_cast<vector&>(dys.at[m]);
+        }
     }
 
     // The same where only the pooled gradient exists: of the four pixels of a window one is not zero.
     __device__ __forceinline__ void stage(
-        const Unpooled& source, const Tiling& t, int image, int images, int map, int maps, int row, int column
+        const Unpooled& source, const Tiling& t, int image, int images, int map, int row, int column
     ) {
-        const Walk walk(t.columns, SUM_THREADS);
-        for (int n = 0; n < images; n++)
-            for (int j = walk.column; j < t.columns; j += walk.step_columns)
 #pragma unroll 1
-                for (int i = walk.row; i < t.rows; i += walk.step) {
-                    const int tile = (n * t.rows + i) * t.columns + j;
+        for (unsigned k = threadIdx.x; k < images * t.rows * t.columns; k += SUM_THREADS) {
+            const Spot at(k, t.rows, t.columns, t);
+            const int i = row + at.row, j = column + at.column;
 #pragma unroll
-                    for (int k = 0; k < 4; k++) (*this)(tile, k) = {};
-                    if (!source.dy.inside(row + i, column + j)) continue;
-                    const byte* positions = source.position(image + n, map, row + i, column + j);
-                    const scalar* from = source.dy.address(image + n, map, row + i, column + j);
+            for (int p = 0; p < 4; p++)
 #pragma unroll
-                    for (int m = 0; m < MAPS; m++, positions += source.strides.c, from += source.dy.strides.c) {
-                        if (m == maps) break;
-                        const int position = *positions;
-                        const accum dy = widen(*from), value = position < 4 ? dy : accum(0);
-                        bias_sums[m] += value;
-                        (*this)(tile, position % 4).at[m] = value;
-                    }
-                }
+                for (int m = 0; m < PADDED; m += MAPS_OF_VECTOR) *reinterpret_cast<vector*>(pixel(k, p) + of_map(m)) = {};
+            if (!source.dy.inside(i, j)) continue;
+            const byte* positions = source.position(image + at.image, map, i, j);
+            const scalar* from = source.dy.address(image + at.image, map, i, j);
+#pragma unroll
+            for (int m = 0; m < MAPS; m++, positions += source.strides.c, from += source.dy.strides.c) {
+                const int position = *positions;
+                const accum dy = widen(*from), value = position < 4 ? dy : accum(0);
+                bias_sums[m] += value;
+                pixel(k, position % 4)[of_map(m)] = value;
+            }
+        }
     }
 };
 
 // dweight[o, c, p, q] = sum over n, i, j of dy[n, o, i, j] x[n, c, i + p - pad, j + q - pad], dbias[o] = sum of dy[n, o, i, j]
 //
 // A thread owns the TAPS of one row of the window (a single tap if WINDOW is 0) times MAPS maps, and takes every
-// `shares`-th 2x2 tile of the block's pixels. Each block sums every `splits`-th part of the pixels into its row of
-// `partial` (splits, dweight and dbias); another kernel adds the rows up. All in a fixed order.
+// `shares`-th 2x2 tile of the block's pixels. Each block sums every gridDim.y-th part of the pixels into its row of
+// `partial` (gridDim.y, length), dweight and dbias; another kernel adds the rows up. All in a fixed order.
 template <typename Source>
 __device__ __forceinline__ void weight_grad(
-    const Image& x, const Source& dy, accum* partial, bool with_bias, const Sizes& s, const Tiling& t
+    const Image& x, const Source& dy, accum* partial, bool with_bias, int64 length, const Sizes& s, const Tiling& t
 ) {
-    const int kh = WINDOW ? WINDOW : s.kh, kw = WINDOW ? WINDOW : s.kw, across = kw / TAPS;
-    const int rows_of_taps = s.channels * kh * across, shares = SUM_THREADS / t.taps;
-    const unsigned blocks = (s.maps + MAPS - 1) / MAPS, tap_blocks = (rows_of_taps + t.taps - 1) / t.taps;
-    unsigned block = blockIdx.x;
-    const int first = block % tap_blocks * t.taps;
-    block /= tap_blocks;
-    const int map = block % blocks * MAPS, maps = min(MAPS, s.maps - map);
-    block /= blocks;
-    const int group = block % s.groups, split = block / s.groups;
-
-    const int taken = min(t.taps, rows_of_taps - first);        // rows of taps of this block
-    const unsigned own = threadIdx.x % t.taps, share = threadIdx.x / t.taps;
-    const bool active = share < shares && own < taken;
-    const int row_of_taps = first + (active ? own : 0);
-    const int c = row_of_taps / (kh * across), p = row_of_taps / across % kh, q0 = row_of_taps % across;
-    const int channel = first / (kh * across);
-    accum* memory = reinterpret_cast<accum*>(shared_memory);
-    Gradient gradient(memory, t.images * t.rows * t.columns);
+    const unsigned tap_block = blockIdx.x % s.tap_blocks, rest = blockIdx.x / s.tap_blocks;
+    const int map = min(int(rest % s.map_blocks) * MAPS, s.maps - MAPS), group = rest / s.map_blocks;  // may overlap
+    const int first = tap_block * t.taps, taken = min(t.taps, s.channels * s.kh * (s.kw / TAPS) - first);
+    const int shares = SUM_THREADS / t.taps;
+    const unsigned share = quotient(threadIdx.x, t.taps), own = threadIdx.x - share * t.taps;
+    const bool active = threadIdx.x < shares * t.taps && own < taken;
+    const int tiles = t.rows * t.columns;
+    Gradient gradient(shared_memory, t.images * tiles);
     accum* tile = gradient.end();
+
+    // The first two of the thread's rows.
+    const int c = WINDOW && t.chunk > 1 ? quotient(own, WINDOW) : 0, p = own - c * WINDOW;
+    const int upper = kept(c * t.plane + offset_of_row(p, t)), lower = kept(c * t.plane + offset_of_row(p + 1, t));
 
     accum sums[TAPS][MAPS] = {};
     const unsigned planes = s.bands * s.strips, parts = (s.batch + t.images - 1) / t.images * planes;
-    for (unsigned at = split; at < parts; at += s.splits) {
-        const int image = at / planes * t.images, images = min(t.images, s.batch - image);
+    for (unsigned at = blockIdx.y; at < parts; at += gridDim.y) {
+        const int image = at / planes * t.images, images = t.images == 1 ? 1 : min(t.images, s.batch - image);
         const int row = at % planes / s.strips * t.rows, column = at % s.strips * t.columns;
         const int top = 2 * row * s.stride_h - s.pad_h, left = 2 * column * s.stride_w - s.pad_w;
-        if (at != split) __syncthreads();  // everyone is through with the last part
-        gradient.stage(dy, t, image, images, group * s.maps + map, maps, row, column);
-        if (WINDOW)
-            x.stage(tile, {image, images, group * s.channels + channel, min(t.chunk, s.channels - channel), top, left}, t);
+        if (at != blockIdx.y) __syncthreads();  // everyone is through with the last part
+        gradient.stage(dy, t, image, images, group * s.maps + map, row, column);
+        if constexpr (WINDOW != 0) {
+            const int channel = tap_block * t.chunk, channels = t.chunk == 1 ? 1 : min(t.chunk, s.channels - channel);
+            x.stage(tile, {image, images, group * s.channels + channel, channels, top, left}, t);
+        }
         wait_for_copies();
-        for (unsigned k = active ? share : ~0u; k < images * t.rows * t.columns; k += shares) {
-            const unsigned tile_row = k / t.columns, n = t.images == 1 ? 0 : tile_row / t.rows;
-            const int i = tile_row - n * t.rows, j = k % t.columns;
+        for (unsigned k = active ? share : ~0u; k < images * tiles; k += shares) {
+            // Column by column: the rows of the window that neighbouring shares read are the same ones, for the most part.
+            const int n = t.images == 1 ? 0 : quotient(k, tiles), of_image = k - n * tiles;
+            const int j = quotient(of_image, t.rows), i = of_image - j * t.rows;
             const int height = s.out_height - 2 * (row + i), width = s.out_width - 2 * (column + j);
             accum in[2][TAPS + 1];
             if constexpr (WINDOW != 0) {
-                const accum* corner = tile + n * t.image + (c - channel) * t.plane + i * t.pitch + 2 * j;
-                load_row(in[0], corner + offset_of_row(p, t));
-                load_row(in[1], corner + offset_of_row(p + 1, t));
+                const int corner = n * t.image + i * t.pitch + 2 * j;
+                load_row(in[0], tile + (upper + corner));
+                load_row(in[1], tile + (lower + corner));
             } else {
+                const int tap = first + own, c = tap / (s.kh * s.kw), p = tap / s.kw % s.kh, q = tap % s.kw;
 #pragma unroll
                 for (int a = 0; a < 2; a++)
 #pragma unroll
                     for (int b = 0; b < 2; b++)
                         in[a][b] = x(
                             image + n, group * s.channels + c, top + (2 * i + a) * s.stride_h + p * s.dilation_h,
-                            left + (2 * j + b) * s.stride_w + q0 * s.dilation_w
+                            left + (2 * j + b) * s.stride_w + q * s.dilation_w
                         );
             }
 #pragma unroll
@@ -565,37 +607,63 @@ __device__ __forceinline__ void weight_grad(
 #pragma unroll
                 for (int b = 0; b < 2; b++) {
                     if (!Source::WHOLE_TILES && (a >= height || b >= width)) continue;  // dy is zero, but x may be infinite
-                    const values pixel = gradient(k, 2 * a + b);
 #pragma unroll
-                    for (int q = 0; q < TAPS; q++)
+                    for (int m = 0; m < MAPS; m++) {
+                        const accum pixel = gradient.pixel(n * tiles + i * t.columns + j, 2 * a + b)[gradient.of_map(m)];
 #pragma unroll
-                        for (int m = 0; m < MAPS; m++) sums[q][m] += in[a][q + b] * pixel.at[m];
+                        for (int q = 0; q < TAPS; q++) sums[q][m] += in[a][q + b] * pixel;
+                    }
                 }
         }
     }
 
-    // The threads that share a row of taps leave their sums in shared memory, [map][share][row of taps][tap]; then each thread
-    // adds up the shares of some results, neighbours in memory. Half of the maps at a time, to need less of it.
-    constexpr int TOGETHER = (MAPS + 1) / 2;
-    const int of_threads = SUM_THREADS + t.taps;  // so that the results of several maps lie in different banks
-    const int64 of_map = int64(s.channels) * kh * kw, all_maps = int64(s.groups) * s.maps;
-    partial += split * all_maps * (of_map + 1);
-    accum* first_weight = partial + (group * s.maps + map) * of_map + first * TAPS;
+    // The threads that share a row of taps leave their sums in shared memory, four at a time: [quad][share][row of taps].
+    // Then a thread adds up every `addends`-th share of a quad, and at last another one what is left of a result: of results
+    // that are neighbours in memory. If the sums are many, half of the maps at a time.
+    using quad = pack<accum, 4>;
+    constexpr int TOGETHER = MAPS * TAPS <= 32 ? MAPS : MAPS / 2, QUADS = (TOGETHER * TAPS + 3) / 4;
+    static_assert(MAPS % TOGETHER == 0, "all maps have their turn");
+    accum* memory = reinterpret_cast<accum*>(shared_memory);
+    quad* quads = reinterpret_cast<quad*>(shared_memory);
+    const int addends = shares / QUADS, results = t.taps * TAPS;
+    const int all_maps = s.groups * s.maps, first_map = group * s.maps + map;
+    const int64 of_map = int64(s.channels) * (s.kh * s.kw);
+    partial += blockIdx.y * length;
 #pragma unroll
     for (int m0 = 0; m0 < MAPS; m0 += TOGETHER) {
         __syncthreads();
 #pragma unroll
-        for (int m = m0; m < m0 + TOGETHER && m < MAPS; m++)
+        for (int k = 0; k < QUADS; k++) {
+            quad four = {};
 #pragma unroll
-            for (int q = 0; q < TAPS; q++) memory[((m - m0) * of_threads + threadIdx.x) * TAPS + q] = sums[q][m];
+            for (int e = 0; e < 4; e++)
+                if (4 * k + e < TOGETHER * TAPS) four.at[e] = sums[(4 * k + e) % TAPS][m0 + (4 * k + e) / TAPS];
+            quads[k * SUM_THREADS + threadIdx.x] = four;
+        }
         __syncthreads();
-        for (unsigned k = threadIdx.x; k < TOGETHER * t.taps * TAPS; k += SUM_THREADS) {
-            const int m = k / (t.taps * TAPS), weight = k % (t.taps * TAPS);
-            const accum* share = memory + m * of_threads * TAPS + weight;
-            accum sum = 0;
+        const int k = quotient(threadIdx.x, addends * t.taps), addend = threadIdx.x - k * (addends * t.taps);  // with its row
+        if (k < QUADS) {
+            quad* of = quads + (k * SUM_THREADS + addend);
+            quad sum = *of;
+            const auto add = [&](int n) {
+                const quad other = of[n * addends * t.taps];
 #pragma unroll
-            for (int from = 0; from < shares; from++, share += t.taps * TAPS) sum += *share;
-            if (m0 + m < maps && weight < taken * TAPS) first_weight[(m0 + m) * of_map + weight] = sum;
+                for (int e = 0; e < 4; e++) sum.at[e] += other.at[e];
+            };
+#pragma unroll
+            for (int n = 1; n < shares / addends; n++) add(n);
+            if (addend < shares % addends * t.taps) add(shares / addends);
+            *of = sum;
+        }
+        __syncthreads();
+        for (unsigned result = threadIdx.x; result < TOGETHER * results; result += SUM_THREADS) {
+            const unsigned m = quotient(result, results), weight = result - m * results, row = quotient(weight, TAPS);
+            const unsigned place = (m - row) * TAPS + weight;  // m TAPS + q
+            const accum* of = memory + ((place / 4 * SUM_THREADS + row) * 4 + place % 4);
+            accum sum = *of;
+#pragma unroll
+            for (int n = 1; n < addends; n++) sum += of[4 * n * t.taps];
+            if (weight < taken * TAPS) partial[(first_map + m0 + m) * of_map + first * TAPS + weight] = sum;
         }
     }
 
@@ -606,29 +674,34 @@ __device__ __forceinline__ void weight_grad(
     for (int m = 0; m < MAPS; m++) memory[m * SUM_THREADS + threadIdx.x] = gradient.bias_sums[m];
     __syncthreads();
     const int m = threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (m >= maps) return;
+    if (m >= MAPS) return;
     accum sum = 0;
 #pragma unroll
-    for (int k = 0; k < SUM_THREADS; k += 32) sum += memory[m * SUM_THREADS + k + lane];
+    for (int k = 0; k < SUM_THREADS / 4; k += 32) {
+        const quad four = quads[m * (SUM_THREADS / 4) + k + lane];
+        sum += (four.at[0] + four.at[1]) + (four.at[2] + four.at[3]);
+    }
 #pragma unroll
     for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-    if (lane == 0) partial[all_maps * of_map + group * s.maps + map + m] = sum;
+    if (lane == 0) partial[length - all_maps + first_map + m] = sum;
 }
 
 extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_weight_grad(
-    const scalar* dy, const scalar* x, accum* partial, bool with_bias,
-    Sizes s, Tiling tiling, Strides of_dy, Strides of_x
+    const scalar* dy, const scalar* x, accum* partial, bool with_bias, int64 length,
+    Sizes sizes, Tiling tiling, Strides of_dy, Strides of_x
 ) {
+    const Sizes s = compiled(sizes);
     const Image gradient{dy, of_dy, s.out_height, s.out_width};
-    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, s, compiled(tiling));
+    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, length, s, compiled(tiling));
 }
 
 extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_relu_max_pool2d_weight_grad(
-    const scalar* dy, const byte* positions, const scalar* x, accum* partial, bool with_bias,
-    Sizes s, Tiling tiling, Strides of_dy, Strides of_positions, Strides of_x
+    const scalar* dy, const byte* positions, const scalar* x, accum* partial, bool with_bias, int64 length,
+    Sizes sizes, Tiling tiling, Strides of_dy, Strides of_positions, Strides of_x
 ) {
-    const Unpooled gradient{{dy, of_dy, s.out_height / 2, s.out_width / 2}, positions, of_positions};  // both even
-    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, s, compiled(tiling));
+    const Sizes s = compiled(sizes);
+    const Unpooled gradient{{dy, of_dy, s.out_height >> 1, s.out_width >> 1}, positions, of_positions};  // both even
+    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, length, s, compiled(tiling));
 }
 
 // dweight (weights) and dbias, if not null: each the sum of a column of partial (splits, length). 32 columns a block; eight

@@ -58,7 +58,7 @@ def conv2d_weight_grad(
     weight_shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
     plan = weight_grad_plan(input.shape, weight_shape, (*stride, *padding, *dilation), groups, dy.element_size())
     partial = plan.new_partial(dy)
-    plan.launch("conv2d_weight_grad", (dy, input, partial, with_bias), strides(dy), strides(input))
+    plan.launch("conv2d_weight_grad", (dy, input, partial, with_bias, plan.length), strides(dy), strides(input))
     return add_splits(partial, dy, weight_shape, with_bias)
 
 
@@ -95,7 +95,8 @@ class Sizes(NamedTuple):
     spread_w: int = 1
     bands: int = 1
     strips: int = 1
-    splits: int = 0
+    map_blocks: int = 1
+    tap_blocks: int = 1
 
     @property
     def window(self) -> int:
@@ -145,19 +146,18 @@ def struct(fields: Any, dtype: Any = np.int32) -> np.ndarray:
 class Plan:
     """A launch but for its pointers and strides."""
 
-    def __init__(self, sizes: Sizes, tiling: Tiling, maps: int, blocks: int, shared: int) -> None:
+    def __init__(self, sizes: Sizes, tiling: Tiling, maps: int, grid: tuple[int, ...], shared: int) -> None:
         self.out_shape = (sizes.batch, sizes.groups * sizes.maps, sizes.out_height, sizes.out_width)
         self.length = sizes.groups * sizes.maps * (sizes.channels * sizes.kh * sizes.kw + 1)
-        self.splits = sizes.splits
         self._structs = struct(sizes), struct(tiling)
-        self._grid, self._block, self.shared = (blocks,), (tiling.lanes, tiling.teams), shared
+        self._grid, self._block, self.shared = grid, (tiling.lanes, tiling.teams), shared
         compiled = ",".join(map(str, tiling)) if sizes.window else 0
         self.constants = {"WINDOW": sizes.window, "MAPS": maps, "TILING": compiled}
 
     def new_partial(self, like: Tensor) -> Tensor:
         """Memory for `add_splits`, in the dtype of sums."""
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return like.new_empty((self.splits, self.length), dtype=dtype)
+        return like.new_empty((self._grid[1], self.length), dtype=dtype)
 
     def launch(self, kernel: str, arguments: tuple[Any, ...], *strides: np.ndarray | int) -> None:
         """Starts `kernel` on its pointers and the strides of its inputs."""
@@ -249,8 +249,9 @@ def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
         weights = teams * window**2 * vector(maps)
         tiling = tiling._replace(chunk=even(s.channels, SHARED_BYTES // item // (tiling.plane + weights)))
         shared = tiling.chunk * (tiling.plane + weights) * item
-    blocks = -(-s.batch // images) * bands * strips * s.groups * -(-s.maps // (maps * teams))
-    return Plan(s._replace(bands=bands, strips=strips), tiling, maps, blocks, shared)
+    sizes = s._replace(bands=bands, strips=strips, map_blocks=-(-s.maps // (maps * teams)))
+    blocks = -(-s.batch // images) * bands * strips * s.groups * sizes.map_blocks
+    return Plan(sizes, tiling, maps, (blocks,), shared)
 
 
 def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
@@ -262,22 +263,25 @@ def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
     plane = (2 * rows + window) * (2 * columns + window + 16)  # a guess that `placed` seldom exceeds
     chunk = even(s.channels, min(16 // window, SHARED_BYTES // item // plane)) if window else 1
     taps = chunk * window or even(s.channels * s.kh * s.kw, threads)
-    sums = s.groups * -(-s.maps // maps) * -(-s.channels * s.kh * s.kw // (taps * (window or 1)))
+    map_blocks, tap_blocks = -(-s.maps // maps), -(-s.channels * s.kh * s.kw // (taps * (window or 1)))
+    sums = s.groups * map_blocks * tap_blocks
     several = min(most // (rows * columns), s.batch * bands * strips * sums // (2 * LEAST_BLOCKS))
     if window:
         several = min(several, SHARED_BYTES // item // (chunk * plane))
     images = 1 << several.bit_length() - 1 if several else 1  # few kinds of blocks, for each of them is compiled
     tiling = Tiling(images, rows, columns, threads, 1, chunk, taps=taps)
     if window:
-        places = [divmod(share % (rows * columns), columns) for share in range(threads // taps)]
-        corners = [(c, 0, 2 * i + p, 2 * j) for i, j in places for c in range(chunk) for p in range(window)]
+        places = [divmod(share % (rows * columns), rows) for share in range(threads // taps)]
+        corners = [(c, 0, 2 * i + p, 2 * j) for j, i in places for c in range(chunk) for p in range(window)]
         tiling = placed(tiling, window, item, corners)
-    gradient = 4 * (images * rows * columns * vector(maps) + 4)
-    left = max(-(-maps // 2) * (window or 1) * (threads + taps), maps * threads)
+    gradient = 4 * (-(-images * rows * columns * vector(maps) // 32) * 32 + 16)
+    together = maps * (window or 1) if maps * window <= 32 else maps * window // 2
+    left = max(-(-together // 4) * 4, maps) * threads
     shared = max(gradient + chunk * tiling.plane, left) * item
     parts = -(-s.batch // images) * bands * strips
     splits = max(1, min(parts, parts * images * rows * columns // LEAST_TILES, -(-BLOCKS // sums)))
-    return Plan(s._replace(bands=bands, strips=strips, splits=splits), tiling, maps, splits * sums, shared)
+    sizes = s._replace(bands=bands, strips=strips, map_blocks=map_blocks, tap_blocks=tap_blocks)
+    return Plan(sizes, tiling, maps, (sums, splits), shared)
 
 
 def placed(t: Tiling, window: int, item: int, corners: list[tuple[int, int, int, int]]) -> Tiling:
@@ -286,20 +290,34 @@ def placed(t: Tiling, window: int, item: int, corners: list[tuple[int, int, int,
     `corners` are the channel, image, row and column, always even, of the first two pixels that each thread reads.
     """
     height, width = 2 * t.rows + window - 1, 2 * t.columns + window - 1
-    banks = 128 // item
+    half, banks = height // 2, 128 // item
 
     def passes(pitch: int, odd: int, image: int, plane: int) -> int:
-        return wavefronts((c * plane + n * image + i % 2 * odd + i // 2 * pitch + j for c, n, i, j in corners), banks)
+        """For the rows of the corners and the rows below."""
+        rows = [[(c, n, i + below, j) for c, n, i, j in corners] for below in (0, 1)]
+        return sum(
+            wavefronts((c * plane + n * image + i % 2 * odd + i // 2 * pitch + j for c, n, i, j in row), banks)
+            for row in rows
+        )
 
     def sizes(least: int) -> range:
         return range(least, least + banks, 2)
 
-    half = height // 2
-    pitch = min(
-        sizes(width), key=lambda pitch: pitch * passes(pitch, half * pitch, height * pitch, height * pitch) ** 2
-    )
-    odd = min(sizes(half * pitch), key=lambda odd: passes(pitch, odd, 2 * odd, 2 * odd))
-    image = min(sizes(odd + half * pitch), key=lambda image: passes(pitch, odd, image, image))
+    def odds(pitch: int) -> range:
+        """Odd rows lie beside the even ones where the pitch leaves space for them, else after them."""
+        return range(width, pitch - width + 1, 2) or sizes(half * pitch)
+
+    def size(pitch: int, odd: int) -> int:
+        return half * pitch + (odd if odd >= half * pitch else 0)
+
+    def cost(place: tuple[int, int]) -> int:
+        image = size(*place)
+        return image * passes(*place, image, image) ** 2
+
+    pitches = *sizes(width), *sizes(2 * width)
+    pitch, _ = min(((pitch, odd) for pitch in pitches for odd in odds(pitch)[::4]), key=cost)
+    odd = min(odds(pitch), key=lambda odd: cost((pitch, odd)))
+    image = min(sizes(size(pitch, odd)), key=lambda image: passes(pitch, odd, image, image))
     plane = min(sizes(t.images * image), key=lambda plane: passes(pitch, odd, image, plane))
     return t._replace(height=height, width=width, odd=odd, pitch=pitch, plane=plane, image=image)
 

@@ -51,7 +51,9 @@ def conv2d_relu_max_pool2d_backward(
         plan = weight_grad_plan(input.shape, shape, *geometry, True)
         partial = plan.new_partial(dy)
         of_images = strides(dy), strides(positions), strides(input)
-        plan.launch("conv2d_relu_max_pool2d_weight_grad", (dy, positions, input, partial, need_bias), *of_images)
+        plan.launch(
+            "conv2d_relu_max_pool2d_weight_grad", (dy, positions, input, partial, need_bias, plan.length), *of_images
+        )
         dweight, dbias = add_splits(partial, dy, shape, need_bias)
     elif need_bias:
         dbias = dy.masked_fill(positions == 255, 0).sum((0, 2, 3))

@@ -18,6 +18,7 @@ GROUPS = {
     64: (1, 1, 1),
 }  # of warps by tile, for sums of up to 32 terms, of up to 255, longer
 WARPS = {16: 1, 32: 2, 64: 4}  # of a group
+WIDTHS = (4, 2, 1)  # values that are read at once
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "step": 3}
 
 
@@ -27,71 +28,82 @@ def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activatio
     strides = (_strides(input), _strides(weight), 0 if bias is None else bias.stride(0), _strides(y))
     (batch, outputs), inputs = y.shape, input.shape[1]
     shape = tiles(batch, outputs, inputs)
-    _launch("linear_forward", shape, activation, input, weight, bias, y, batch, outputs, inputs, *strides)
+    widths = width(input), width(weight)
+    _launch("linear_forward", shape, widths, activation, input, weight, bias, y, batch, outputs, inputs, *strides)
     return y
 
 
 def linear_input_grad(dz: Tensor, weight: Tensor) -> Tensor:
     """dinput (N, I) of dz (N, O) and weight (O, I)."""
-    return _input_grad(dz, None, weight, None)
+    return _backward(dz, None, None, weight, weight.shape[1], (True, False, False), None)[0]
 
 
 def linear_weight_grad(dz: Tensor, input: Tensor) -> Tensor:
     """dweight (O, I) of dz (N, O) and input (N, I)."""
-    return _weight_grad(dz, None, input, True, False, None)[0]
+    return _backward(dz, None, input, None, input.shape[1], (False, True, False), None)[1]
 
 
 def linear_backward(
     dy: Tensor, y: Tensor | None, input: Tensor, weight: Tensor, needed: tuple[bool, bool, bool], activation: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dinput, dweight, dbias), each empty where it is not needed."""
-    dinput = _input_grad(dy, y, weight, activation) if needed[0] else dy.new_empty((0, 0))
-    return dinput, *_weight_grad(dy, y, input, needed[1], needed[2], activation)
+    return _backward(dy, y, input, weight, weight.shape[1], needed, activation)
 
 
-def _input_grad(dy: Tensor, y: Tensor | None, weight: Tensor, activation: str | None) -> Tensor:
-    dinput = new_rows(dy, weight.shape[1])
-    y = dy if y is None else y
-    strides = (_strides(dy), _strides(y), _strides(weight), _strides(dinput))
-    (batch, outputs), inputs = dy.shape, weight.shape[1]
-    shape = tiles(batch, inputs, outputs)
-    _launch("linear_input_grad", shape, activation, dy, y, weight, dinput, batch, outputs, inputs, *strides)
-    return dinput
-
-
-def _weight_grad(
-    dy: Tensor, y: Tensor | None, input: Tensor, need_weight: bool, need_bias: bool, activation: str | None
-) -> tuple[Tensor, Tensor]:
-    (batch, outputs), inputs = dy.shape, input.shape[1] if need_weight else 0
+def _backward(
+    dy: Tensor,
+    y: Tensor | None,
+    input: Tensor | None,
+    weight: Tensor | None,
+    inputs: int,
+    needed: tuple[bool, bool, bool],
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    need_input, need_weight, need_bias = needed
+    batch, outputs = dy.shape
+    dinput = new_rows(dy, inputs) if need_input else dy.new_empty((0, 0))
     dweight = dy.new_empty((outputs, inputs) if need_weight else (0, 0))
     dbias = dy.new_empty((outputs if need_bias else 0,))
     results = (dweight if need_weight else None, dbias if need_bias else None)
-    y = dy if y is None else y
-    columns = inputs + need_bias
-    tile, groups, grid = tiles(outputs, columns, SHORTEST, least=32)
-    part, parts = split(batch, *grid)
-    sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
+    columns = need_weight * inputs + need_bias
+    input_shape = tiles(batch, need_input * inputs, outputs, least=32 if batch > 16 else 16)
+    weight_shape = tiles(outputs, columns, SHORTEST, least=32)
+    part, parts = split(batch, weight_shape[2])
     length = outputs * columns
+    sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
     partials = dy.new_empty((parts, length), dtype=sums) if parts > 1 else None
-    sizes, strides = (batch, outputs, inputs, part), (_strides(dy), _strides(y), _strides(input))
-    shape = (tile, groups, (*grid, parts))
-    _launch("linear_weight_grad", shape, activation, dy, y, input, *results, partials, *sizes, *strides)
+    y = dy if y is None else y
+    widths = width(dy, y), width(input, weight)
+    strides = [NOWHERE if matrix is None else _strides(matrix) for matrix in (dy, y, input, weight, dinput)]
+
+    def start(tile: int, groups: int, input_tiles: int, weight_tiles: int) -> None:
+        tensors = (dy, y, input, weight, dinput, *results, partials)
+        sizes = (batch, outputs, inputs, part, input_tiles, weight_tiles)
+        shape = (tile, groups, input_tiles + weight_tiles * parts)
+        _launch("linear_backward", shape, widths, activation, *tensors, *sizes, *strides)
+
+    tile, groups, weight_tiles = weight_shape
+    if input_shape[0] == tile:
+        start(tile, groups, input_shape[2], weight_tiles)
+    else:
+        start(*input_shape, 0)
+        start(tile, groups, 0, weight_tiles)
     if partials is not None:
         blocks = (-(-length // THREADS),)
-        arguments = (partials, *results, outputs * inputs, length, parts)
-        constants = _constants(tile, groups, activation)
+        arguments = (partials, *results, need_weight * outputs * inputs, length, parts)
+        constants = _constants(tile, groups, widths, activation)
         launch(dy, "linear", "linear_weight_grad_sum", blocks, (THREADS,), *arguments, **constants)
-    return dweight, dbias
+    return dinput, dweight, dbias
 
 
-def tiles(m: int, n: int, k: int, least: int = 16) -> tuple[int, int, tuple[int, ...]]:
-    """(edge of a tile, groups of warps, grid) for a product of m x n sums of k terms.
+def tiles(m: int, n: int, k: int, least: int = 16) -> tuple[int, int, int]:
+    """(edge of a tile, groups of warps, tiles) for a product of m x n sums of k terms.
 
     Large tiles where enough of them are left for the processors of a chip; small ones share out a long sum over more warps.
     """
     large = ((64, 256), (32, 24))
     tile = next((tile for tile, enough in large if tile == least or m * n >= enough * tile**2), 16)
-    return tile, GROUPS[tile][(k > 32) + (k > 255)], (-(-m // tile) * -(-n // tile),)
+    return tile, GROUPS[tile][(k > 32) + (k > 255)], -(-m // tile) * -(-n // tile)
 
 
 def split(batch: int, blocks: int) -> tuple[int, int]:
@@ -101,14 +113,34 @@ def split(batch: int, blocks: int) -> tuple[int, int]:
     return part, max(1, -(-batch // part))
 
 
-def _launch(kernel: str, shape: tuple[int, int, tuple[int, ...]], activation: str | None, *arguments: Any) -> None:
-    tile, groups, grid = shape
+def width(*matrices: Tensor | None) -> int:
+    """How many values of a row can be read at once, in all of the matrices that there are: 4, 2 or 1."""
+    return min((_width(matrix) for matrix in matrices if matrix is not None), default=4)
+
+
+def _width(matrix: Tensor) -> int:
+    row, column = matrix.stride()
+    bits = 4 | row | matrix.shape[1] | matrix.data_ptr() // matrix.element_size()
+    return bits & -bits if column == 1 else 1
+
+
+def _launch(
+    kernel: str, shape: tuple[int, int, int], widths: tuple[int, int], activation: str | None, *arguments: Any
+) -> None:
+    tile, groups, blocks = shape
     threads = (32 * WARPS[tile] * groups,)
-    launch(arguments[0], "linear", kernel, grid, threads, *arguments, **_constants(tile, groups, activation))
+    constants = _constants(tile, groups, widths, activation)
+    launch(arguments[0], "linear", kernel, (blocks,), threads, *arguments, **constants)
 
 
-def _constants(tile: int, groups: int, activation: str | None) -> dict[str, int]:
-    return {"TILE": tile, "GROUPS": groups, "ACTIVATION": ACTIVATIONS[activation]}
+def _constants(tile: int, groups: int, widths: tuple[int, int], activation: str | None) -> dict[str, int]:
+    return {
+        "TILE": tile,
+        "GROUPS": groups,
+        "WIDTH_A": widths[0],
+        "WIDTH_B": widths[1],
+        "ACTIVATION": ACTIVATIONS[activation],
+    }
 
 
 def _strides(matrix: Tensor) -> Any:
@@ -119,3 +151,6 @@ def _strides(matrix: Tensor) -> Any:
 def _structure(row: int, column: int) -> Any:
     """The structure Strides of linear.cu."""
     return np.array((row, column), [("row", np.int64), ("column", np.int64)])
+
+
+NOWHERE = _structure(0, 0)

@@ -7,7 +7,7 @@ import torch
 
 from kernels.arguments import FLOATS
 from kernels.cupy.launch import DTYPES
-from kernels.cupy.linear import ACTIVATIONS, GROUPS
+from kernels.cupy.linear import ACTIVATIONS, GROUPS, WIDTHS
 
 Constants = dict[str, int | str]
 
@@ -19,8 +19,8 @@ VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
     "linear": (
         FLOATS,
         [
-            {"TILE": tile, "GROUPS": groups, "ACTIVATION": activation}
-            for tile, activation in itertools.product(GROUPS, ACTIVATIONS.values())
+            {"TILE": tile, "GROUPS": groups, "WIDTH_A": a, "WIDTH_B": b, "ACTIVATION": activation}
+            for tile, a, b, activation in itertools.product(GROUPS, WIDTHS, WIDTHS, ACTIVATIONS.values())
             for groups in sorted(set(GROUPS[tile]))
         ],
     ),
