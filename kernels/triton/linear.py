@@ -276,7 +276,7 @@ def forward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int) -> tuple[
         side = 32 if few else 64
         return side, side, 64 // dtype.itemsize, 4, 2  # a third stage would spill a register on sm_90 and sm_100
     if dtype != torch.float32:  # their operands take more registers
-        return (16, 32, 16, 1, 1) if few else (32, 64, 16, 4, 1)
+        return (16, 32, 16, 4, 1) if few else (32, 64, 16, 4, 1)
     if o <= 16:
         return 32, 16, 16, 1, 2
     return (16, 32, 16, 1, 2) if few else (64, 64, 16, 8, 2)  # four warps would spill a register on sm_75
