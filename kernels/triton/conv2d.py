@@ -363,6 +363,7 @@ def correlation(
     """The geometry and the tiles; where no patch is given it is a pixel, for direct sums some rows of a column."""
     groups, o, c = weight_shape[:3]
     double = dtype == torch.float64  # sums and values take two registers each
+    sums = MOST_SUMS // 2 if double else MOST_SUMS
     inside = all_inside(out, size, kernel, step, spread, dilation, offset)
     block_kh = divisor(kernel[0], UNROLLED)
     rows = None  # of the source, where it is known when compiling which of them a patch takes
@@ -373,8 +374,9 @@ def correlation(
         if not dot and not inside[0] and out[0] <= COLUMN and block_kh == kernel[0]:
             patch, inside = (out[0], 1), (True, inside[1])
             rows = range(0, size[0] * spread[0], spread[0])
+            sums //= math.prod(spread)  # as few as meet the source
     row_shifts, row_of = under(patch[0], step[0], block_kh, dilation[0], offset[0], rows)
-    most_maps = min(MOST_MAPS, (MOST_SUMS // 2 if double else MOST_SUMS) // math.prod(patch))
+    most_maps = max(min(MOST_MAPS, sums // math.prod(patch)), 1)
     return Correlation(
         groups, o, c, weight_strides, size, out, kernel, step, spread, dilation, offset, inside=inside, pooled=pooled,
         acc=tl.float64 if double else tl.float32, dot=dot, patch=patch, row_shifts=row_shifts, row_of=row_of,
