@@ -32,24 +32,19 @@ class Built(NamedTuple):
         return self.shared <= self.shared_limit and (not self.spilled or self.target.startswith("gfx"))
 
 
-def worst(rows: list[Built]) -> pd.DataFrame:
+def by_kernel(rows: list[Built]) -> pd.DataFrame:
     """A row a kernel, precision and target: how many variants, the most of what they take, how many use tensor cores."""
-    keys = ["backend", "target", "precision", "kernel"]
-    return _summary(pd.DataFrame(rows).groupby(keys, sort=False))
+    variants = pd.DataFrame(rows).assign(variants=1)
+    return _summary(variants.assign(spilling=variants["spilled"] > 0), ["backend", "target", "precision", "kernel"])
 
 
-def by_target(rows: list[Built]) -> pd.DataFrame:
+def by_target(kernels: pd.DataFrame) -> pd.DataFrame:
     """A row a backend and target, over all kernels and precisions."""
-    return _summary(pd.DataFrame(rows).groupby(["backend", "target"], sort=False))
+    return _summary(kernels, ["backend", "target"])
 
 
-def _summary(groups: "pd.api.typing.DataFrameGroupBy") -> pd.DataFrame:
-    return groups.agg(
-        variants=("kernel", "size"),
-        registers=("registers", "max"),
-        spilled=("spilled", "max"),
-        spilling=("spilled", lambda spilled: (spilled > 0).sum()),
-        shared=("shared", "max"),
-        shared_limit=("shared_limit", "first"),
-        tensor_cores=("tensor_cores", "sum"),
-    ).reset_index()
+def _summary(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    counted = dict.fromkeys(("variants", "spilling", "tensor_cores"), "sum")
+    most = dict.fromkeys(("registers", "spilled", "shared", "shared_limit"), "max")
+    summary = table.groupby(keys, sort=False).agg(counted | most).reset_index()
+    return summary[[*keys, "variants", "registers", "spilled", "spilling", "shared", "shared_limit", "tensor_cores"]]

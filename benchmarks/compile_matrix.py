@@ -3,7 +3,8 @@
     python -m benchmarks.compile_matrix            both backends, all architectures and precisions
     python -m benchmarks.compile_matrix --backend triton --arch 90 --precision float32
 
-Nothing runs: the launchers, unmodified, meet stand-ins of a driver, which compile what they launch.
+Nothing runs: the launchers, unmodified, meet stand-ins of a driver, which compile what they launch. A table that is
+there keeps what a run does not compile.
 """
 
 import importlib
@@ -11,11 +12,12 @@ import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.built import Built, by_target, worst
+from benchmarks.built import Built, by_kernel, by_target
 from benchmarks.command import BACKENDS, one_of, run
 from benchmarks.exercise import geometries, operations
 
@@ -36,22 +38,35 @@ def build(backend: str, targets: list[str] | None, precisions: list[str] | None)
     return rows
 
 
+def merged(kernels: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The table, with the rows at `path` of the backends, targets and precisions that it lacks."""
+    order = {"backend": BACKENDS, "target": TARGETS, "precision": PRECISIONS}
+    if path.exists():
+        former = pd.read_csv(path, dtype={"target": str})
+        compiled = pd.MultiIndex.from_frame(kernels[[*order]])
+        kept = former[~pd.MultiIndex.from_frame(former[[*order]]).isin(compiled)]
+        kernels = pd.concat([kept, kernels])
+    return kernels.sort_values([*order], key=lambda names: names.map(order[names.name].index), kind="stable")
+
+
 def main(
     backend: Annotated[list[str] | None, typer.Option(callback=one_of(BACKENDS), help="repeat it for several")] = None,
     arch: Annotated[list[str] | None, typer.Option(callback=one_of(TARGETS), help="CuPy has NVIDIA's only")] = None,
     precision: Annotated[list[str] | None, typer.Option(callback=one_of(PRECISIONS), help="CuPy has no tf32")] = None,
-    out: Annotated[Path | None, typer.Option(help="a folder for the tables, as CSV files")] = None,
+    out: Annotated[Path | None, typer.Option(help="a folder for the tables, as CSV files: adds to those there")] = None,
 ) -> None:
     """Prints the worst of each kernel; the exit status is 1 where one does not fit, or spills on NVIDIA's GPUs."""
     rows = [row for name in backend or BACKENDS for row in build(name, arch, precision)]
-    summaries = {"kernels": worst(rows), "targets": by_target(rows)}
-    for name, summary in summaries.items():
+    kernels = by_kernel(rows)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        kernels = merged(kernels, out / "kernels.csv")
+    for name, summary in {"kernels": kernels, "targets": by_target(kernels)}.items():
         table = Table(*summary.columns, title=name)
         for row in summary.itertuples(index=False):
             table.add_row(*map(str, row))
         Console(width=160).print(table)
         if out:
-            out.mkdir(parents=True, exist_ok=True)
             summary.to_csv(out / f"{name}.csv", index=False)
     raise typer.Exit(not all(row.fits for row in rows))
 

@@ -86,10 +86,14 @@ def operations(dtype: torch.dtype, n: int = 64) -> dict[str, Launches]:
         "conv2d, conv2": of(F.conv2d, *conv2),
         "conv2d_relu_max_pool2d, conv1": of(F.conv2d_relu_max_pool2d, *conv1),
         "conv2d_relu_max_pool2d, conv2": of(F.conv2d_relu_max_pool2d, *conv2),
+        "conv2d_relu_max_pool2d, conv1, fixed input": of(
+            lambda w, b: F.conv2d_relu_max_pool2d(torch.rand(conv1[0], dtype=dtype), w, b), *conv1[1:]
+        ),
         "max_pool2d": of(F.max_pool2d, (n, 6, 28, 28), kernel_size=2),
         "linear_relu, fc1": of(F.linear_relu, (n, 400), (120, 400), (120,)),
         "linear_relu, fc2": of(F.linear_relu, (n, 120), (84, 120), (84,)),
         "linear, fc3": of(F.linear, (n, 84), (10, 84), (10,)),
+        "linear, fc3, fixed weight": of(lambda x, b: F.linear(x, torch.rand((10, 84), dtype=dtype), b), (n, 84), (10,)),
         "relu": of(F.relu, (n, 120)),
         "sigmoid": of(F.sigmoid, (n, 120)),
         "step": lambda: F.step(torch.rand((n, 120), dtype=dtype)),

@@ -56,6 +56,19 @@ def test_summaries_and_exit_status(
     assert by_target["spilling"].sum() == ("spilled" in change)
 
 
+def test_tables_keep_what_a_run_does_not_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(compile_matrix.main)
+    for target, registers in (("90", 64), ("gfx942", 80), ("80", 32), ("90", 48)):
+        rows = [BUILT._replace(target=target, registers=registers), BUILT._replace(target=target, kernel="another")]
+        monkeypatch.setattr(compile_matrix, "build", lambda *_, rows=rows: rows)
+        CliRunner().invoke(app, ["--backend", "triton", "--out", str(tmp_path)], catch_exceptions=False)
+    by_kernel, by_target = pd.read_csv(tmp_path / "kernels.csv"), pd.read_csv(tmp_path / "targets.csv")
+    assert [*by_kernel["target"]] == ["80", "80", "90", "90", "gfx942", "gfx942"]
+    assert [*by_kernel["registers"]] == [32, 64, 48, 64, 80, 64]
+    assert [*by_target["registers"]] == [64, 64, 80]
+
+
 def test_what_is_unknown_is_refused() -> None:
     app = typer.Typer()
     app.command()(compile_matrix.main)

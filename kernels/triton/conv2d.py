@@ -1,4 +1,4 @@
-"""Convolution in Triton, without a lowered copy of the input: forward and input gradient are one kernel, the weight
+"""Convolution in Triton, without a lowered copy of the input: forward and input gradient are one function, the weight
 gradient two passes, sums over parts of the pixels that are then added up in a fixed order.
 
 float16 and bfloat16 take the tensor cores, float32 where torch allows TF32, else the multiply-add units.
@@ -19,23 +19,34 @@ from kernels.triton.patches import Correlation, Pair, inside, load_patch, load_s
 from kernels.triton.precision import tensor_core_precision
 from kernels.triton.splits import add_splits, partial_sums
 
-BLOCK_M = 32  # patches of a program of direct sums, one a lane of its one warp: small batches need many programs
+BLOCK_M = 32  # patches of a warp of direct sums, one a lane; a program is one warp: small batches need many programs
 MOST_ROWS = 7  # of a patch
+COLUMN = 16  # rows of a patch that is a whole column: which taps fall outside the source is then known when compiling
 MOST_MAPS = 8  # that a program of direct sums computes, or takes the gradient of
+MOST_SUMS = 64  # of a lane: outputs of its patch, for each map
 UNROLLED = 8  # rows of a window
 WEIGHT_ROWS = 2  # of a patch in a weight gradient
-SUMS = 156  # of a direct weight gradient and its bias's, in 32-bit registers of a lane
+SUMS = 80  # of a lane of a direct weight gradient, with its bias's
 TAPS = 25  # of them for one output map
+PROGRAMS = 128  # of a weight gradient, about: one for each multiprocessor
 SPLITS = 512  # of the pixels, at most
 DOT_MAPS = 16  # of a group, from which tensor cores pay: gathering a value for them takes as long as 14 sums
 
 
 @triton.jit(do_not_specialize=["n"])
 def correlate_kernel(  # type: ignore[no-untyped-def]
-    src_ptr, positions_ptr, weight_ptr, bias_ptr, out_ptr, n, src_strides, bias_stride, G: tl.constexpr
+    src_ptr, weight_ptr, bias_ptr, out_ptr, n, src_strides, bias_stride, G: tl.constexpr
 ):
     """out (n, groups features, *out) = bias + sums of src (n, groups channels, *size) times weight."""
-    group, first_o, image, row, column, mask_m = place(tl.program_id(0), n, G)
+    correlate(src_ptr, None, weight_ptr, bias_ptr, out_ptr, n, tl.program_id(0), src_strides, bias_stride, G)
+
+
+@triton.jit
+def correlate(  # type: ignore[no-untyped-def]
+    src_ptr, positions_ptr, weight_ptr, bias_ptr, out_ptr, n, program, src_strides, bias_stride, G: tl.constexpr
+):
+    """A program's part of `correlate_kernel`."""
+    group, first_o, image, row, column, mask_m = place(program, n, G)
     acc = patch_sums(src_ptr, positions_ptr, weight_ptr, group, first_o, image, row, column, mask_m, src_strides, G)
     DOT: tl.constexpr = G.dot is not None
     if DOT:
@@ -83,12 +94,36 @@ class WeightCorrelation(NamedTuple):
     spread: Pair = (1, 1)
 
 
-@triton.jit(do_not_specialize=["n", "chunks"], do_not_specialize_on_alignment=["dbias_ptr"])
-def direct_weight_grad_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
-):
-    """dweight (groups features, channels KH KW) and dbias (groups features), one behind the other for each split: the
-    sums over its chunks of block_m patches, for block_o maps and some of the window's taps a program."""
+@triton.jit(do_not_specialize=["n", "chunks", "weight_programs"], do_not_specialize_on_alignment=["dbias_ptr"])
+def conv2d_backward_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, input_ptr, weight_ptr, dinput_ptr, dweight_ptr, dbias_ptr, n, chunks, weight_programs,
+    dy_strides, input_strides, G: tl.constexpr, H: tl.constexpr,
+):  # fmt: skip
+    """All gradients in one launch: those of weight and bias by the first programs, with G, dinput by the others, with H.
+
+    dweight (groups features, channels KH KW) and dbias (groups features) lie one behind the other for each split: the
+    sums over its chunks of block_m patches.
+    """
+    program = tl.program_id(0)
+    if program < weight_programs:
+        if G is not None:
+            if G.dot is not None:
+                weight_grad_products(
+                    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, program, dy_strides, input_strides, G
+                )  # fmt: skip
+            else:
+                direct_weight_grad(
+                    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, program, dy_strides, input_strides, G
+                )  # fmt: skip
+    elif H is not None:
+        correlate(dy_ptr, positions_ptr, weight_ptr, None, dinput_ptr, n, program - weight_programs, dy_strides, 0, H)
+
+
+@triton.jit
+def direct_weight_grad(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, program, dy_strides, input_strides, G: tl.constexpr
+):  # fmt: skip
+    """A program's sums for block_o maps and some of the window's taps."""
     ACC: tl.constexpr = G.acc
     KH: tl.constexpr = G.kernel[0]
     KW: tl.constexpr = G.kernel[1]
@@ -107,8 +142,8 @@ def direct_weight_grad_kernel(  # type: ignore[no-untyped-def]
     OUTPUTS: tl.constexpr = G.patch[0] * G.patch[1]
     ROW_SHIFTS: tl.constexpr = len(G.shifts[0])
     COLUMN_SHIFTS: tl.constexpr = len(G.shifts[1])
-    tile = tl.program_id(0) % TILES
-    split = (tl.program_id(0) // TILES).to(tl.int64)
+    tile = program % TILES
+    split = (program // TILES).to(tl.int64)
     first_kw = tile % KW_BLOCKS * BLOCK_KW
     first_kh = tile // KW_BLOCKS % KH_BLOCKS * BLOCK_KH
     first_c = tile // (KW_BLOCKS * KH_BLOCKS) % C_BLOCKS * BLOCK_C
@@ -166,12 +201,11 @@ def direct_weight_grad_kernel(  # type: ignore[no-untyped-def]
             tl.store(dbias_ptr + part + o, tl.sum(acc[i * (TAPS + 1) + TAPS], 0), mask=of_bias)
 
 
-@triton.jit(do_not_specialize=["n", "chunks"], do_not_specialize_on_alignment=["dbias_ptr"])
-def weight_grad_product_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, dy_strides, input_strides, G: tl.constexpr
-):
-    """What `direct_weight_grad_kernel` leaves, on the tensor cores: products of dy (block_o, block_m) and the windows
-    (block_m, block_k)."""
+@triton.jit
+def weight_grad_products(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, input_ptr, dweight_ptr, dbias_ptr, n, chunks, program, dy_strides, input_strides, G: tl.constexpr
+):  # fmt: skip
+    """A program's sums on the tensor cores: products of dy (block_o, block_m) and the windows (block_m, block_k)."""
     ACC: tl.constexpr = G.acc
     BLOCK_M: tl.constexpr = G.block_m
     BLOCK_O: tl.constexpr = G.block_o
@@ -181,8 +215,8 @@ def weight_grad_product_kernel(  # type: ignore[no-untyped-def]
     K_BLOCKS: tl.constexpr = (K + G.block_k - 1) // G.block_k
     O_BLOCKS: tl.constexpr = (G.features + G.block_o - 1) // G.block_o
     TILES: tl.constexpr = G.groups * O_BLOCKS * K_BLOCKS
-    tile = tl.program_id(0) % TILES
-    split = (tl.program_id(0) // TILES).to(tl.int64)
+    tile = program % TILES
+    split = (program // TILES).to(tl.int64)
     group = (tile // (K_BLOCKS * O_BLOCKS)).to(tl.int64)
     offs_k = tile % K_BLOCKS * G.block_k + tl.arange(0, G.block_k)
     offs_o = tile // K_BLOCKS % O_BLOCKS * G.block_o + tl.arange(0, G.block_o)
@@ -218,9 +252,17 @@ def conv2d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
-    out = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    y = input.new_empty((input.shape[0], weight.shape[0], *out))
-    correlate(y, input, None, by_group(weight, groups), bias, input.shape[2:], stride, (1, 1), dilation, padding)
+    weight, dot = by_group(weight, groups), input_precision(input.dtype, weight.shape[0] // groups)
+    size = input.shape[2:]
+    out = output_size(size, weight.shape[3:], stride, padding, dilation)
+    y = input.new_empty((input.shape[0], weight.shape[0] * weight.shape[1], *out))
+    pairs = (size, out, weight.shape[3:], stride, (1, 1), dilation, padding)
+    g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), input.dtype, dot, None, warps(dot))
+    if input.shape[0]:
+        bias_stride = 0 if bias is None else bias.stride(0)
+        correlate_kernel[(programs(input.shape[0], g),)](
+            input, weight, bias, y, input.shape[0], input.stride(), bias_stride, g, num_warps=warps(dot), num_stages=1
+        )
     return y
 
 
@@ -228,49 +270,77 @@ def conv2d_input_grad(
     dy: Tensor, weight: Tensor, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """dx (N, C, H, W) of dy (N, O, OH, OW)."""
-    return input_grad(dy, None, dy.shape[2:], weight, input_size, stride, padding, dilation, groups)
+    sizes = (dy.shape[2:], input_size, weight.shape[2:])
+    return backward(dy, None, None, weight, *sizes, False, stride, padding, dilation, groups)[0]
 
 
-def input_grad(
+def conv2d_weight_grad(
     dy: Tensor,
-    positions: Tensor | None,
-    out: Sequence[int],
-    weight: Tensor,
-    input_size: Sequence[int],
+    input: Tensor,
+    kernel_size: Pair,
+    with_bias: bool,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
     groups: int,
-) -> Tensor:
-    """dx of the gradient at a convolution's output of the size `out`: dy, or what lies behind it and its `positions`."""
-    dx = dy.new_empty((dy.shape[0], groups * weight.shape[1], *input_size))
-    turned = by_group(weight, groups).transpose(1, 2)
-    correlate(dx, dy, positions, turned, None, out, (1, 1), stride, opposite(dilation), opposite(padding))
-    return dx
+) -> tuple[Tensor, Tensor]:
+    """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
+    sizes = (dy.shape[2:], input.shape[2:], kernel_size)
+    return backward(dy, None, input, None, *sizes, with_bias, stride, padding, dilation, groups)[1:]
 
 
-def correlate(
-    out: Tensor,
-    src: Tensor,
+def backward(
+    dy: Tensor,
     positions: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
+    input: Tensor | None,
+    weight: Tensor | None,
+    out: Sequence[int],
     size: Sequence[int],
-    step: Pair,
-    spread: Pair,
+    kernel_size: Sequence[int],
+    with_bias: bool,
+    stride: Pair,
+    padding: Pair,
     dilation: Pair,
-    offset: Pair,
-) -> None:
-    """Fills `out` (N, groups O, OH, OW) with the sums of src and weight (groups, O, C, KH, KW)."""
-    pairs = (size, out.shape[2:], weight.shape[3:], step, spread, dilation, offset)
-    dot = input_precision(src.dtype, weight.shape[1])
-    g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), src.dtype, dot, pooled_size(positions))
-    if out.shape[0]:
-        bias_stride = 0 if bias is None else bias.stride(0)
-        grid = (programs(out.shape[0], g),)
-        correlate_kernel[grid](
-            src, positions, weight, bias, out, out.shape[0], src.stride(), bias_stride, g, **schedule(g)
-        )
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dinput, dweight, dbias) of the gradient at a convolution's output of the size `out`: dy, or what lies behind it.
+
+    Without the weight dinput is empty, without the input the others are.
+    """
+    n, o = dy.shape[:2]
+    dinput, dweight, dbias = dy.new_empty((0, 0, 0, 0)), dy.new_empty((0,)), dy.new_empty((0,))
+    dots = (
+        None if input is None else input_precision(dy.dtype, o // groups),
+        None if weight is None else input_precision(dy.dtype, weight.shape[1]),
+    )
+    num_warps, pooled = warps(*dots), pooled_size(positions)
+    partials, g, h = (None, None), None, None
+    chunks = splits = weight_programs = input_programs = 0
+    if input is not None:
+        c = input.shape[1] // groups
+        dweight, dbias = dy.new_empty((o, c, *kernel_size)), dy.new_empty((o if with_bias else 0,))
+        pairs = (size, out, kernel_size, stride, padding, dilation)
+        g = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, dots[0], pooled, num_warps)
+        chunks, splits, weight_programs = shares(n, g)
+        partials = partial_sums(dweight, dbias, splits)
+    if weight is not None:
+        dinput, turned = dy.new_empty((n, groups * weight.shape[1], *size)), by_group(weight, groups).transpose(1, 2)
+        pairs = (out, size, kernel_size, (1, 1), stride, opposite(dilation), opposite(padding))
+        h = correlation(turned.shape, turned.stride(), *map(tuple, pairs), dy.dtype, dots[1], pooled, num_warps)
+        input_programs = programs(n, h)
+    if weight_programs + input_programs:
+        conv2d_backward_kernel[(weight_programs + input_programs,)](
+            dy, positions, input, weight, dinput, *partials, n, chunks, weight_programs,
+            dy.stride(), () if input is None else input.stride(), g, h, num_warps=num_warps, num_stages=1,
+        )  # fmt: skip
+    if input is not None:
+        add_splits(partials[0], dweight, dbias, splits)
+    return dinput, dweight, dbias
+
+
+def warps(*dots: str | None) -> int:
+    """Of a program: one of direct sums, four where some of its sums are products."""
+    return 4 if any(dots) else 1
 
 
 @functools.lru_cache(maxsize=256)
@@ -287,26 +357,33 @@ def correlation(
     dtype: torch.dtype,
     dot: str | None,
     pooled: Pair | None,
+    warps: int,
     patch: Pair | None = None,
 ) -> Correlation:
-    """The geometry and the tiles; where no patch is given it is a pixel, for direct sums a column of a few."""
+    """The geometry and the tiles; where no patch is given it is a pixel, for direct sums some rows of a column."""
     groups, o, c = weight_shape[:3]
+    double = dtype == torch.float64  # sums and values take two registers each
+    sums = MOST_SUMS // 2 if double else MOST_SUMS
+    inside = all_inside(out, size, kernel, step, spread, dilation, offset)
+    block_kh = divisor(kernel[0], UNROLLED)
+    rows = None  # of the source, where it is known when compiling which of them a patch takes
     if patch is None:
         # as many rows as leave none over; a taller patch loads less for each output
-        few = dtype == torch.float64 or spread[0] > 1  # sums take two registers each; neighbours share few rows
-        tallest = 1 if dot else MOST_ROWS // 3 if few else MOST_ROWS
-        patch = (divisor(out[0], tallest), 1)
-    block_kh = divisor(kernel[0], UNROLLED)
-    row_shifts, row_of = under(patch[0], step[0], block_kh, dilation[0], offset[0])
+        few = double or spread[0] > 1  # neighbours share few rows
+        patch = (divisor(out[0], 1 if dot else MOST_ROWS // 3 if few else MOST_ROWS), 1)
+        if not dot and not inside[0] and out[0] <= COLUMN and block_kh == kernel[0]:
+            patch, inside = (out[0], 1), (True, inside[1])
+            rows = range(0, size[0] * spread[0], spread[0])
+            sums //= math.prod(spread)  # as few as meet the source
+    row_shifts, row_of = under(patch[0], step[0], block_kh, dilation[0], offset[0], rows)
+    most_maps = max(min(MOST_MAPS, sums // math.prod(patch)), 1)
     return Correlation(
-        groups, o, c, weight_strides, size, out, kernel, step, spread, dilation, offset,
-        inside=all_inside(out, size, kernel, step, spread, dilation, offset), pooled=pooled,
-        acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
-        patch=patch, row_shifts=row_shifts, row_of=row_of,
-        block_o=power_of_2(o, 8, 64) if dot else even_part(o, MOST_MAPS), block_kh=block_kh,
+        groups, o, c, weight_strides, size, out, kernel, step, spread, dilation, offset, inside=inside, pooled=pooled,
+        acc=tl.float64 if double else tl.float32, dot=dot, patch=patch, row_shifts=row_shifts, row_of=row_of,
+        block_o=power_of_2(o, 8, 64) if dot else even_part(o, most_maps), block_kh=block_kh,
         # looking up positions, or gathering for several outputs, takes registers
         block_k=power_of_2(c * math.prod(kernel), 16, 16 if pooled or patch != (1, 1) else 32),
-        block_m=2 * BLOCK_M if dot and patch == (1, 1) else BLOCK_M,
+        block_m=BLOCK_M * (warps if not dot else 2 if patch == (1, 1) else 1),
     )  # fmt: skip
 
 
@@ -316,61 +393,10 @@ def programs(n: int, g: Correlation) -> int:
     return cdiv(n * patches, g.block_m) * g.groups * cdiv(g.features, g.block_o)
 
 
-def schedule(g: Correlation) -> dict[str, int]:
-    """The warps of a program: one of direct sums, four of products; loading ahead would take more than it gives."""
-    return {"num_warps": 4 if g.dot else 1, "num_stages": 1}
-
-
 def input_precision(dtype: torch.dtype, maps: int) -> str | None:
     """How tl.dot multiplies; None where there are too few maps for what is gathered for them, or no tensor cores."""
     switch = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     return tensor_core_precision(dtype, switch) if maps >= DOT_MAPS else None
-
-
-def conv2d_weight_grad(
-    dy: Tensor,
-    input: Tensor,
-    kernel_size: Pair,
-    with_bias: bool,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
-    return weight_grad(dy, None, dy.shape[2:], input, kernel_size, with_bias, stride, padding, dilation, groups)
-
-
-def weight_grad(
-    dy: Tensor,
-    positions: Tensor | None,
-    out: Sequence[int],
-    input: Tensor,
-    kernel_size: Sequence[int],
-    with_bias: bool,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    """(dweight, dbias) of the gradient at a convolution's output of the size `out`: dy, or what lies behind it."""
-    (n, o), c = dy.shape[:2], input.shape[1] // groups
-    dweight, dbias = dy.new_empty((o, c, *kernel_size)), dy.new_empty((o if with_bias else 0,))
-    pairs = (input.shape[2:], out, kernel_size, stride, padding, dilation)
-    dot = input_precision(dy.dtype, o // groups)
-    g = weight_correlation(groups, o // groups, c, *map(tuple, pairs), dy.dtype, dot, pooled_size(positions))
-    kernel, tiles, least, warps = weight_grad_plan(g)
-    patches = math.prod(g.out) // math.prod(g.patch)
-    chunks_in_all = cdiv(n * patches, g.block_m)
-    chunks = max(least, cdiv(chunks_in_all, SPLITS))
-    splits = cdiv(chunks_in_all, chunks)
-    partials = partial_sums(dweight, dbias, splits)
-    if splits:
-        kernel[(splits * tiles,)](
-            dy, positions, input, *partials, n, chunks, dy.stride(), input.stride(), g, num_warps=warps, num_stages=1
-        )
-    add_splits(partials[0], dweight, dbias, splits)
-    return dweight, dbias
 
 
 @functools.lru_cache(maxsize=256)
@@ -387,9 +413,10 @@ def weight_correlation(
     dtype: torch.dtype,
     dot: str | None,
     pooled: Pair | None,
+    warps: int,
 ) -> WeightCorrelation:
     """The geometry and the tiles of a weight gradient."""
-    sums = SUMS // 2 if dtype == torch.float64 else SUMS
+    sums = SUMS * 2 // 3 if dtype == torch.float64 else SUMS  # they take two registers each
     block_kw = divisor(kernel[1], TAPS)
     block_kh = divisor(kernel[0], TAPS // block_kw)
     block_c = divisor(c, max(1, TAPS // 2 // (block_kh * block_kw)))
@@ -404,32 +431,42 @@ def weight_correlation(
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
         block_o=power_of_2(o, 16, 32) if dot else even_part(o, min(MOST_MAPS, sums // (block_c * block_kh * block_kw + 1))),
         block_c=block_c, block_kh=block_kh, block_kw=block_kw,
-        block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=64 if dot else 32,
+        block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=2 * BLOCK_M if dot else BLOCK_M * warps,
         patch=patch, shifts=(row_shifts, column_shifts), shift_of=(row_of, column_of),
     )  # fmt: skip
 
 
+def shares(n: int, g: WeightCorrelation) -> tuple[int, int, int]:
+    """(chunks of a split, splits, programs) of the weight gradient of n images.
+
+    A program has the least number of chunks that pays for adding up its lanes' sums while there are fewer than PROGRAMS,
+    then ample ones: each split costs memory traffic, too.
+    """
+    tiles, outputs = weight_tiles(g), math.prod(g.patch)
+    in_all = cdiv(n * (math.prod(g.out) // outputs), g.block_m)
+    least, ample = (4, 16) if g.dot else (32 // outputs, 80 // outputs)
+    splits = min(max(min(in_all // least, PROGRAMS // tiles), in_all // ample, 1), SPLITS)
+    chunks = cdiv(in_all, splits)
+    splits = cdiv(in_all, max(chunks, 1))
+    return chunks, splits, splits * tiles
+
+
 @functools.lru_cache(maxsize=256)
-def weight_grad_plan(g: WeightCorrelation) -> tuple[Any, int, int, int]:
-    """The kernel, its tiles, the least chunks of a program, its warps. The sums of 32 lanes cost as much as ten chunks."""
+def weight_tiles(g: WeightCorrelation) -> int:
+    """The programs of a split."""
     o_blocks = g.groups * cdiv(g.features, g.block_o)
     if g.dot:
-        return weight_grad_product_kernel, o_blocks * cdiv(g.channels * math.prod(g.kernel), g.block_k), 4, 4
+        return o_blocks * cdiv(g.channels * math.prod(g.kernel), g.block_k)
     parts = zip((g.channels, *g.kernel), (g.block_c, g.block_kh, g.block_kw), strict=True)
-    return (
-        direct_weight_grad_kernel,
-        o_blocks * math.prod(length // part for length, part in parts),
-        32 // math.prod(g.patch),
-        1,
-    )
+    return o_blocks * math.prod(length // part for length, part in parts)
 
 
 def all_inside(
     out: Sequence[int], size: Pair, kernel: Pair, step: Pair, spread: Pair, dilation: Pair, offset: Pair
 ) -> tuple[bool, bool]:
-    """Whether no window of an output reaches over the source's upper and lower edge, and over its left and right one."""
+    """Whether all rows, and all columns, under the windows are the source's: none beyond its edges, nor between them."""
     rows, columns = (
-        min(0, (k - 1) * d) >= p and (o - 1) * st + max(0, (k - 1) * d) - p < n * sp
+        sp == 1 and min(0, (k - 1) * d) >= p and (o - 1) * st + max(0, (k - 1) * d) - p < n
         for o, n, k, st, sp, d, p in zip(out, size, kernel, step, spread, dilation, offset, strict=True)
     )
     return rows, columns
@@ -450,11 +487,14 @@ def opposite(pair: Pair) -> Pair:
     return -pair[0], -pair[1]
 
 
-def under(outputs: int, step: int, taps: int, dilation: int, offset: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The distinct rows, or columns, under the windows of neighbouring outputs, and which of them an output has at a tap."""
+def under(
+    outputs: int, step: int, taps: int, dilation: int, offset: int, source: range | None = None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The distinct rows, or columns, under the windows of neighbouring outputs, and which of them an output has at a tap:
+    -1 for none, where only those of `source` are there."""
     shifts = [i * step + k * dilation - offset for i in range(outputs) for k in range(taps)]
-    distinct = tuple(sorted(set(shifts)))
-    return distinct, tuple(map(distinct.index, shifts))
+    distinct = sorted({shift for shift in shifts if source is None or shift in source})
+    return tuple(distinct), tuple(distinct.index(shift) if shift in distinct else -1 for shift in shifts)
 
 
 def divisor(length: int, most: int) -> int:

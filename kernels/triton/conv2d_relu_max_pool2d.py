@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.conv2d import output_size
-from kernels.triton.conv2d import by_group, correlation, input_grad, input_precision, programs, schedule, weight_grad
+from kernels.triton.conv2d import backward, by_group, correlation, input_precision, programs, warps
 from kernels.triton.patches import Pair, patch_sums, place
 
 
@@ -58,11 +58,11 @@ def conv2d_relu_max_pool2d_forward(
     weight, dot = by_group(weight, groups), input_precision(input.dtype, weight.shape[0] // groups)
     pairs = (size, out, weight.shape[3:], stride, (1, 1), dilation, padding)
     patch = (4 if out[0] % 4 == 0 and not dot and input.dtype != torch.float64 else 2, 2)
-    g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), input.dtype, dot, None, patch)
+    g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), input.dtype, dot, None, warps(dot), patch)
     if n:
         bias_stride = 0 if bias is None else bias.stride(0)
         conv2d_relu_max_pool2d_kernel[(programs(n, g),)](
-            input, weight, bias, y, positions, n, input.stride(), bias_stride, g, **schedule(g)
+            input, weight, bias, y, positions, n, input.stride(), bias_stride, g, num_warps=warps(dot), num_stages=1
         )
     return y, positions
 
@@ -82,13 +82,10 @@ def conv2d_relu_max_pool2d_backward(
     need_input, need_weight, need_bias = needed
     size, kernel_size = input.shape[2:], weight.shape[2:]
     out = pooled_part(output_size(size, kernel_size, stride, padding, dilation))
-    geometry = (stride, padding, dilation, groups)
-    dinput, dweight, dbias = dy.new_empty((0, 0, 0, 0)), dy.new_empty((0,)), dy.new_empty((0,))
-    if need_input:
-        dinput = input_grad(dy, positions, out, weight, size, *geometry)
-    if need_weight:
-        dweight, dbias = weight_grad(dy, positions, out, input, kernel_size, need_bias, *geometry)
-    elif need_bias:
+    x, w = input if need_weight else None, weight if need_input else None
+    sizes = (out, size, kernel_size)
+    dinput, dweight, dbias = backward(dy, positions, x, w, *sizes, need_bias, stride, padding, dilation, groups)
+    if need_bias and not need_weight:
         dbias = torch.where(positions == 255, 0, dy).sum((0, 2, 3))
     return dinput, dweight, dbias
 

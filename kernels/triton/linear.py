@@ -33,25 +33,42 @@ def load_dz(dy_ptrs, y_ptrs, mask, PHI_GRAD: tl.constexpr):  # type: ignore[no-u
 
 
 @triton.jit
+def terms(TEAMS: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The numbers of a step's terms in a sum: (BLOCK_K), or (TEAMS, BLOCK_K) where teams of warps share it."""
+    offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
+    if TEAMS == 1:
+        return offs_k
+    else:
+        return tl.arange(0, TEAMS)[:, None] * BLOCK_K + offs_k[None, :]
+
+
+@triton.jit
 def products(
-    a_ptrs, y_ptrs, b_ptrs, mask_m, k, a_stride, y_stride, b_stride, acc,
-    PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    a_ptrs, y_ptrs, b_ptrs, mask_m, k, a_stride, y_stride, b_stride,
+    PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc (rows, columns) + a b over k, in steps of BLOCK_K from a's and b's first ones; where b is masked it is 1."""
-    step = tl.cast(BLOCK_K, tl.int64)
-    for _ in range(k // BLOCK_K):
+    """The sums (rows, columns) of a b over k, from a's and b's first `terms` on; where b is masked it is 1."""
+    dtype: tl.constexpr = tl.float64 if a_ptrs.dtype.element_ty == tl.float64 else tl.float32
+    BLOCK_M: tl.constexpr = a_ptrs.shape[-2]
+    BLOCK_N: tl.constexpr = b_ptrs.shape[-1]
+    STEP: tl.constexpr = TEAMS * BLOCK_K
+    acc = tl.zeros([BLOCK_M, BLOCK_N] if TEAMS == 1 else [TEAMS, BLOCK_M, BLOCK_N], dtype)
+    step = tl.cast(STEP, tl.int64)
+    for _ in range(k // STEP):
         a, b = load_dz(a_ptrs, y_ptrs, None, PHI_GRAD), tl.load(b_ptrs, mask_m, other=None if mask_m is None else 1.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
         a_ptrs += step * a_stride
         b_ptrs += step * b_stride
         if PHI_GRAD is not None:
             y_ptrs += step * y_stride
-    if k % BLOCK_K != 0:
-        mask_k = tl.arange(0, BLOCK_K) < k % BLOCK_K
-        mask_b = mask_k[:, None] if mask_m is None else mask_k[:, None] & mask_m
-        a, b = load_dz(a_ptrs, y_ptrs, mask_k[None, :], PHI_GRAD), tl.load(b_ptrs, mask_b, other=1.0)
-        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-    return acc
+    if k % STEP != 0:
+        mask_k = terms(TEAMS, BLOCK_K) < k % STEP
+        mask_a, mask_b = tl.expand_dims(mask_k, -2), tl.expand_dims(mask_k, -1)
+        if mask_m is not None:
+            mask_b &= mask_m
+        a, b = load_dz(a_ptrs, y_ptrs, mask_a, PHI_GRAD), tl.load(b_ptrs, mask_b, other=1.0)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
+    return acc if TEAMS == 1 else tl.sum(acc, 0)
 
 
 def forward_kernel(  # type: ignore[no-untyped-def]
@@ -61,7 +78,6 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """y (N, O) = phi(x weight^T + bias) of x (N, I), weight (O, I) and bias (O)."""
-    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tl.arange(0, BLOCK_I).to(tl.int64)
@@ -69,10 +85,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     row, column = tl.minimum(offs_n, n - 1)[:, None], tl.minimum(offs_o, O - 1)[None, :]
     x_ptrs = x_ptr + row * x_stride_n + offs_i[None, :] * x_stride_i
     weight_ptrs = weight_ptr + column.to(tl.int64) * weight_stride_o + offs_i[:, None] * weight_stride_i
-    acc = tl.zeros([BLOCK_N, BLOCK_O], dtype)
-    acc = products(
-        x_ptrs, None, weight_ptrs, None, I, x_stride_i, 0, weight_stride_i, acc, None, PRECISION, BLOCK_I
-    )  # fmt: skip
+    acc = products(x_ptrs, None, weight_ptrs, None, I, x_stride_i, 0, weight_stride_i, None, PRECISION, 1, BLOCK_I)
     if bias_ptr is not None:
         acc += raised(tl.load(bias_ptr + column * bias_stride))
     if PHI is not None:
@@ -96,25 +109,25 @@ fma_kernel = triton.jit(
 def weight_grad_tile(  # type: ignore[no-untyped-def]
     dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, share, tile, dy_strides, y_strides, x_strides,
     O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of dweight (O, I) = dz^T x and dbias (O) = dz^T 1, summed over a share of the rows."""
-    dtype: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     COLUMNS: tl.constexpr = I if dbias_ptr is None else I + 1  # of [x, 1]
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     TILES_I: tl.constexpr = (COLUMNS + BLOCK_I - 1) // BLOCK_I
     offs_o = (tile // TILES_I % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)[:, None]
     offs_i = (tile % TILES_I * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)[None, :]
     split = (tile // (TILES_I * TILES_O)).to(tl.int64)
-    offs_n = split * share + tl.arange(0, BLOCK_K)
+    offs_n = split * share + terms(TEAMS, BLOCK_K)
     row, k = offs_o % O, tl.minimum(share, n - split * share)
-    dy_ptrs = dy_ptr + row * dy_strides[1] + offs_n[None, :] * dy_strides[0]
-    y_ptrs = None if PHI_GRAD is None else y_ptr + row * y_strides[1] + offs_n[None, :] * y_strides[0]
-    x_ptrs = x_ptr + offs_n[:, None] * x_strides[0] + offs_i * x_strides[1]
-    acc = tl.zeros([BLOCK_O, BLOCK_I], dtype)
+    dy_ptrs = dy_ptr + row * dy_strides[1] + tl.expand_dims(offs_n, -2) * dy_strides[0]
+    y_ptrs = None
+    if PHI_GRAD is not None:
+        y_ptrs = y_ptr + row * y_strides[1] + tl.expand_dims(offs_n, -2) * y_strides[0]
+    x_ptrs = x_ptr + tl.expand_dims(offs_n, -1) * x_strides[0] + offs_i * x_strides[1]
     acc = products(
-        dy_ptrs, y_ptrs, x_ptrs, offs_i < I, k, dy_strides[0], y_strides[0], x_strides[0], acc,
-        PHI_GRAD, PRECISION, BLOCK_K,
+        dy_ptrs, y_ptrs, x_ptrs, offs_i < I, k, dy_strides[0], y_strides[0], x_strides[0],
+        PHI_GRAD, PRECISION, TEAMS, BLOCK_K,
     )  # fmt: skip
     part = split * (O * COLUMNS)
     tl.store(dweight_ptr + part + offs_o * I + offs_i, acc, (offs_o < O) & (offs_i < I))
@@ -126,22 +139,22 @@ def weight_grad_tile(  # type: ignore[no-untyped-def]
 def input_grad_tile(  # type: ignore[no-untyped-def]
     dy_ptr, y_ptr, weight_ptr, dx_ptr, n, tile, dy_strides, y_strides, weight_strides, dx_strides,
     O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx (N, I) = dz weight."""
-    dtype: tl.constexpr = tl.float64 if dy_ptr.dtype.element_ty == tl.float64 else tl.float32
     TILES_I: tl.constexpr = (I + BLOCK_I - 1) // BLOCK_I
     offs_n = ((tile // TILES_I).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
     offs_i = (tile % TILES_I * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)[None, :]
-    offs_o = tl.arange(0, BLOCK_K).to(tl.int64)
+    offs_o = terms(TEAMS, BLOCK_K)
     row = tl.minimum(offs_n, n - 1)
-    dy_ptrs = dy_ptr + row * dy_strides[0] + offs_o[None, :] * dy_strides[1]
-    y_ptrs = None if PHI_GRAD is None else y_ptr + row * y_strides[0] + offs_o[None, :] * y_strides[1]
-    weight_ptrs = weight_ptr + offs_o[:, None] * weight_strides[0] + offs_i % I * weight_strides[1]
-    acc = tl.zeros([BLOCK_N, BLOCK_I], dtype)
+    dy_ptrs = dy_ptr + row * dy_strides[0] + tl.expand_dims(offs_o, -2) * dy_strides[1]
+    y_ptrs = None
+    if PHI_GRAD is not None:
+        y_ptrs = y_ptr + row * y_strides[0] + tl.expand_dims(offs_o, -2) * y_strides[1]
+    weight_ptrs = weight_ptr + tl.expand_dims(offs_o, -1) * weight_strides[0] + offs_i % I * weight_strides[1]
     acc = products(
-        dy_ptrs, y_ptrs, weight_ptrs, None, O, dy_strides[1], y_strides[1], weight_strides[0], acc,
-        PHI_GRAD, PRECISION, BLOCK_K,
+        dy_ptrs, y_ptrs, weight_ptrs, None, O, dy_strides[1], y_strides[1], weight_strides[0],
+        PHI_GRAD, PRECISION, TEAMS, BLOCK_K,
     )  # fmt: skip
     tl.store(dx_ptr + offs_n * dx_strides[0] + offs_i * dx_strides[1], acc, (offs_n < n) & (offs_i < I))
 
@@ -154,10 +167,13 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     dy_ptr, y_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, dbias_ptr, n, share, weight_tiles,
     dy_stride_n, dy_stride_o, y_stride_n, y_stride_o, x_stride_n, x_stride_i, weight_stride_o, weight_stride_i,
     dx_stride_n, dx_stride_i,
-    O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    O: tl.constexpr, I: tl.constexpr, X: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """All gradients in one launch, a tile a program; those of the weights first, whose sums are the longer ones."""
+    """All gradients in one launch, a tile a program; those of the weights first, whose sums are the longer ones.
+
+    X is I, or 0 where the bias is all that dweight's tiles are needed for.
+    """
     dy_strides = (O if dy_stride_n is None else dy_stride_n, dy_stride_o)
     y_strides = (O if y_stride_n is None else y_stride_n, y_stride_o)
     x_strides = (I if x_stride_n is None else x_stride_n, x_stride_i)
@@ -168,12 +184,12 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         if dweight_ptr is not None:
             weight_grad_tile(
                 dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, share, tile, dy_strides, y_strides, x_strides,
-                O, I, PHI_GRAD, PRECISION, BLOCK_O, BLOCK_I, BLOCK_K,
+                O, X, PHI_GRAD, PRECISION, BLOCK_O, BLOCK_I, TEAMS, BLOCK_K,
             )  # fmt: skip
     elif dx_ptr is not None:
         input_grad_tile(
             dy_ptr, y_ptr, weight_ptr, dx_ptr, n, tile - weight_tiles, dy_strides, y_strides, weight_strides, dx_strides,
-            O, I, PHI_GRAD, PRECISION, BLOCK_N, BLOCK_I, BLOCK_K,
+            O, I, PHI_GRAD, PRECISION, BLOCK_N, BLOCK_I, TEAMS, BLOCK_K,
         )  # fmt: skip
 
 
@@ -217,24 +233,25 @@ def linear_backward(
         dy, activation = torch.zeros_like(dy), None  # its derivative is 0 everywhere
     (n, o), i = dy.shape, (input.shape[1] if weight is None else weight.shape[1])
     dinput = new_rows(dy, i) if need_input else dy.new_empty((0, 0))
-    dweight = dy.new_empty((o, i) if need_weight or need_bias else (0, 0))
+    x = i if need_weight else 0
+    dweight = dy.new_empty((o, i) if need_weight else (0, 0))
     dbias = dy.new_empty(o if need_bias else 0)
     precision = tensor_cores(dy.dtype)
-    block_n, block_o, block_i, block_k, warps = backward_tile(dy.dtype, precision, o, i)
-    tiles = cdiv(o, block_o) * cdiv(i + need_bias, block_i) if need_weight or need_bias else 0
-    splits, share = shares(n, max(tiles, 1))
+    block_n, block_o, block_i, teams, block_k, warps = backward_tile(dy.dtype, precision, o, i)
+    tiles = cdiv(o, block_o) * cdiv(x + need_bias, block_i)
+    splits, share = shares(n, max(tiles, 1), teams)
     partials = partial_sums(dweight, dbias, splits) if tiles else (None, None)
     input_tiles = cdiv(n, block_n) * cdiv(i, block_i) if need_input else 0
     if tiles or input_tiles:
         backward_kernel[(splits * tiles + input_tiles,)](
             dy, y, input, weight, dinput if need_input and i else None, *partials, n, share, splits * tiles,
             *strides(dy), *strides(y), *strides(input), *((0, 0) if weight is None else weight.stride()),
-            *strides(dinput), o, i, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, block_k,
+            *strides(dinput), o, i, x, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, teams, block_k,
             num_warps=warps, num_stages=1,
         )  # fmt: skip
     if tiles:
         add_splits(partials[0], dweight, dbias, splits)
-    return dinput, dweight if need_weight else dy.new_empty((0, 0)), dbias
+    return dinput, dweight, dbias
 
 
 def strides(rows: Tensor | None) -> tuple[int | None, ...]:
@@ -259,33 +276,34 @@ def forward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int) -> tuple[
         side = 32 if few else 64
         return side, side, 64 // dtype.itemsize, 4, 2  # a third stage would spill a register on sm_90 and sm_100
     if dtype != torch.float32:  # their operands take more registers
-        return (16, 32, 16, 2, 1) if few else (32, 64, 16, 4, 1)
+        return (16, 32, 16, 4, 1) if few else (32, 64, 16, 4, 1)
     if o <= 16:
         return 32, 16, 16, 1, 2
     return (16, 32, 16, 1, 2) if few else (64, 64, 16, 8, 2)  # four warps would spill a register on sm_75
 
 
 def backward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) -> tuple[int, ...]:
-    """(BLOCK_N, BLOCK_O, BLOCK_I, BLOCK_K, warps), by the layer alone.
+    """(BLOCK_N, BLOCK_O, BLOCK_I, TEAMS, BLOCK_K, warps), by the layer alone.
 
+    A small layer has few tiles: the warps of a program share their sums, instead of programs that leave parts in memory.
     There is one stage: what is changed after loading goes through registers anyway, loading ahead would only add a way
     through shared memory.
     """
     if o * i >= 1 << 18 and (tensor_cores or dtype == torch.float32):
-        return 64, 64, 64, 64 // dtype.itemsize, 8
-    block_o = 16 if o <= 16 else 32
-    if tensor_cores:
-        return 32, block_o, 32, 64 // dtype.itemsize, 4
-    return 32, block_o, 32, 16, 1 if dtype == torch.float32 else 2
+        return 64, 64, 64, 1, 64 // dtype.itemsize, 8
+    if o <= 16:  # terms of dx, too few to share
+        return 32, 16, 32, 1, 16, 4 if tensor_cores else 1
+    block_n = 32 if tensor_cores else 16  # what the multiply-add units take lies in registers, which then suffice
+    return block_n, 32, 32, 4, 16, 4
 
 
-PROGRAMS = 256  # of the weight gradient, about: two for each multiprocessor
-LEAST_ROWS = 256  # of a split: fewer are summed sooner than parts are added up
+PROGRAMS = 128  # of the weight gradient, about: one for each multiprocessor
+LEAST_ROWS = 256  # of a team's split: fewer are summed sooner than parts are added up
 
 
-def shares(n: int, tiles: int) -> tuple[int, int]:
+def shares(n: int, tiles: int, teams: int) -> tuple[int, int]:
     """(splits, rows of each) of n rows."""
-    rows = max(cdiv(n, max(PROGRAMS // tiles, 1)), LEAST_ROWS)
+    rows = max(cdiv(n, max(PROGRAMS // tiles, 1)), LEAST_ROWS * teams)
     return max(cdiv(n, rows), 1), rows
 
 

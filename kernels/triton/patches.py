@@ -34,13 +34,13 @@ class Correlation(NamedTuple):
     spread: Pair
     dilation: Pair
     offset: Pair
-    inside: tuple[bool, bool]  # whether all rows, all columns of all windows are the source's
+    inside: tuple[bool, bool]  # whether all rows, all columns that windows take are the source's
     pooled: Pair | None  # the size of the maps that the source lies behind, if it does: pooled 2x2
     acc: Any  # dtype of the sums
     dot: str | None  # how the tensor cores multiply; None for direct sums
     patch: Pair  # a part of out
     row_shifts: tuple[int, ...]  # the distinct rows under a patch's windows, for direct sums
-    row_of: tuple[int, ...]  # where in row_shifts the row is that an output's window has at kh
+    row_of: tuple[int, ...]  # where in row_shifts the row is that an output's window has at kh; -1 if it takes none
     block_o: int
     block_kh: int
     block_k: int
@@ -74,9 +74,10 @@ def load_source(src, positions_ptr, plane, row, column, mask, strides, G: tl.con
     if G.pooled is not None:
         window = (plane * G.pooled[0] + row // 2) * G.pooled[1] + column // 2
         position = tl.load(positions_ptr + window, mask=mask, other=255)
-        mask &= position == row % 2 * 2 + column % 2
-        row, column = row // 2, column // 2
-    return tl.load(src + row * strides[2] + column * strides[3], mask=mask, other=0)
+        dy = tl.load(src + row // 2 * strides[2] + column // 2 * strides[3], mask=mask, other=0)
+        return tl.where(position == row % 2 * 2 + column % 2, dy, 0)
+    else:
+        return tl.load(src + row * strides[2] + column * strides[3], mask=mask, other=0)
 
 
 @triton.jit
@@ -103,9 +104,7 @@ def load_patch(src, positions_ptr, plane, row, column, mask, strides, G: tl.cons
 def inside(v, mask, G: tl.constexpr, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The mask less the rows or columns v that are not the source's, or lie between its spread ones."""
     if not G.inside[AXIS]:
-        mask &= (v >= 0) & (v < G.size[AXIS] * G.spread[AXIS])
-    if G.spread[AXIS] > 1:
-        mask &= v % G.spread[AXIS] == 0
+        mask &= (v >= 0) & (v < G.size[AXIS] * G.spread[AXIS]) & (v % G.spread[AXIS] == 0)
     return mask
 
 
@@ -132,6 +131,7 @@ def direct_sums(
     SHIFTS: tl.constexpr = len(G.row_shifts)
     BLOCK_O: tl.constexpr = G.block_o
     BLOCK_KH: tl.constexpr = G.block_kh
+    row = 0 if ROWS == G.out[0] and G.inside[0] else row  # then what follows from it is known when compiling
     acc = ()
     for _ in tl.static_range(OUTPUTS * BLOCK_O):
         acc += (tl.zeros((BLOCK_M,), ACC),)
@@ -166,8 +166,9 @@ def direct_sums(
                     for o in tl.static_range(BLOCK_O):
                         s = acc[p * BLOCK_O + o]
                         for k in tl.static_range(BLOCK_KH):
-                            value = values[p // ROWS * SHIFTS + G.row_of[p % ROWS * BLOCK_KH + k]]
-                            s = tl.fma(value, weights[o * BLOCK_KH + k], s)
+                            if G.row_of[p % ROWS * BLOCK_KH + k] >= 0:
+                                value = values[p // ROWS * SHIFTS + G.row_of[p % ROWS * BLOCK_KH + k]]
+                                s = tl.fma(value, weights[o * BLOCK_KH + k], s)
                         sums += (s,)
                 acc = sums
     return acc
