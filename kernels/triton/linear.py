@@ -293,8 +293,9 @@ def backward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) 
         return 64, 64, 64, 1, 64 // dtype.itemsize, 8
     if o <= 16:  # terms of dx, too few to share
         return 32, 16, 32, 1, 16, 4 if tensor_cores else 1
-    block_n = 32 if tensor_cores else 16  # what the multiply-add units take lies in registers, which then suffice
-    return block_n, 32, 32, 4, 16, 4
+    # wider operands take more registers
+    block_n, block_o = (32, 32) if tensor_cores == "ieee" else (32, 16) if tensor_cores else (16, 32)
+    return block_n, block_o, 32, 4, 16, 4
 
 
 PROGRAMS = 128  # of the weight gradient, about: one for each multiprocessor
