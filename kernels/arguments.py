@@ -23,17 +23,19 @@ def check_layer(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -
     """
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
         check_tensors(name, input=input, weight=weight, bias=bias)  # says which
-    dtype, device = input.dtype, input.device
-    for argument, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.dtype != dtype:
-            raise RuntimeError(f"{name}: expected {argument} to have the dtype of input, {dtype}, got {tensor.dtype}")
-        if tensor.device != device:
-            raise RuntimeError(
-                f"{name}: expected {argument} to be on the device of input, {device}, got {tensor.device}"
-            )
+    _check_like(name, input, "weight", weight)
+    if bias is not None:
+        _check_like(name, input, "bias", bias)
     check_float(name, input)
+
+
+def _check_like(name: str, input: Tensor, argument: str, tensor: Tensor) -> None:
+    if tensor.dtype != input.dtype:
+        raise RuntimeError(f"{name}: expected {argument} to have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    if tensor.device != input.device:
+        raise RuntimeError(
+            f"{name}: expected {argument} to be on the device of input, {input.device}, got {tensor.device}"
+        )
 
 
 def check_float(name: str, input: Tensor) -> None:

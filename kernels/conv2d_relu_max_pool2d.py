@@ -66,15 +66,18 @@ class Conv2dReluMaxPool2d(Function):
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight, positions = ctx.saved_tensors
         needed, geometry = ctx.needs_input_grad[:3], ctx.geometry
-        grads: Sequence[Tensor | None] = (None, None, None)
+        dinput = dweight = dbias = None
         if dy is not None and torch.is_grad_enabled():
             size = output_size(input.shape[2:], weight.shape[2:], *geometry[:3])
             dconv = max_pool2d_grad(dy, positions, size, *WINDOWS, geometry[-1])
-            grads = gradients(dconv, input, weight, geometry, needed)
+            dinput, dweight, dbias = gradients(dconv, input, weight, geometry, needed)
         elif dy is not None:
+            need_input, need_weight, need_bias = needed
             dinput, dweight, dbias = conv2d_relu_max_pool2d_backward(dy, positions, input, weight, needed, *geometry)
-            grads = dinput, in_memory_order(dweight, weight) if needed[1] else dweight, dbias
-        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *[None] * len(geometry)
+            dinput = dinput if need_input else None
+            dweight = in_memory_order(dweight, weight) if need_weight else None
+            dbias = dbias if need_bias else None
+        return dinput, dweight, dbias, None, None, None, None, None
 
     @staticmethod
     def tangent(

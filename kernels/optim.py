@@ -16,6 +16,8 @@ from kernels.sgd import sgd
 
 __all__ = ["SGD"]
 
+Tensors = tuple[Any, ...]
+
 
 def __getattr__(name: str) -> Any:
     return torch_attribute(_torch, __name__, name)
@@ -78,37 +80,34 @@ class SGD(_torch.SGD):
 
     def _step_group(self, group: dict[str, Any]) -> None:
         momentum = group["momentum"]
-        # parameters, gradients, momentum buffers, by device and whether the buffers are new
-        alike: defaultdict[Any, tuple[list[Any], list[Any], list[Any]]] = defaultdict(lambda: ([], [], []))
+        # parameter, gradient, momentum buffer, by device and whether the buffer is new
+        alike: defaultdict[Any, list[tuple[Any, Any, Any]]] = defaultdict(list)
         for p in group["params"]:
             grad = p.grad
             if grad is None:
                 continue
             if grad.is_sparse:
                 raise RuntimeError("SGD: expected dense gradients, got a sparse one; use torch.optim.SGD for it")
-            buffer = self.state[p].get("momentum_buffer") if momentum else None
-            first = bool(momentum) and buffer is None
-            params, grads, buffers = alike[p.device, first]
-            params.append(p)
-            grads.append(grad)
-            if first:
-                buffer = self.state[p]["momentum_buffer"] = torch.empty_like(grad)
+            buffer, first = None, False
             if momentum:
-                buffers.append(buffer)
-        for (_, first), lists in alike.items():
-            self._update(*lists, group, first)
+                state = self.state[p]
+                buffer = state.get("momentum_buffer")
+                if first := buffer is None:
+                    buffer = state["momentum_buffer"] = torch.empty_like(grad)
+            alike[p.device, first].append((p, grad, buffer))
+        for (_, first), rows in alike.items():
+            params, grads, buffers = zip(*rows, strict=True)
+            self._update(params, grads, buffers if momentum else (), group, first)
 
-    def _update(
-        self, params: list[Any], grads: list[Any], buffers: list[Any], group: dict[str, Any], first: bool
-    ) -> None:
+    def _update(self, params: Tensors, grads: Tensors, buffers: Tensors, group: dict[str, Any], first: bool) -> None:
         if in_process_group():
-            params, grads, buffers = ([shard(tensor) for tensor in tensors] for tensors in (params, grads, buffers))
+            params, grads, buffers = (tuple(map(shard, tensors)) for tensors in (params, grads, buffers))
         lr = group["lr"]
         lr, lr_tensor = (0.0, lr) if isinstance(lr, torch.Tensor) else (lr, None)
         sgd(
-            tuple(params),
-            tuple(grads),
-            tuple(buffers),
+            params,
+            grads,
+            buffers,
             lr,
             lr_tensor,
             group["momentum"],

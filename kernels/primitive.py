@@ -1,7 +1,6 @@
 """How a primitive becomes a torch operator: a schema, a fake and the backends behind the CPU and CUDA keys."""
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -98,8 +97,8 @@ ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), tuple, torch
 def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
     """Whether anything but the CPU kernel may answer or watch: a tracer, a profiler, a mode, a transform, a subclass."""
     first = arguments[0]
-    if type(first) is tuple:  # of parameters
-        arguments = tuple(itertools.chain(*(value for value in arguments if type(value) is tuple)))
+    if type(first) is tuple:  # of sgd, which takes parameters, gradients and momentum buffers
+        arguments = first + arguments[1] + arguments[2]
         first = arguments[0]
     return (
         torch.compiler.is_compiling()
