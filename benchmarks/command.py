@@ -12,8 +12,10 @@ OPTIONAL = {"cupy", "ptxsim", "triton"}
 
 def run(command: Callable[..., Any]) -> None:
     """Runs a command on the process's arguments."""
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)  # errors in plain lines, no box
+    app.command()(command)
     try:
-        typer.run(command)
+        app()
     except ModuleNotFoundError as error:
         if error.name not in OPTIONAL:
             raise

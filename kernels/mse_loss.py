@@ -104,10 +104,7 @@ def mse_loss(
     weight of another shape, RuntimeError for shapes that do not broadcast, TypeError for what is no tensor.
     """
     name = "mse_loss"
-    if not (
-        isinstance(input, Tensor) and isinstance(target, Tensor) and (weight is None or isinstance(weight, Tensor))
-    ):
-        check_tensors(name, input=input, target=target, **({} if weight is None else {"weight": weight}))  # says which
+    check_tensors(name, input=input, target=target, **({} if weight is None else {"weight": weight}))
     input, target, weight = full_precision(input, target, weight)
     if size_average is not None or reduce is not None:
         warnings.warn(f"{name}: size_average and reduce are deprecated, use reduction", stacklevel=2)

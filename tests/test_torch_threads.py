@@ -173,7 +173,7 @@ def test_blas_is_held_where_it_would_start_threads(monkeypatch: pytest.MonkeyPat
 
 def test_both_where_no_thread_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     class Busy:
-        def submit(self, work: Any) -> Future[Any]:
+        def submit(self, *work: Any) -> Future[Any]:
             return Future()
 
     monkeypatch.setattr("kernels.numpy.threads._pool", lambda threads: Busy())

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from contextvars import copy_context
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
@@ -10,14 +9,12 @@ import torch
 from torch import from_numpy
 
 from kernels.distributed import in_process_group
-from kernels.numpy.threads import Array, scratch
+from kernels.numpy.threads import SILENT, Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 WORTH_STAGING = 8  # images
-INTEGERS: dict[int, Any] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}  # by size, for the bits of a float
+BITS: dict[int, Any] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}  # by size, for the bits of a float
 ZERO = np.zeros((), np.float32)  # which ufuncs on floats take faster than the number
-SILENT = copy_context()  # in which NumPy warns of no overflow; a copy and `run` cost less than np.errstate
-SILENT.run(np.seterr, all="ignore")
 
 
 def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -88,6 +85,6 @@ def drop(values: Array, mask: Array, out: Array) -> Array:
     """out = 0 where mask (booleans, overwritten), else values: bit by bit, so that an infinity or NaN is dropped too."""
     bits = mask.view(np.int8)
     np.subtract(bits, 1, out=bits)
-    integer = INTEGERS[values.itemsize]
+    integer = BITS[values.itemsize]
     np.bitwise_and(values.view(integer), bits, out=out.view(integer))
     return out

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy import max_pool2d
-from kernels.numpy.arrays import INTEGERS, ZERO, Array, batch_innermost, staged
+from kernels.numpy.arrays import BITS, ZERO, Array, batch_innermost, staged
 from kernels.numpy.conv2d import (
     EMPTY,
     Geometry,
@@ -100,7 +100,7 @@ class PooledTile(Tile):
         self._mask = scratch("larger", self._top.shape, bool)
         self._mask_bits, self._mask_bytes = self._mask.view(np.int8), self._mask.view(np.uint8)
 
-        bits = INTEGERS[self.dy.itemsize]
+        bits = BITS[self.dy.itemsize]
         windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
         self._pooled_dy = scratch("maximum", windows_of_dy[0].shape, dtype)
         self._pooled_dy_bits = self._pooled_dy.view(bits)

@@ -71,7 +71,7 @@ def backward(
 
 
 def for_each_part(run: Callable[[slice], Any], n: int, size: int) -> list[Any]:
-    """run(part) for each part of n rows, for products with `size` multiplications a row."""
+    """run(part) for each part of n rows, for products with `size` multiplications a row; small ones are a single part."""
     if n * size <= BLAS_STAYS_SINGLE:
         return [run(ALL)]
     return for_each_product(parts(n, max(ROWS, MULTIPLICATIONS // max(size, 1))), run, n * size)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import INTEGERS, Array, batch_innermost, drop, staged
+from kernels.numpy.arrays import BITS, Array, batch_innermost, drop, staged
 from kernels.numpy.threads import for_each, scratch, tiles, workspace
 
 Pair = tuple[int, int]
@@ -50,7 +50,7 @@ def input_grad(
     (h, w), (ph, pw) = input_size, padding
     height, width = _reach(input_size, out, kernel, stride, padding, dilation)
     disjoint = dilation == (1, 1) and stride[0] >= kernel[0] and stride[1] >= kernel[1]
-    bits = INTEGERS[dy.itemsize]
+    bits = BITS[dy.itemsize]
 
     def run(part: slice) -> None:
         inside = border = memory[..., part]

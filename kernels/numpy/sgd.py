@@ -42,7 +42,7 @@ def sgd(
     buffers: Sequence[Any] = momentum_buffers or [None] * len(params)
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
         if param.dtype not in LOW_PRECISION:
-            update(param.numpy(force=True), grad.numpy(force=True), None if buffer is None else buffer.numpy())
+            update(param.detach().numpy(), grad.numpy(force=True), None if buffer is None else buffer.numpy())
             continue
         targets = [param.detach(), buffer] if buffer is not None else [param.detach()]
         raised = [target.float() for target in targets]

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ WORTH_A_THREAD = 10**7  # multiplications: a fifth of a millisecond, several tim
 BLAS_STAYS_SINGLE = 1 << 18  # multiplications; OpenBLAS starts threads for larger products only
 KEPT_WORKSPACES = 64
 KEPT_BYTES = 32 << 20  # larger work buffers are not kept
+SILENT = copy_context()  # in which NumPy warns of no overflow; `run` of a copy costs less than np.errstate
+SILENT.run(np.seterr, all="ignore")
 
 
 @functools.lru_cache(maxsize=256)
@@ -52,13 +55,12 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
     def work() -> None:
         _local.is_one_of_several = True
         try:
-            with np.errstate(all="ignore"):
-                for i in queue:
-                    results[i] = function(items[i])
+            for i in queue:
+                results[i] = function(items[i])
         finally:
             _local.is_one_of_several = False
 
-    helpers = [_pool(threads).submit(work) for _ in range(threads - 1)]
+    helpers = [_pool(threads).submit(SILENT.copy().run, work) for _ in range(threads - 1)]
     try:
         work()
     finally:
@@ -72,12 +74,7 @@ def both(first: Callable[[], Any], second: Callable[[], Any], multiplications: i
     """(first(), second()), with so many multiplications each: where that is worth a second thread, at the same time."""
     if multiplications < WORTH_A_THREAD or _local.is_one_of_several or torch.get_num_threads() < 2:
         return first(), second()
-
-    def work() -> Any:
-        with np.errstate(all="ignore"):
-            return second()
-
-    helper = _pool(2).submit(work)
+    helper = _pool(2).submit(SILENT.copy().run, second)
     try:
         result = first()
     finally:

@@ -16,8 +16,9 @@ from lenet.cli import main
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """`lenet` with the given arguments, in this process."""
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
+    """`lenet` with the given arguments, in this process and a new folder: that of the tests may hold a run of its user."""
+    monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Outcome:
         capsys.readouterr()

@@ -42,16 +42,12 @@ TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
         (["train", "--device", "meta"], "meta"),
         (["train", "--device", "cuda:99"], "cuda:99"),
         (["tune", "--trials", "0"], "--trials"),
-        (["tune", "--data", "nowhere"], "nowhere"),
         (["evaluate"], "no such checkpoint"),
         (["predict"], "IMAGE"),
         (["predict", "nowhere.png"], "nowhere.png: no such file"),
     ],
 )
-def test_options(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], fragment: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_options(cli: Cli, tmp_path: Path, arguments: list[str], fragment: str) -> None:
     refused(cli(*arguments), fragment)
     assert not list(tmp_path.iterdir())
 

@@ -62,6 +62,11 @@ def test_what_it_finds(cli: Cli, search: list[object], tmp_path: Path, folder: P
     assert trials(out)[0].params == {name: plain[name] for name in best.params}
 
 
+def test_no_such_data(cli: Cli, tmp_path: Path) -> None:
+    refused(cli("tune", "--data", "nowhere"), "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_test_set_is_not_looked_at(folder: Path) -> None:
     data = load(str(folder))
     part = tune.split(data)
