@@ -1,5 +1,6 @@
 """torch.distributed around our modules: two processes on the CPU, which talk over gloo."""
 
+import gc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ def child(rank: int, work: Callable[..., None], meeting_place: str, *args: Any) 
     dist.init_process_group("gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=2)
     work(rank, *args)
     dist.destroy_process_group()
+    gc.collect()  # what holds the group, as FSDP's states do in a circle, so that gloo's threads end before Python does
 
 
 @pytest.fixture
