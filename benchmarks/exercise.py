@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 import kernels.functional as F
-from kernels.linear import ACTIVATIONS, activated_linear
 from kernels.nn import MSELoss
+from kernels.ops.linear import ACTIVATIONS, activated_linear
 from kernels.optim import SGD
 from lenet import LeNet
 

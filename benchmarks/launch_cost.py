@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import kernels
 from benchmarks.command import BACKENDS, one_of, run
 from benchmarks.exercise import training_step
-from kernels.primitive import _implementation
+from kernels.integration.primitive import _implementation
 
 TARGET = "90"  # that Triton compiles for
 LAUNCHES = itertools.count()

@@ -1,6 +1,6 @@
 """Hand-written kernels for the classic convolutional network, as drop-in torch modules and functions."""
 
-import kernels.vmap_rules  # noqa: F401 (the rules register themselves)
+import kernels.integration.vmap_rules  # noqa: F401 (the rules register themselves)
 from kernels import functional, nn, optim
 from kernels._version import __version__
 from kernels.backend import Backend, backends, use_backend

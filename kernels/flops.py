@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 import kernels.functional  # noqa: F401 (defines the operators)
-from kernels.conv2d import output_size
+from kernels.sizes import output_size
 
 Shape = Sequence[int]
 operators = torch.ops.lenet_kernels

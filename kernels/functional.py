@@ -4,14 +4,14 @@ from typing import Any
 
 import torch.nn.functional as _torch
 
-from kernels.activations import relu, sigmoid, step
-from kernels.conv2d import conv2d
-from kernels.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
-from kernels.linear import linear, linear_relu
-from kernels.max_pool2d import max_pool2d
 from kernels.mirror import torch_attribute
-from kernels.mse_loss import mse_loss
-from kernels.softmax import softmax
+from kernels.ops.activations import relu, sigmoid, step
+from kernels.ops.conv2d import conv2d
+from kernels.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
+from kernels.ops.linear import linear, linear_relu
+from kernels.ops.max_pool2d import max_pool2d
+from kernels.ops.mse_loss import mse_loss
+from kernels.ops.softmax import softmax
 
 __all__ = [
     "conv2d",

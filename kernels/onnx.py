@@ -12,8 +12,9 @@ import torch
 from onnx_ir import DataType
 from onnxscript import opset18
 
-from kernels.conv2d_relu_max_pool2d import WINDOWS
-from kernels.max_pool2d import output_size, position_dtype
+from kernels.ops.conv2d_relu_max_pool2d import WINDOWS
+from kernels.ops.max_pool2d import position_dtype
+from kernels.sizes import output_size
 
 Ints = Sequence[int]
 op: Any = opset18

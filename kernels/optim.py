@@ -10,9 +10,9 @@ from torch.autograd import profiler
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from kernels.backend import chosen
-from kernels.distributed import in_process_group, shard
+from kernels.integration.distributed import in_process_group, shard
 from kernels.mirror import torch_attribute
-from kernels.sgd import sgd
+from kernels.ops.sgd import sgd
 
 __all__ = ["SGD"]
 

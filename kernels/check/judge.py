@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_map_only
 
 import kernels.numpy
 from kernels.check.tolerances import SUMS_IN, errors, rounded_between
-from kernels.conv2d_relu_max_pool2d import WINDOWS
-from kernels.primitive import as_tuple
+from kernels.integration.primitive import as_tuple
+from kernels.ops.conv2d_relu_max_pool2d import WINDOWS
 
 Sizes = list[tuple[Tensor | float, Tensor | float]]  # terms and magnitude of each float output
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.cupy.launch import launch
-
-Pair = tuple[int, int]
+from kernels.sizes import Pair
 
 WINDOWS = (3, 5, 7)  # square windows with unrolled code of their own, where stride and dilation are 1
 THREADS = 256  # of a block of float32, at most; half as many for float64

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.cupy.launch import launch
-from kernels.linear import new_rows
+from kernels.ops.linear import new_rows
 
 THREADS = 256
 SHORTEST = 128  # part of a split sum: no more time than it takes to add the parts up

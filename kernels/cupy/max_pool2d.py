@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.cupy.launch import DTYPES, launch
-from kernels.max_pool2d import Pair, output_size, position_dtype
+from kernels.ops.max_pool2d import position_dtype
+from kernels.sizes import Pair, output_size
 
 THREADS = 256
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import torch
 
-from kernels.arguments import FLOATS
 from kernels.cupy.launch import DTYPES
 from kernels.cupy.linear import ACTIVATIONS, GROUPS, WIDTHS
+from kernels.ops.arguments import FLOATS
 
 Constants = dict[str, int | str]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import from_numpy
 
-from kernels.distributed import in_process_group
+from kernels.integration.distributed import in_process_group
 from kernels.numpy.threads import SILENT, Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)

@@ -17,8 +17,8 @@ import numpy as np
 
 from kernels.numpy.arrays import Array, batch_innermost, staged
 from kernels.numpy.threads import for_each_product, scratch, tiles, workspace
+from kernels.sizes import Pair
 
-Pair = tuple[int, int]
 EMPTY = np.empty(0)
 SMALL_PRODUCT = 10**6  # multiplications up to which OpenBLAS (AVX-512) skips packing, which would cost as much again
 SHORTEST_PIECE = 64  # columns

@@ -12,8 +12,7 @@ import numpy as np
 
 from kernels.numpy.arrays import BITS, Array, batch_innermost, drop, staged
 from kernels.numpy.threads import for_each, scratch, tiles, workspace
-
-Pair = tuple[int, int]
+from kernels.sizes import Pair
 
 
 def forward(

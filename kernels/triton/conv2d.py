@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.conv2d import output_size
+from kernels.sizes import output_size
 from kernels.triton.patches import Correlation, Pair, inside, load_patch, load_source, patch_sums, pixels, place
 from kernels.triton.precision import tensor_core_precision
 from kernels.triton.splits import add_splits, partial_sums

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.conv2d import output_size
+from kernels.sizes import output_size
 from kernels.triton.conv2d import backward, by_group, correlation, input_precision, programs, warps
 from kernels.triton.patches import Pair, patch_sums, place
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.linear import new_rows
+from kernels.ops.linear import new_rows
 from kernels.triton.activations import relu, relu_grad, sigmoid, sigmoid_grad, step
 from kernels.triton.elementwise import raised
 from kernels.triton.precision import tensor_core_precision

@@ -7,12 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.max_pool2d import output_size, position_dtype
+from kernels.ops.max_pool2d import position_dtype
+from kernels.sizes import Pair, output_size
 from kernels.triton.elementwise import raised
 
 BLOCK = 512  # elements of a program's result
-
-Pair = tuple[int, int]
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-Pair = tuple[int, int]
+from kernels.sizes import Pair
 
 
 class Correlation(NamedTuple):

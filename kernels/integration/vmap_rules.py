@@ -11,14 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
-from kernels.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
-from kernels.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
-from kernels.linear import activation_backward, linear_backward, linear_forward, linear_input_grad, linear_weight_grad
-from kernels.max_pool2d import max_pool2d_forward, max_pool2d_gather, max_pool2d_input_grad
-from kernels.mse_loss import mse_loss_backward, mse_loss_forward, scale
-from kernels.primitive import library
-from kernels.softmax import softmax_backward, softmax_forward
+from kernels.integration.primitive import library
+from kernels.ops.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
+from kernels.ops.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
+from kernels.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
+from kernels.ops.linear import (
+    activation_backward,
+    linear_backward,
+    linear_forward,
+    linear_input_grad,
+    linear_weight_grad,
+)
+from kernels.ops.max_pool2d import max_pool2d_forward, max_pool2d_gather, max_pool2d_input_grad
+from kernels.ops.mse_loss import mse_loss_backward, mse_loss_forward, scale
+from kernels.ops.softmax import softmax_backward, softmax_forward
 
 Rule = Callable[..., Any]
 POINT = ((1, 1), (0, 0), (1, 1))  # stride, padding, dilation of the 1x1 convolution that a layer is

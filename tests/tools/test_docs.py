@@ -19,7 +19,7 @@ import kernels.functional
 import kernels.nn
 from lenet.cli import EXTRAS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(DOCS.glob("*.md"))
 NOTEBOOK = DOCS / "course_demo.ipynb"

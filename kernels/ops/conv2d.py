@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
-from kernels.arguments import INTEGERS, check_layer, pair
-from kernels.autocast import low_precision
 from kernels.backend import chosen
-from kernels.primitive import Function, differentiable, new_image, primitive, total
-
-Pair = tuple[int, int]
+from kernels.integration.autocast import low_precision
+from kernels.integration.primitive import Function, differentiable, new_image, primitive, total
+from kernels.ops.arguments import INTEGERS, check_layer, pair
+from kernels.sizes import Pair, output_size
 
 
 @primitive(
@@ -198,12 +197,6 @@ def conv2d(
     images, geometry, _ = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
     y = convolve(images, weight, bias, *geometry, chosen())
     return y if input.dim() == 4 else y.squeeze(0)
-
-
-def output_size(size: Sequence[int], kernel_size: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    """(OH, OW) of a convolution over an input of the size (H, W)."""
-    (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw) = size, kernel_size, stride, padding, dilation
-    return (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
 
 
 def prepare(  # type: ignore[no-untyped-def]

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.arguments import check_tensors
 from kernels.backend import chosen
-from kernels.primitive import Function, differentiable, primitive, total
+from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.ops.arguments import check_tensors
 
 
 @primitive("(Tensor input, str backend) -> Tensor")

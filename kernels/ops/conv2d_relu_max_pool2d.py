@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.autocast import low_precision
 from kernels.backend import chosen
-from kernels.conv2d import gradients, in_memory_order, output_size, prepare, tangent
-from kernels.max_pool2d import gather
-from kernels.max_pool2d import input_grad as max_pool2d_grad
-from kernels.primitive import Function, differentiable, new_image, primitive
+from kernels.integration.autocast import low_precision
+from kernels.integration.primitive import Function, differentiable, new_image, primitive
+from kernels.ops.conv2d import gradients, in_memory_order, prepare, tangent
+from kernels.ops.max_pool2d import gather
+from kernels.ops.max_pool2d import input_grad as max_pool2d_grad
+from kernels.sizes import output_size
 
 WINDOWS = ((2, 2), (2, 2), (0, 0), (1, 1))  # kernel_size, stride, padding, dilation
 

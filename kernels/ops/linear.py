@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.activations import relu_grad, sigmoid_grad
-from kernels.arguments import check_layer
-from kernels.autocast import low_precision
 from kernels.backend import chosen
-from kernels.primitive import Function, differentiable, primitive, total
+from kernels.integration.autocast import low_precision
+from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.ops.activations import relu_grad, sigmoid_grad
+from kernels.ops.arguments import check_layer
 
 ACTIVATIONS = ("relu", "sigmoid", "step")
 

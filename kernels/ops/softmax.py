@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.arguments import check_float, check_tensors
-from kernels.autocast import softmax_dtype
 from kernels.backend import chosen
-from kernels.primitive import Function, differentiable, primitive, total
+from kernels.integration.autocast import softmax_dtype
+from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.ops.arguments import check_float, check_tensors
 
 
 @primitive("(Tensor input, int dim, str backend) -> Tensor")

@@ -5,7 +5,7 @@ with momentum:  b = momentum b + (1 - dampening) g  (b = g at the first step);  
 p = p - lr g
 """
 
-from kernels.primitive import primitive
+from kernels.integration.primitive import primitive
 
 
 @primitive(

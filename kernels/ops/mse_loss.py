@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.arguments import check_float, check_tensors
-from kernels.autocast import full_precision
 from kernels.backend import chosen
-from kernels.primitive import Function, differentiable, primitive, total
+from kernels.integration.autocast import full_precision
+from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.ops.arguments import check_float, check_tensors
 
 REDUCTIONS = ("none", "mean", "sum")
 

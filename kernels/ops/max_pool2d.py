@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.arguments import check_tensors, pair
 from kernels.backend import chosen
-from kernels.primitive import Function, differentiable, new_image, primitive
-
-Pair = tuple[int, int]
+from kernels.integration.primitive import Function, differentiable, new_image, primitive
+from kernels.ops.arguments import check_tensors, pair
+from kernels.sizes import Pair, output_size
 
 
 def position_dtype(kernel_size: Sequence[int]) -> torch.dtype:
@@ -176,16 +175,3 @@ def plane_indices(
     columns = torch.arange(ow, device=positions.device) * stride[1] - padding[1]
     p, q = positions.long() // kernel_size[1], positions.long() % kernel_size[1]
     return (rows[:, None] + p * dilation[0]) * width + columns + q * dilation[1]
-
-
-def output_size(
-    size: Sequence[int], kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
-) -> Pair:
-    """(OH, OW) of the pooled plane; a window must start inside the input or its left padding."""
-    oh, ow = (_output_length(*lengths, ceil_mode) for lengths in zip(size, kernel_size, stride, padding, dilation))  # noqa: B905
-    return oh, ow
-
-
-def _output_length(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
-    length = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
-    return length - 1 if ceil_mode and (length - 1) * s >= n + p else length
