@@ -545,6 +545,24 @@ struct Gradient {
     }
 };
 
+// Where a block's sums go: into its row of `partial` (splits, length), dweight and dbias one behind the other, or rounded to
+// their places at once where the sum is not split and `partial` null. dbias is null where nobody asks for it.
+struct Result {
+    scalar *dweight, *dbias;
+    accum* partial;
+    int64 length;
+
+    __device__ __forceinline__ void put_weight(int64 place, accum sum) const {
+        if (partial) partial[blockIdx.y * length + place] = sum;
+        else dweight[place] = narrow(sum);
+    }
+
+    __device__ __forceinline__ void put_bias(int map, int maps, accum sum) const {
+        if (partial) partial[blockIdx.y * length + (length - maps + map)] = sum;
+        else dbias[map] = narrow(sum);
+    }
+};
+
 // dweight[o, c, p, q] = sum over n, i, j of dy[n, o, i, j] x[n, c, i + p - pad, j + q - pad], dbias[o] = sum of dy[n, o, i, j]
 //
 // A thread owns the TAPS of one row of the window (a single tap if WINDOW is 0) times MAPS maps, and takes every
@@ -552,7 +570,7 @@ struct Gradient {
 // `partial` (gridDim.y, length), dweight and dbias; another kernel adds the rows up. All in a fixed order.
 template <typename Source>
 __device__ __forceinline__ void weight_grad(
-    const Image& x, const Source& dy, accum* partial, bool with_bias, int64 length, const Sizes& s, const Tiling& t
+    const Image& x, const Source& dy, const Result& result, const Sizes& s, const Tiling& t
 ) {
     const unsigned tap_block = blockIdx.x % s.tap_blocks, rest = blockIdx.x / s.tap_blocks;
     const int map = min(int(rest % s.map_blocks) * MAPS, s.maps - MAPS), group = rest / s.map_blocks;  // may overlap
@@ -628,7 +646,6 @@ __device__ __forceinline__ void weight_grad(
     const int addends = shares / QUADS, results = t.taps * TAPS;
     const int all_maps = s.groups * s.maps, first_map = group * s.maps + map;
     const int64 of_map = int64(s.channels) * (s.kh * s.kw);
-    partial += blockIdx.y * length;
 #pragma unroll
     for (int m0 = 0; m0 < MAPS; m0 += TOGETHER) {
         __syncthreads();
@@ -656,19 +673,19 @@ __device__ __forceinline__ void weight_grad(
             *of = sum;
         }
         __syncthreads();
-        for (unsigned result = threadIdx.x; result < TOGETHER * results; result += SUM_THREADS) {
-            const unsigned m = quotient(result, results), weight = result - m * results, row = quotient(weight, TAPS);
+        for (unsigned own = threadIdx.x; own < TOGETHER * results; own += SUM_THREADS) {
+            const unsigned m = quotient(own, results), weight = own - m * results, row = quotient(weight, TAPS);
             const unsigned place = (m - row) * TAPS + weight;  // m TAPS + q
             const accum* of = memory + ((place / 4 * SUM_THREADS + row) * 4 + place % 4);
             accum sum = *of;
 #pragma unroll
             for (int n = 1; n < addends; n++) sum += of[4 * n * t.taps];
-            if (weight < taken * TAPS) partial[(first_map + m0 + m) * of_map + first * TAPS + weight] = sum;
+            if (weight < taken * TAPS) result.put_weight((first_map + m0 + m) * of_map + first * TAPS + weight, sum);
         }
     }
 
     // And all threads have a share of the bias gradient, which a warp adds up for a map.
-    if (!with_bias || first) return;
+    if (!result.dbias || first) return;
     __syncthreads();
 #pragma unroll
     for (int m = 0; m < MAPS; m++) memory[m * SUM_THREADS + threadIdx.x] = gradient.bias_sums[m];
@@ -683,25 +700,25 @@ __device__ __forceinline__ void weight_grad(
     }
 #pragma unroll
     for (int lanes = 16; lanes; lanes /= 2) sum += __shfl_xor_sync(~0u, sum, lanes);
-    if (lane == 0) partial[length - all_maps + first_map + m] = sum;
+    if (lane == 0) result.put_bias(first_map + m, all_maps, sum);
 }
 
 extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_weight_grad(
-    const scalar* dy, const scalar* x, accum* partial, bool with_bias, int64 length,
+    const scalar* dy, const scalar* x, scalar* dweight, scalar* dbias, accum* partial, int64 length,
     Sizes sizes, Tiling tiling, Strides of_dy, Strides of_x
 ) {
     const Sizes s = compiled(sizes);
     const Image gradient{dy, of_dy, s.out_height, s.out_width};
-    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, length, s, compiled(tiling));
+    weight_grad(Image{x, of_x, s.height, s.width}, gradient, {dweight, dbias, partial, length}, s, compiled(tiling));
 }
 
 extern "C" __global__ void __launch_bounds__(SUM_THREADS, SUM_BLOCKS) conv2d_relu_max_pool2d_weight_grad(
-    const scalar* dy, const byte* positions, const scalar* x, accum* partial, bool with_bias, int64 length,
+    const scalar* dy, const byte* positions, const scalar* x, scalar* dweight, scalar* dbias, accum* partial, int64 length,
     Sizes sizes, Tiling tiling, Strides of_dy, Strides of_positions, Strides of_x
 ) {
     const Sizes s = compiled(sizes);
     const Unpooled gradient{{dy, of_dy, s.out_height >> 1, s.out_width >> 1}, positions, of_positions};  // both even
-    weight_grad(Image{x, of_x, s.height, s.width}, gradient, partial, with_bias, length, s, compiled(tiling));
+    weight_grad(Image{x, of_x, s.height, s.width}, gradient, {dweight, dbias, partial, length}, s, compiled(tiling));
 }
 
 // dweight (weights) and dbias, if not null: each the sum of a column of partial (splits, length). 32 columns a block; eight

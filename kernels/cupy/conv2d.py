@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cupy.launch import launch
-from kernels.sizes import Pair
+from kernels.cupy.launch import Structure, launch, structure
+from kernels.sizes import Pair, cdiv
 
 WINDOWS = (3, 5, 7)  # square windows with unrolled code of their own, where stride and dilation are 1
 THREADS = 256  # of a block of float32, at most; half as many for float64
 SHARED_BYTES = 24 << 10  # for a block's channels and weights: two such blocks a multiprocessor fit on any chip
+LIMIT_BYTES = 48 << 10  # of a block, on any chip and without asking the driver for more
 PROCESSORS = 132  # of the largest chips
 BLOCKS = 2 * PROCESSORS  # that share a weight gradient, at most: as many as run at once
 LEAST_BLOCKS = 64  # that share it, before one takes several images at once
@@ -27,7 +28,7 @@ def conv2d_forward(
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     plan = forward_plan(input.shape, weight.shape, (*stride, *padding, *dilation), groups, input.element_size())
     y = input.new_empty(plan.out_shape)
-    of_inputs = strides(input), weight_strides(weight, groups), 0 if bias is None else bias.stride(0)
+    of_inputs = structure(input.stride()), weight_strides(weight, groups), 0 if bias is None else bias.stride(0)
     plan.launch("conv2d_forward", (input, weight, bias, y), *of_inputs)
     return y
 
@@ -39,7 +40,9 @@ def conv2d_input_grad(
     shape = (dy.shape[0], weight.shape[1] * groups, *input_size)
     plan = input_grad_plan(shape, weight.shape, (*stride, *padding, *dilation), groups, dy.element_size())
     dx = dy.new_empty(shape)
-    plan.launch("conv2d_input_grad", (dy, weight, dx), strides(dy), weight_strides(weight, groups, flipped=True))
+    plan.launch(
+        "conv2d_input_grad", (dy, weight, dx), structure(dy.stride()), weight_strides(weight, groups, flipped=True)
+    )
     return dx
 
 
@@ -56,18 +59,23 @@ def conv2d_weight_grad(
     """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
     weight_shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
     plan = weight_grad_plan(input.shape, weight_shape, (*stride, *padding, *dilation), groups, dy.element_size())
-    partial = plan.new_partial(dy)
-    plan.launch("conv2d_weight_grad", (dy, input, partial, with_bias, plan.length), strides(dy), strides(input))
-    return add_splits(partial, dy, weight_shape, with_bias)
+    return weight_grad(plan, "conv2d_weight_grad", (dy, input), weight_shape, with_bias)
 
 
-def add_splits(partial: Tensor, like: Tensor, weight_shape: tuple[int, ...], with_bias: bool) -> tuple[Tensor, Tensor]:
-    """(dweight, dbias) from their parts in the rows of `partial`."""
-    splits, length = partial.shape
-    features = weight_shape[0]
-    dweight, dbias = like.new_empty(weight_shape), like.new_empty(features if with_bias else 0)
-    arguments = partial, dweight, dbias if with_bias else None, length - features, length, np.int32(splits)
-    launch(like, "conv2d", "conv2d_add_splits", (-(-length // 32),), (256,), *arguments, WINDOW=0, MAPS=1, TILING=0)
+def weight_grad(
+    plan: "Plan", kernel: str, images: tuple[Tensor, ...], weight_shape: tuple[int, ...], with_bias: bool
+) -> tuple[Tensor, Tensor]:
+    """dweight, and dbias or an empty tensor, by `kernel` of `images`, dy first; what is split is added up."""
+    dy, splits = images[0], plan.grid[1]
+    dweight, dbias = dy.new_empty(weight_shape), dy.new_empty(weight_shape[0] if with_bias else 0)
+    results = dweight, dbias if with_bias else None
+    sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
+    partial = dy.new_empty((splits, plan.length), dtype=sums) if splits > 1 else None
+    plan.launch(kernel, (*images, *results, partial, plan.length), *(structure(each.stride()) for each in images))
+    if partial is not None:
+        arguments = partial, *results, plan.length - weight_shape[0], plan.length, np.int32(splits)
+        grid = (cdiv(plan.length, 32),)
+        launch(dy, "conv2d", "conv2d_add_splits", grid, (256,), *arguments, WINDOW=0, MAPS=1, TILING=0)
     return dweight, dbias
 
 
@@ -122,46 +130,21 @@ class Tiling(NamedTuple):
     taps: int = 0
 
 
-class Strides(NamedTuple):
-    n: int
-    c: int
-    h: int
-    w: int
-
-
-class WeightStrides(NamedTuple):
-    group: int
-    map: int
-    channel: int
-    h: int
-    w: int
-
-
-def struct(fields: Any, dtype: Any = np.int32) -> np.ndarray:
-    """The fields as launch passes a struct."""
-    return np.array(fields, [(name, dtype) for name in fields._fields])
-
-
 class Plan:
     """A launch but for its pointers and strides."""
 
     def __init__(self, sizes: Sizes, tiling: Tiling, maps: int, grid: tuple[int, ...], shared: int) -> None:
         self.out_shape = (sizes.batch, sizes.groups * sizes.maps, sizes.out_height, sizes.out_width)
         self.length = sizes.groups * sizes.maps * (sizes.channels * sizes.kh * sizes.kw + 1)
-        self._structs = struct(sizes), struct(tiling)
-        self._grid, self._block, self.shared = grid, (tiling.lanes, tiling.teams), shared
+        self._structs = structure(sizes, np.int32), structure(tiling, np.int32)
+        self.grid, self._block, self.shared = grid, (tiling.lanes, tiling.teams), shared
         compiled = ",".join(map(str, tiling)) if sizes.window else 0
         self.constants = {"WINDOW": sizes.window, "MAPS": maps, "TILING": compiled}
 
-    def new_partial(self, like: Tensor) -> Tensor:
-        """Memory for `add_splits`, in the dtype of sums."""
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        return like.new_empty((self._grid[1], self.length), dtype=dtype)
-
-    def launch(self, kernel: str, arguments: tuple[Any, ...], *strides: np.ndarray | int) -> None:
+    def launch(self, kernel: str, arguments: tuple[Any, ...], *strides: Structure | int) -> None:
         """Starts `kernel` on its pointers and the strides of its inputs."""
         launch(
-            arguments[0], "conv2d", kernel, self._grid, self._block, *arguments, *self._structs, *strides,
+            arguments[0], "conv2d", kernel, self.grid, self._block, *arguments, *self._structs, *strides,
             shared=self.shared, **self.constants,
         )  # fmt: skip
 
@@ -254,15 +237,30 @@ def map_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
 
 
 def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
-    """For a kernel that sums over tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a row of taps and some tiles."""
+    """For a kernel that sums over tiles[0] x tiles[1] tiles of 2x2 pixels: a thread a row of taps and some tiles.
+
+    A block takes fewer tiles at once where it has no shared memory for more.
+    """
+    most = 1024 // max(itemsize, 4)
+    plans = (sum_plan_of(s, tiles, itemsize, most >> halved) for halved in range(4))
+    return next(plan for plan in plans if plan.shared <= LIMIT_BYTES)
+
+
+def sum_plan_of(s: Sizes, tiles: Pair, itemsize: int, most: int) -> Plan:
+    """The plan with at most `most` tiles of an image in a block."""
     item, window = max(itemsize, 4), s.window
-    threads, most = THREADS * 4 // item, 256 * 4 // item
+    threads = THREADS * 4 // item
     maps = maps_of_thread(s.maps, item, doubled=window in (3, 5))
     rows, columns, bands, strips = cut(tiles, most)
+
+    def gradient_bytes(images: int) -> int:
+        return 4 * (cdiv(images * rows * columns * vector(maps), 32) * 32 + 16) * item
+
     plane = (2 * rows + window) * (2 * columns + window + 16)  # a guess that `placed` seldom exceeds
-    chunk = even(s.channels, min(16 // window, SHARED_BYTES // item // plane)) if window else 1
+    space = min(SHARED_BYTES, LIMIT_BYTES - gradient_bytes(1)) // item
+    chunk = even(s.channels, min(16 // window, space // plane)) if window else 1
     taps = chunk * window or even(s.channels * s.kh * s.kw, threads)
-    map_blocks, tap_blocks = -(-s.maps // maps), -(-s.channels * s.kh * s.kw // (taps * (window or 1)))
+    map_blocks, tap_blocks = cdiv(s.maps, maps), cdiv(s.channels * s.kh * s.kw, taps * (window or 1))
     sums = s.groups * map_blocks * tap_blocks
     several = min(most // (rows * columns), s.batch * bands * strips * sums // (2 * LEAST_BLOCKS))
     if window:
@@ -273,12 +271,11 @@ def sum_plan(s: Sizes, tiles: Pair, itemsize: int) -> Plan:
         places = [divmod(share % (rows * columns), rows) for share in range(threads // taps)]
         corners = [(c, 0, 2 * i + p, 2 * j) for j, i in places for c in range(chunk) for p in range(window)]
         tiling = placed(tiling, window, item, corners)
-    gradient = 4 * (-(-images * rows * columns * vector(maps) // 32) * 32 + 16)
     together = maps * (window or 1) if maps * window <= 32 else maps * window // 2
-    left = max(-(-together // 4) * 4, maps) * threads
-    shared = max(gradient + chunk * tiling.plane, left) * item
-    parts = -(-s.batch // images) * bands * strips
-    splits = max(1, min(parts, parts * images * rows * columns // LEAST_TILES, -(-BLOCKS // sums)))
+    left = max(cdiv(together, 4) * 4, maps) * threads * item
+    shared = max(gradient_bytes(images) + chunk * tiling.plane * item, left)
+    parts = cdiv(s.batch, images) * bands * strips
+    splits = max(1, min(parts, parts * images * rows * columns // LEAST_TILES, cdiv(BLOCKS, sums)))
     sizes = s._replace(bands=bands, strips=strips, map_blocks=map_blocks, tap_blocks=tap_blocks)
     return Plan(sizes, tiling, maps, (sums, splits), shared)
 
@@ -359,23 +356,8 @@ def wavefronts(addresses: Iterable[int], banks: int) -> int:
     return total
 
 
-@functools.lru_cache(maxsize=256)
-def _strides(of: tuple[int, ...]) -> np.ndarray:
-    return struct(Strides(*of), np.int64)
-
-
-def strides(images: Tensor) -> np.ndarray:
-    """Those of images (N, C, H, W)."""
-    return _strides(images.stride())
-
-
-@functools.lru_cache(maxsize=256)
-def _weight_strides(of: tuple[int, ...], maps: int, flipped: bool) -> np.ndarray:
-    feature, channel, h, w = of
+def weight_strides(weight: Tensor, groups: int, flipped: bool = False) -> Structure:
+    """The structure WeightStrides for (O, C/groups, KH, KW); `flipped` where O is what comes in and C what goes out."""
+    feature, channel, h, w = weight.stride()
     inputs = (channel, feature) if flipped else (feature, channel)
-    return struct(WeightStrides(maps * feature, *inputs, h, w), np.int64)
-
-
-def weight_strides(weight: Tensor, groups: int, flipped: bool = False) -> np.ndarray:
-    """Those of a weight (O, C/groups, KH, KW); `flipped` where O is what comes in and C what goes out."""
-    return _weight_strides(weight.stride(), weight.shape[0] // groups, flipped)
+    return structure((weight.shape[0] // groups * feature, *inputs, h, w))

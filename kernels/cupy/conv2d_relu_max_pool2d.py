@@ -5,13 +5,13 @@ from torch import Tensor
 
 from kernels.cupy.conv2d import (
     Pair,
-    add_splits,
     forward_plan,
     input_grad_plan,
-    strides,
+    weight_grad,
     weight_grad_plan,
     weight_strides,
 )
+from kernels.cupy.launch import structure
 
 
 def conv2d_relu_max_pool2d_forward(
@@ -21,7 +21,7 @@ def conv2d_relu_max_pool2d_forward(
     plan = forward_plan(input.shape, weight.shape, (*stride, *padding, *dilation), groups, input.element_size(), True)
     y = input.new_empty(plan.out_shape)
     positions = torch.empty_like(y, dtype=torch.uint8)
-    of_inputs = strides(input), weight_strides(weight, groups), 0 if bias is None else bias.stride(0)
+    of_inputs = structure(input.stride()), weight_strides(weight, groups), 0 if bias is None else bias.stride(0)
     plan.launch("conv2d_relu_max_pool2d_forward", (input, weight, bias, y, positions), *of_inputs)
     return y, positions
 
@@ -46,15 +46,18 @@ def conv2d_relu_max_pool2d_backward(
         plan = input_grad_plan(input.shape, shape, *geometry)
         arguments = dy, positions, weight, dinput
         of_weight = weight_strides(weight, groups, flipped=True)
-        plan.launch("conv2d_relu_max_pool2d_input_grad", arguments, strides(dy), strides(positions), of_weight)
+        plan.launch(
+            "conv2d_relu_max_pool2d_input_grad",
+            arguments,
+            structure(dy.stride()),
+            structure(positions.stride()),
+            of_weight,
+        )
     if need_weight:
         plan = weight_grad_plan(input.shape, shape, *geometry, True)
-        partial = plan.new_partial(dy)
-        of_images = strides(dy), strides(positions), strides(input)
-        plan.launch(
-            "conv2d_relu_max_pool2d_weight_grad", (dy, positions, input, partial, need_bias, plan.length), *of_images
+        dweight, dbias = weight_grad(
+            plan, "conv2d_relu_max_pool2d_weight_grad", (dy, positions, input), shape, need_bias
         )
-        dweight, dbias = add_splits(partial, dy, shape, need_bias)
     elif need_bias:
         dbias = dy.masked_fill(positions == 255, 0).sum((0, 2, 3))
     return dinput, dweight, dbias

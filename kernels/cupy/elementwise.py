@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kernels.cupy.launch import launch
+from kernels.cupy.launch import Structure, launch
 
 DIMS, TENSORS = 25, 4
 BLOCK_BYTES = 256 * 16  # of a tensor that a block of threads takes
@@ -30,7 +30,7 @@ def elementwise(file: str, kernel: str, out: Tensor, *inputs: Tensor, scalars: t
 
 
 @functools.lru_cache(maxsize=4096)
-def layout(shape: tuple[int, ...], *strides: tuple[int, ...]) -> Any:
+def layout(shape: tuple[int, ...], *strides: tuple[int, ...]) -> Structure:
     """The structure Layout of common.cuh for tensors of this shape; the last tensor stands for those that are missing."""
     dims: list[tuple[int, ...]] = []  # (size, stride of each tensor), merged, the fastest of the first tensor last
     for size, *steps in sorted(zip(shape, *strides, strict=True), key=lambda dim: -dim[1]):
@@ -46,4 +46,4 @@ def layout(shape: tuple[int, ...], *strides: tuple[int, ...]) -> Any:
     for d, (size, *steps) in enumerate(dims):
         made["size"][d] = size
         made["stride"][:, d] = [*steps, *[steps[-1]] * (TENSORS - len(steps))]
-    return made
+    return made.view(Structure)

@@ -8,9 +8,10 @@ of its disk cache in every version.
 import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cupy
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,8 @@ def launch(
     """Starts `kernel` of `<file>.cu`, compiled for the dtype of `like` and `constants`, on the device of `like`.
 
     Tensors arrive as pointers, None as a null pointer, a Python int as `int64`, a Python float as `double`; NumPy
-    scalars keep their type, and arrays of one element, structures too, are passed by value. `shared` counts bytes of
-    dynamic shared memory. A grid without blocks launches nothing.
+    scalars keep their type, and structures are passed by value. `shared` counts bytes of dynamic shared memory. A grid
+    without blocks launches nothing.
     """
     if 0 in grid:
         return
@@ -53,12 +54,45 @@ def launch(
         _function(-1, *variant)(grid, block, values, shared_mem=shared)
         return
     device = like.get_device()
-    stream = _stream(torch._C._cuda_getCurrentRawStream(device))  # what torch.cuda.current_stream() wraps
-    if cupy.cuda.runtime.getDevice() == device:
-        _function(device, *variant)(grid, block, values, shared_mem=shared, stream=stream)
-    else:
-        with cupy.cuda.Device(device):
-            _function(device, *variant)(grid, block, values, shared_mem=shared, stream=stream)
+    stream = Stream(torch._C._cuda_getCurrentRawStream(device))  # what torch.cuda.current_stream() wraps
+    function, context = _loaded(device, *variant)
+    driver = cupy.cuda.driver
+    current = driver.ctxGetCurrent()
+    if current == context:
+        function(grid, block, values, shared, stream)
+        return
+    driver.ctxSetCurrent(context)
+    try:
+        function(grid, block, values, shared, stream)
+    finally:
+        driver.ctxSetCurrent(current)
+
+
+class Stream(NamedTuple):
+    """A stream as CuPy asks for it, by its address.
+
+    CuPy 14 deprecates `cupy.cuda.ExternalStream`; what takes its place, `Stream.from_external`, is not in CuPy 13.
+    """
+
+    ptr: int
+
+
+class Structure(np.ndarray):
+    """What a kernel takes by value: an array of one element, which has fields.
+
+    At every launch CuPy asks it where its memory is. NumPy describes the fields anew for that, which takes longer than
+    all the rest of the launch; so the answer is kept.
+    """
+
+    @functools.cached_property
+    def __array_interface__(self) -> dict[str, Any]:  # type: ignore[override]
+        return super().__array_interface__
+
+
+@functools.lru_cache(maxsize=4096)
+def structure(numbers: tuple[int, ...], dtype: Any = np.int64) -> Structure:
+    """A C++ structure whose fields are these numbers, all of one type."""
+    return np.array(numbers, dtype).view([("numbers", dtype, len(numbers))]).view(Structure)
 
 
 def address(tensor: Tensor) -> int:
@@ -67,8 +101,8 @@ def address(tensor: Tensor) -> int:
 
 
 def addresses(values: Iterable[Any]) -> list[Any]:
-    """The values, with the address of each tensor in its place."""
-    return [address(value) if isinstance(value, Tensor) else value for value in values]
+    """The values, with its address in place of each tensor and 0 in place of None, for which CuPy 13 passes no null."""
+    return [address(value) if isinstance(value, Tensor) else 0 if value is None else value for value in values]
 
 
 def missing() -> str:
@@ -95,21 +129,34 @@ def missing() -> str:
 
 
 @functools.cache
+def _loaded(device: int, *variant: Any) -> tuple[Any, int]:
+    """The kernel as CuPy starts it, on `device`, and the context of CUDA's driver that it was loaded in.
+
+    The driver goes by the context that is current in the thread. CuPy's copy of CUDA's runtime and torch's each have an
+    idea of the current device, and neither hears of the other's changes; so a launch asks the driver.
+    """
+    runtime, driver = cupy.cuda.runtime, cupy.cuda.driver
+    before, current = runtime.getDevice(), driver.ctxGetCurrent()
+    runtime.setDevice(device)  # also where CuPy believes that it is current already
+    try:
+        return _function(device, *variant).kernel, driver.ctxGetCurrent()
+    finally:
+        if before != device:
+            runtime.setDevice(before)
+        driver.ctxSetCurrent(current)
+
+
+@functools.cache
 def _function(
     device: int, raw_module: Any, file: str, kernel: str, dtype: torch.dtype, *constants: tuple[str, int | str]
 ) -> Any:
-    """The kernel as a function of grid, block and arguments; `device` is CuPy's current one."""
+    """The kernel in CuPy's RawKernel; `device` is CuPy's current one."""
     return _module(device, raw_module, file, dtype, *constants).get_function(kernel)
 
 
 @functools.cache
 def _module(device: int, raw_module: Any, file: str, dtype: torch.dtype, *constants: tuple[str, int | str]) -> Any:
     return raw_module(code=source(file), options=options(dtype, **dict(constants)))
-
-
-@functools.cache
-def _stream(pointer: int) -> Any:
-    return cupy.cuda.ExternalStream(pointer)
 
 
 @functools.cache

@@ -1,13 +1,11 @@
 """Launchers of linear.cu, for any strides."""
 
-import functools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cupy.launch import launch
+from kernels.cupy.launch import launch, structure
 from kernels.ops.linear import new_rows
 
 THREADS = 256
@@ -25,7 +23,8 @@ ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "step": 3}
 def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """y (N, O) of input (N, I), weight (O, I) and bias (O)."""
     y = new_rows(input, weight.shape[0])
-    strides = (_strides(input), _strides(weight), 0 if bias is None else bias.stride(0), _strides(y))
+    of_bias = 0 if bias is None else bias.stride(0)
+    strides = (structure(input.stride()), structure(weight.stride()), of_bias, structure(y.stride()))
     (batch, outputs), inputs = y.shape, input.shape[1]
     shape = tiles(batch, outputs, inputs)
     widths = width(input), width(weight)
@@ -74,7 +73,7 @@ def _backward(
     partials = dy.new_empty((parts, length), dtype=sums) if parts > 1 else None
     y = dy if y is None else y
     widths = width(dy, y), width(input, weight)
-    strides = [NOWHERE if matrix is None else _strides(matrix) for matrix in (dy, y, input, weight, dinput)]
+    strides = [structure((0, 0) if matrix is None else matrix.stride()) for matrix in (dy, y, input, weight, dinput)]
 
     def start(tile: int, groups: int, input_tiles: int, weight_tiles: int) -> None:
         tensors = (dy, y, input, weight, dinput, *results, partials)
@@ -141,16 +140,3 @@ def _constants(tile: int, groups: int, widths: tuple[int, int], activation: str 
         "WIDTH_B": widths[1],
         "ACTIVATION": ACTIVATIONS[activation],
     }
-
-
-def _strides(matrix: Tensor) -> Any:
-    return _structure(*matrix.stride())
-
-
-@functools.lru_cache(maxsize=1024)
-def _structure(row: int, column: int) -> Any:
-    """The structure Strides of linear.cu."""
-    return np.array((row, column), [("row", np.int64), ("column", np.int64)])
-
-
-NOWHERE = _structure(0, 0)

@@ -1,6 +1,6 @@
 """Launchers of max_pool2d.cu; results are contiguous."""
 
-import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.cupy.launch import DTYPES, launch
+from kernels.cupy.launch import DTYPES, Structure, launch, structure
 from kernels.ops.max_pool2d import position_dtype
 from kernels.sizes import Pair, output_size
 
@@ -26,8 +26,8 @@ def max_pool2d_forward(
         _launch("max_pool2d_forward_2x2", y, positions, (input, y, positions), size[1])
         return y, positions
     windows = (kernel, stride, padding, dilation)
-    pooling = _pooling(input.shape[1], input.shape[2:], size, *map(tuple, windows))
-    _launch("max_pool2d_forward", y, positions, (input, y, positions), _strides(input.stride()), pooling)
+    pooling = _pooling(input.shape[1], input.shape[2:], size, *windows)
+    _launch("max_pool2d_forward", y, positions, (input, y, positions), structure(input.stride()), pooling)
     return y, positions
 
 
@@ -41,8 +41,8 @@ def max_pool2d_input_grad(
         _launch("max_pool2d_input_grad_2x2", dy, positions, (dy, positions, dx), size[1])
         return dx
     windows = (kernel, stride, padding, dilation)
-    pooling = _pooling(dy.shape[1], tuple(input_size), size, *map(tuple, windows))
-    strides = (_strides(dy.stride()), _strides(positions.stride()))
+    pooling = _pooling(dy.shape[1], input_size, size, *windows)
+    strides = (structure(dy.stride()), structure(positions.stride()))
     _launch("max_pool2d_input_grad", dx, positions, (dy, positions, dx), *strides, pooling)
     return dx
 
@@ -53,8 +53,8 @@ def max_pool2d_gather(
     """What lies in input (N, C, H, W) at the positions (N, C, OH, OW) of its windows."""
     y = input.new_empty(positions.shape)
     windows = (kernel, stride, padding, dilation)
-    pooling = _pooling(input.shape[1], input.shape[2:], positions.shape[2:], *map(tuple, windows))
-    strides = (_strides(input.stride()), _strides(positions.stride()))
+    pooling = _pooling(input.shape[1], input.shape[2:], positions.shape[2:], *windows)
+    strides = (structure(input.stride()), structure(positions.stride()))
     _launch("max_pool2d_gather", y, positions, (input, positions, y), *strides, pooling)
     return y
 
@@ -89,13 +89,6 @@ def _tiles(image: Tensor, size: Sequence[int], kernel: Pair, stride: Pair, paddi
     )
 
 
-@functools.lru_cache(maxsize=1024)
-def _strides(strides: tuple[int, ...]) -> Any:
-    """The structure Strides of max_pool2d.cu."""
-    return np.array(strides, np.int64).view([("strides", np.int64, 4)])
-
-
-@functools.lru_cache(maxsize=1024)
-def _pooling(channels: int, *pairs: tuple[int, ...]) -> Any:
+def _pooling(channels: int, *pairs: Sequence[int]) -> Structure:
     """The structure Pooling of max_pool2d.cu: the sizes of input and output, then the windows."""
-    return np.array([channels, *sum(map(tuple, pairs), ())], np.int64).view([("pooling", np.int64, 13)])
+    return structure((channels, *itertools.chain(*pairs)))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.cupy.elementwise import layout
-from kernels.cupy.launch import DTYPES, addresses, launch
+from kernels.cupy.launch import DTYPES, Structure, addresses, launch
+from kernels.sizes import cdiv
 
 MOST = 64  # parameters of a launch: their table is an argument, and those have 4 KB in all
 THREADS, ELEMENTS = 256, 4
@@ -49,7 +50,7 @@ def sgd(
     """One step; `first` fills the momentum buffers; float16 and bfloat16 are updated in float32."""
     if lr_tensor is not None and lr_tensor.device != params[0].device:
         lr, lr_tensor = lr_tensor.item(), None  # a rate on the CPU: reading it waits for nothing
-    options = np.array((lr, momentum, dampening, weight_decay, nesterov, maximize, first), OPTIONS)
+    options = _options(lr, momentum, dampening, weight_decay, nesterov, maximize, first)
     rate = DTYPES[torch.float64 if lr_tensor is None else lr_tensor.dtype]
     dense: dict[Any, list[tuple[Tensor, ...]]] = {}
     for tensors in zip(params, grads, *([momentum_buffers] if momentum_buffers else []), strict=True):
@@ -79,9 +80,9 @@ def sgd(
     for group in dense.values():
         for start in range(0, len(group), MOST):
             part = group[start : start + MOST]
-            parameters = table(part)
-            grid = (int(parameters["first_block"][len(part)]),)
-            launch(part[0][0], "sgd", "sgd", grid, (THREADS,), lr_tensor, options, parameters, RATE=rate)
+            columns = tuple(tuple(addresses(column)) for column in zip(*part, strict=True))
+            parameters, blocks = _table(columns, tuple(param.numel() for param, *_ in part))
+            launch(part[0][0], "sgd", "sgd", (blocks,), (THREADS,), lr_tensor, options, parameters, RATE=rate)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -90,13 +91,23 @@ def is_flat(shape: tuple[int, ...], *strides: tuple[int, ...]) -> bool:
     return bool(layout(shape, *strides)["flat"])
 
 
-def table(tensors: list[tuple[Tensor, ...]]) -> Any:
-    """The structure Parameters of (param, grad) or (param, grad, momentum buffer), one row a parameter."""
+@functools.lru_cache(maxsize=64)
+def _options(*values: float) -> Structure:
+    """The structure Options of sgd.cu."""
+    return np.array(values, OPTIONS).view(Structure)
+
+
+@functools.lru_cache(maxsize=64)
+def _table(columns: tuple[tuple[int, ...], ...], elements: tuple[int, ...]) -> tuple[Structure, int]:
+    """The structure Parameters of sgd.cu, and how many blocks there are.
+
+    The columns are the addresses of the parameters, their gradients and, if there are any, their momentum buffers.
+    torch's allocator gives the gradients of the next step the same memory, as a rule.
+    """
     made = np.zeros((), PARAMETERS)
-    for name, column in zip(("param", "grad", "momentum_buffer"), zip(*tensors, strict=True), strict=False):
-        made[name][: len(tensors)] = addresses(column)
-    elements = [param.numel() for param, *_ in tensors]
-    made["elements"][: len(tensors)] = elements
-    blocks = [-(-n // (THREADS * ELEMENTS)) for n in elements]
-    made["first_block"][1 : len(tensors) + 1] = np.cumsum(blocks)
-    return made
+    for name, column in zip(("param", "grad", "momentum_buffer"), columns, strict=False):
+        made[name][: len(column)] = column
+    made["elements"][: len(elements)] = elements
+    blocks = [cdiv(n, THREADS * ELEMENTS) for n in elements]
+    made["first_block"][1 : len(elements) + 1] = np.cumsum(blocks)
+    return made.view(Structure), sum(blocks)

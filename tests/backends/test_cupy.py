@@ -1,4 +1,5 @@
-"""CuPy itself, as far as it goes without a GPU: sources, options, packing of arguments, what is said where things are missing."""
+"""CuPy itself, as far as it goes without a GPU: sources, options, limits of launches, packing of arguments, devices,
+what is said where things are missing."""
 
 import re
 import subprocess
@@ -16,10 +17,12 @@ cupy = pytest.importorskip("cupy")
 from cupy.cuda import compiler, function  # noqa: E402
 from cupy_backends.cuda.libs import nvrtc  # noqa: E402
 
+import kernels  # noqa: E402
+from benchmarks.exercise import training_step  # noqa: E402
 from kernels.cupy import launch, linear, variants  # noqa: E402
 from kernels.cupy.conv2d import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
 from kernels.cupy.elementwise import layout  # noqa: E402
-from kernels.cupy.linear import WIDTHS, tiles, width  # noqa: E402
+from kernels.cupy.linear import GROUPS, WIDTHS, tiles, width  # noqa: E402
 from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
 from kernels.cupy.softmax import lanes_of  # noqa: E402
 
@@ -58,13 +61,11 @@ def test_convolutions_keep_their_sums_in_registers(plan: Any, batch: int, archit
     assert len(spilled) == 7 and set(spilled) == {"0"}, said
 
 
-@pytest.mark.parametrize("itemsize", (4, 8))
-@pytest.mark.parametrize("window", (1, 3, 5, 7))
-@pytest.mark.parametrize("size", ((2, 600), (600, 2), (1, 1), (4, 4), (9, 40), (130, 130)), ids=str)
-def test_blocks_of_convolutions_have_the_shared_memory_of_any_gpu(size: Any, window: int, itemsize: int) -> None:
-    shape, weight = (2000, 24, size[0] + window - 1, size[1] + window - 1), (24, 24, window, window)
-    for plan in (forward_plan, input_grad_plan, weight_grad_plan):
-        assert plan(shape, weight, (1, 1, 0, 0, 1, 1), 1, itemsize).shared <= 48 << 10
+@pytest.mark.parametrize(("tile", "groups"), sorted({(tile, n) for tile, of in GROUPS.items() for n in of}))
+def test_tiles_of_linear_layers_have_the_shared_memory_of_any_gpu(tile: int, groups: int) -> None:
+    """The compiler refuses a kernel that declares more than 48 KB; float64 takes the most."""
+    constants = {"TILE": tile, "GROUPS": groups, "WIDTH_A": 1, "WIDTH_B": 1, "ACTIVATION": 0}
+    assert compiled(launch.source("linear"), launch.options(torch.float64, **constants), 75).startswith(b"\x7fELF")
 
 
 def test_every_source_has_variants() -> None:
@@ -111,16 +112,25 @@ def test_sources_are_package_data() -> None:
 
 
 def packed(argument: Any) -> None:
-    """Lets CuPy pack a kernel's argument; the launch that follows fails where there is no driver."""
+    """Lets CuPy take a stream and pack a kernel's argument; the launch that follows fails where there is no driver."""
     kernel = function.Function.__new__(function.Function)
     with pytest.raises((cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)):
-        kernel((1,), (1,), (argument,), stream=SimpleNamespace(ptr=0))
+        kernel((1,), (1,), (argument,), 0, launch.Stream(0))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would launch nothing at all on a GPU")
 @pytest.mark.parametrize(
     "argument",
-    (1 << 40, 0.5, True, None, np.int32(3), layout((2, 3), (3, 1)), np.zeros((), OPTIONS), np.zeros((), PARAMETERS)),
+    (
+        1 << 40,
+        0,
+        0.5,
+        True,
+        np.int32(3),
+        layout((2, 3), (3, 1)),
+        launch.structure((1, 2), np.int32),
+        np.zeros((), PARAMETERS),
+    ),
     ids=lambda argument: type(argument).__name__,
 )
 def test_cupy_takes_the_arguments_that_launchers_pass(argument: Any) -> None:
@@ -148,7 +158,80 @@ def test_arguments_fit_into_a_launch() -> None:
 
 def test_addresses() -> None:
     tensor = torch.ones(3)
-    assert launch.addresses((tensor[1:], None, 5)) == [tensor.data_ptr() + 4, None, 5]
+    assert launch.addresses((tensor[1:], None, 5)) == [tensor.data_ptr() + 4, 0, 5]
+
+
+def test_a_structure_is_described_once() -> None:
+    made = launch.structure((1, 2, 3), np.int32)
+    assert made.nbytes == 12 and made.tobytes() == np.array([1, 2, 3], np.int32).tobytes()
+    described = made.__array_interface__
+    assert described["data"][0] == made.ctypes.data
+    assert made.__array_interface__ is described
+    assert launch.structure((1, 2, 3), np.int32) is made
+
+
+def test_a_second_step_describes_no_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every launch passes, structures in all operations and in SGD: all of it is ready when the same comes again."""
+    passed = []
+
+    def record(grid: Any, block: Any, arguments: Any, shared_mem: int) -> None:
+        structures = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+        passed.extend(structures)
+        for each in structures:
+            each.__array_interface__  # noqa: B018
+
+    monkeypatch.setattr(cupy, "RawModule", lambda **_: SimpleNamespace(get_function=lambda name: record))
+    with kernels.use_backend("cupy"):
+        step = training_step(4)
+        step()  # fills the memory of the gradients' allocator, too
+        ready = {id(each) for each in passed}
+        passed.clear()
+        step()
+    assert len(passed) > 40
+    assert all(isinstance(each, launch.Structure) for each in passed)
+    assert sum(id(each) not in ready for each in passed) <= 1  # SGD's table, where a gradient got other memory
+
+
+class Driver:
+    """Stands in for CUDA's driver and for CuPy's copy of the runtime, whose device is not that of the driver's context."""
+
+    def __init__(self, believed: int, context: int) -> None:
+        self.believed, self.context = believed, context
+        self.launches: list[tuple[int, int, int]] = []  # device of the module, the driver's context, stream
+
+    def set_device(self, device: int) -> None:
+        self.believed, self.context = device, 100 + device
+
+    def set_context(self, context: int) -> None:
+        self.context = context
+
+    def module(self, **_: Any) -> Any:
+        loaded_on = self.context - 100
+        assert self.believed == loaded_on, (
+            "CuPy compiles for the device that it takes for current, and keeps modules by it"
+        )
+
+        def start(grid: Any, block: Any, arguments: Any, shared: int, stream: launch.Stream) -> None:
+            self.launches.append((loaded_on, self.context, stream.ptr))
+
+        return SimpleNamespace(get_function=lambda name: SimpleNamespace(kernel=start))
+
+
+@pytest.mark.parametrize("context", (0, 100, 101), ids=("no context", "context of 0", "context of 1"))
+@pytest.mark.parametrize("believed", (0, 1))
+def test_a_launch_goes_to_the_tensor_s_device(believed: int, context: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(believed, context)
+    cuda = SimpleNamespace(
+        runtime=SimpleNamespace(getDevice=lambda: driver.believed, setDevice=driver.set_device),
+        driver=SimpleNamespace(ctxGetCurrent=lambda: driver.context, ctxSetCurrent=driver.set_context),
+    )
+    monkeypatch.setattr(launch, "cupy", SimpleNamespace(cuda=cuda, RawModule=driver.module))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 500 + device, raising=False)
+    for device in (0, 1, 1, 0):
+        like = SimpleNamespace(is_cuda=True, dtype=torch.float32, get_device=lambda device=device: device)
+        launch.launch(like, "softmax", "softmax_forward", (1,), (256,), LANES=1)
+        assert driver.launches[-1] == (device, 100 + device, 500 + device)
+        assert (driver.believed, driver.context) == (believed, context), "what was current is current again"
 
 
 class Error(cupy.cuda.runtime.CUDARuntimeError):

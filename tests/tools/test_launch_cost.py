@@ -39,4 +39,13 @@ def test_rows_of_a_step() -> None:
         row = launch_cost.row("cupy", "linear_forward", *seen["linear_forward"])
     assert row.launches == 1
     assert row.calls > 5
-    assert row.calls_with_triton is None
+    assert row.calls_with_loader > row.calls
+    assert row.ratio_with_loader > 0
+
+
+def test_cupy_s_own_packing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cupy")
+    kernel = launch_cost.Packing().get_function("softmax_forward")
+    kernel((1,), (1,), (1, 0.5), 0)
+    with pytest.raises(TypeError):
+        kernel((1,), (1,), (torch.ones(1),), 0)  # what CuPy's packing refuses

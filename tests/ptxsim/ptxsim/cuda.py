@@ -178,7 +178,9 @@ def _convert(parameter, value, name: str):
     The GPU reads as many bytes as the parameter has, so an integer of another size works when its
     value fits, while a float of another size would be garbage and is refused.
     """
-    if value is None or memory.is_tensor(value) or isinstance(value, (bytes, bytearray)):
+    if value is None:
+        raise LaunchError(f"argument '{name}': CuPy 13 passes no null pointer for None; pass 0")
+    if memory.is_tensor(value) or isinstance(value, (bytes, bytearray)):
         return value
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
