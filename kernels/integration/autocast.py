@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch._C import _is_any_autocast_enabled
 
+from kernels.integration.conversion import convert
+
 
 def low_precision(*tensors: Any) -> tuple[Any, ...]:
     """The tensors, where autocast is on for the first one's device, in autocast's dtype."""
@@ -40,7 +42,7 @@ def _device(input: Any) -> str:
 
 def _cast(tensors: tuple[Any, ...], device: str, dtype: torch.dtype) -> tuple[Any, ...]:
     return tuple(
-        tensor.to(dtype)
+        convert(tensor, dtype)
         if isinstance(tensor, Tensor)
         and tensor.is_floating_point()
         and tensor.dtype != torch.float64

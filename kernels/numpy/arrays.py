@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import from_numpy
 
+from kernels.integration.conversion import converted
 from kernels.integration.distributed import in_process_group
 from kernels.numpy.threads import SILENT, Array, scratch
 
@@ -52,11 +53,11 @@ def _free_to_resize(tensor: torch.Tensor | None) -> Array | None:
 
 
 def _raised(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return tensor.float() if tensor is not None and tensor.dtype in LOW_PRECISION else tensor
+    return converted(tensor, torch.float32) if tensor is not None and tensor.dtype in LOW_PRECISION else tensor
 
 
 def _lowered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.dtype == torch.float32 else tensor
+    return converted(tensor, dtype) if tensor.dtype == torch.float32 else tensor
 
 
 def batch_innermost(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:

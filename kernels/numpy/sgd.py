@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from kernels.integration.conversion import converted, copy_on_this_thread
 from kernels.numpy.arrays import LOW_PRECISION, Array
 
 
@@ -45,7 +47,8 @@ def sgd(
             update(param.detach().numpy(), grad.numpy(force=True), None if buffer is None else buffer.numpy())
             continue
         targets = [param.detach(), buffer] if buffer is not None else [param.detach()]
-        raised = [target.float() for target in targets]
-        update(raised[0].numpy(), grad.float().numpy(), raised[1].numpy() if buffer is not None else None)
-        for target, value in zip(targets, raised, strict=True):
-            target.copy_(value)
+        raised = [converted(target, torch.float32) for target in targets]
+        value = converted(grad, torch.float32).numpy()
+        update(raised[0].numpy(), value, raised[1].numpy() if buffer is not None else None)
+        for target, updated in zip(targets, raised, strict=True):
+            copy_on_this_thread(updated, target)
