@@ -1,11 +1,16 @@
 """Argument checks the operations share: one error that names the operation, the argument, what it was, what is allowed."""
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-INTEGERS = (int, torch.SymInt)
+from kernels.sizes import Pair
+
+LARGE = 1 << 10  # a stride or padding that is looked at twice
+MOST_PIXELS = 2**31  # of an image, where most of them are padding
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -46,18 +51,69 @@ def check_float(name: str, input: Tensor) -> None:
         )
 
 
-def pair(name: str, argument: str, value: Any, least: int) -> tuple[int, int]:
-    """An int or a sequence of one or two ints as a pair; TypeError for another type, RuntimeError below `least`."""
+def whole(name: str, argument: str, value: Any) -> int:
+    """The value as an int: torch takes NumPy's integers and integer tensors of one element as well, but no bool.
+
+    TypeError for what is no whole number, ValueError for one of more than 64 bits.
+    """
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    return _index(name, argument, value, "an int", not isinstance(value, bool), ValueError)
+
+
+def pair(name: str, argument: str, value: Any, least: int, most: int = 2**63 - 1) -> tuple[int, int]:
+    """A whole number or a sequence of one or two as a pair; TypeError for another type, RuntimeError out of bounds."""
     if type(value) is tuple and len(value) == 2:  # as modules have them: the short way
         first, last = value
-        if type(first) is int and type(last) is int and first >= least and last >= least:
+        if type(first) is int and type(last) is int and least <= first <= most and least <= last <= most:
             return value
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not all(isinstance(v, INTEGERS) or hasattr(v, "__index__") for v in values):
-        raise TypeError(f"{name}: expected {argument} to be an int or a pair of ints, got {value!r}")
-    if len(values) not in (1, 2):
+    alone = not isinstance(value, list | tuple)
+    values = (value,) if alone else tuple(value)
+    plausible = not (values and isinstance(values[0], bool))  # torch looks at the first one only
+    numbers = [
+        _index(name, argument, v, "an int or a pair of ints", plausible, ValueError if alone else TypeError)
+        for v in values
+    ]
+    if len(numbers) not in (1, 2):
         raise RuntimeError(f"{name}: expected {argument} to be an int or a pair of ints, got {value!r}")
-    first, last = values[0], values[-1]
+    first, last = numbers[0], numbers[-1]
     if first < least or last < least:
         raise RuntimeError(f"{name}: expected {argument} to be at least {least}, got {value!r}")
+    if first > most or last > most:
+        raise RuntimeError(f"{name}: expected {argument} to be at most {most}, got {value!r}")
     return first, last
+
+
+def _index(name: str, argument: str, value: Any, expected: str, plausible: bool, overflow: type[Exception]) -> int:
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        number = operator.index(value) if plausible else None
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name}: expected {argument} to be {expected}, got {value!r}")
+    if not -(2**63) <= number < 2**63:
+        raise overflow(f"{name}: expected {argument} to be {expected} of at most 64 bits, got {value!r}")
+    return number
+
+
+def check_padding(name: str, size: Sequence[int], padding: Pair) -> None:
+    """RuntimeError where a large padding leaves an image of the size (H, W) with more pixels than anything can hold.
+
+    Only large ones are looked at, so that torch.compile gets no condition on the size of images.
+    """
+    (h, w), (ph, pw) = size, padding
+    if max(padding) >= LARGE and (h + 2 * ph) * (w + 2 * pw) > MOST_PIXELS:
+        raise RuntimeError(f"{name}: expected padding to leave at most {MOST_PIXELS} pixels an image, got {padding}")
+
+
+def bounded(stride: Pair, size: Sequence[int], padding: Pair) -> Pair:
+    """The stride, or where it is longer than the padded image that length, which leaves a single window as well.
+
+    Backends may then count on it, in time, memory and 32-bit integers. Only large ones are looked at, as above.
+    """
+    if max(stride) < LARGE:
+        return stride
+    (sh, sw), (h, w), (ph, pw) = stride, size, padding
+    return min(sh, h + 2 * ph), min(sw, w + 2 * pw)

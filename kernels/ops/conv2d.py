@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
 from kernels.integration.primitive import Function, differentiable, new_image, primitive, total
-from kernels.ops.arguments import INTEGERS, check_layer, pair
+from kernels.ops.arguments import bounded, check_layer, check_padding, pair, whole
 from kernels.sizes import Pair, output_size
 
 
@@ -194,9 +194,18 @@ def conv2d(
     float16, bfloat16 (summed in float32), float32, float64. Raises RuntimeError, TypeError, ValueError as torch does.
     """
     input, weight, bias = low_precision(input, weight, bias)
-    images, geometry, _ = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
-    y = convolve(images, weight, bias, *geometry, chosen())
+    images, geometry, size = prepare("conv2d", input, weight, bias, stride, padding, dilation, groups)
+    if weight.shape[1] == 0:
+        y = without_channels(images, weight, bias, size)
+    else:
+        y = convolve(images, weight, bias, *geometry, chosen())
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def without_channels(images: Tensor, weight: Tensor, bias: Tensor | None, size: Pair) -> Tensor:
+    """The empty (N, 0, OH, OW) that torch gives for images (N, 0, H, W), whatever maps the weight has."""
+    y = images.reshape(images.shape[0], 0, *size) + weight.reshape(1, 0, 1, 1)
+    return y if bias is None else y + bias.sum()
 
 
 def prepare(  # type: ignore[no-untyped-def]
@@ -210,9 +219,8 @@ def prepare(  # type: ignore[no-untyped-def]
         raise RuntimeError(
             f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W), got shape {tuple(input.shape)}"
         )
-    if not isinstance(groups, INTEGERS):
-        raise TypeError(f"{name}: expected groups to be an int, got {type(groups).__name__}")
     stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
+    groups = whole(name, "groups", groups)
     if groups <= 0:
         raise RuntimeError(f"{name}: expected groups to be at least 1, got {groups}")
     c_out, c_group, kh, kw = weight.shape
@@ -225,18 +233,27 @@ def prepare(  # type: ignore[no-untyped-def]
         )
     if bias is not None and bias.shape != (c_out,):
         raise RuntimeError(f"{name}: expected bias to have shape ({c_out},), got {tuple(bias.shape)}")
-    if kh < 1 or kw < 1 or c_group < 1:
+    if c_group and (kh < 1 or kw < 1):
         raise RuntimeError(f"{name}: expected weight to have no empty dimension, got shape {tuple(weight.shape)}")
     images = input if input.dim() == 4 else input.unsqueeze(0)
     if isinstance(padding, str):
         images, padding = _named_padding(name, images, padding, (kh, kw), stride, dilation)
     padding = pair(name, "padding", padding, 0)
-    size = output_size(images.shape[2:], (kh, kw), stride, padding, dilation)
+    n, c, h, w = images.shape
+    if (h == 0 or w == 0) and n and c:
+        raise RuntimeError(
+            f"{name}: expected input to have no empty dimension but the batch or the channels, got shape"
+            f" {tuple(input.shape)}"
+        )
+    check_padding(name, (h, w), padding)
+    stride = bounded(stride, (h, w), padding)
+    size = output_size((h, w), (kh, kw), stride, padding, dilation)
     if min(size) < 1:
         raise RuntimeError(
             f"{name}: expected the padded input to be at least as large as the kernel, got input {tuple(input.shape)},"
             f" weight {tuple(weight.shape)}, padding {padding}, dilation {dilation}: output size would be {size}"
         )
+    dilation = (dilation[0] if kh > 1 else 1, dilation[1] if kw > 1 else 1)  # of one element it may be any number
     return images, (stride, padding, dilation, groups), size
 
 
@@ -248,7 +265,7 @@ def _named_padding(
     if padding != "same":
         raise RuntimeError(f"{name}: expected padding to be an int, a pair, 'same' or 'valid', got {padding!r}")
     if stride != (1, 1):
-        raise RuntimeError(f"{name}: padding='same' needs stride 1, got stride {stride}")
+        raise RuntimeError(f"{name}: expected stride to be 1 where padding is 'same', got {stride}")
     (top, left) = ((d * (k - 1)) // 2 for d, k in zip(dilation, kernel_size, strict=True))
     (bottom, right) = (d * (k - 1) % 2 for d, k in zip(dilation, kernel_size, strict=True))
     if bottom or right:

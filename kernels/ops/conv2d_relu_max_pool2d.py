@@ -108,6 +108,8 @@ def conv2d_relu_max_pool2d(
     name = "conv2d_relu_max_pool2d"
     input, weight, bias = low_precision(input, weight, bias)
     images, geometry, size = prepare(name, input, weight, bias, stride, padding, dilation, groups)
+    if weight.shape[1] == 0:
+        raise RuntimeError(f"{name}: expected input to have channels, got shape {tuple(input.shape)}")
     if min(size) < 2:
         raise RuntimeError(f"{name}: expected the convolution's output to be at least 2 x 2, got {size}")
     y, _ = fused(images, weight, bias, *geometry, chosen())

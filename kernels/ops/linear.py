@@ -191,7 +191,7 @@ def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | No
         )
     features = weight.shape[:-1]
     if bias is not None and bias.shape != features:
-        if bias.shape != (1,) * len(features):
+        if bias.shape not in ((), (1,) * len(features)):
             raise RuntimeError(f"{name}: expected bias to have shape {tuple(features)}, got {tuple(bias.shape)}")
         bias = bias.expand(features)
     if not features:
@@ -199,5 +199,6 @@ def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | No
         return activated_linear(name, input, weight.unsqueeze(0), bias, activation).squeeze(-1)
     if input.dim() == 2:
         return layer(input, weight, bias, activation, chosen())
-    y = layer(input.reshape(-1, input.shape[-1]), weight, bias, activation, chosen())
+    rows = input.unsqueeze(0) if input.dim() == 1 else input.flatten(0, -2)
+    y = layer(rows, weight, bias, activation, chosen())
     return y.reshape(*input.shape[:-1], *features)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.primitive import Function, differentiable, new_image, primitive
-from kernels.ops.arguments import check_tensors, pair
+from kernels.ops.arguments import bounded, check_padding, check_tensors, pair
 from kernels.sizes import Pair, output_size
+
+MOST = 2**31 - 1  # of a window's numbers, as in torch
 
 
 def position_dtype(kernel_size: Sequence[int]) -> torch.dtype:
@@ -139,9 +141,12 @@ def max_pool2d(
     check_tensors(name, input=input)
     if input.dtype.is_complex or input.dtype == torch.bool:
         raise NotImplementedError(f"{name}: expected input to be of a real dtype other than bool, got {input.dtype}")
-    kernel_size = pair(name, "kernel_size", kernel_size, 1)
-    stride = kernel_size if stride is None or stride == [] or stride == () else pair(name, "stride", stride, 1)
-    padding, dilation = pair(name, "padding", padding, 0), pair(name, "dilation", dilation, 1)
+    kernel_size = pair(name, "kernel_size", kernel_size, 1, MOST)
+    same_stride = stride is None or (isinstance(stride, list | tuple) and not stride)
+    stride = kernel_size if same_stride else pair(name, "stride", stride, 1, MOST)
+    padding, dilation = pair(name, "padding", padding, 0, MOST), pair(name, "dilation", dilation, 1, MOST)
+    if not isinstance(ceil_mode, bool):
+        raise TypeError(f"{name}: expected ceil_mode to be a bool, got {ceil_mode!r}")
     if any(p > k // 2 for p, k in zip(padding, kernel_size, strict=True)):
         raise RuntimeError(
             f"{name}: expected padding to be at most half of the kernel size, got padding {padding},"
@@ -153,6 +158,8 @@ def max_pool2d(
             f" got shape {tuple(input.shape)}"
         )
     images = input if input.dim() == 4 else input.unsqueeze(0)
+    check_padding(name, images.shape[2:], padding)
+    stride = bounded(stride, images.shape[2:], padding)
     size = output_size(images.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     if min(size) < 1:
         raise RuntimeError(
@@ -160,7 +167,7 @@ def max_pool2d(
             f" kernel_size {kernel_size}, padding {padding}, dilation {dilation}: output size would be {size}"
         )
     windows = (kernel_size, stride, padding, dilation)
-    y, positions = pool(images, bool(ceil_mode), *windows, chosen())
+    y, positions = pool(images, ceil_mode, *windows, chosen())
     if input.dim() == 3:
         y, positions = y.squeeze(0), positions.squeeze(0)
     return (y, plane_indices(positions, images.shape[3], *windows)) if return_indices else y

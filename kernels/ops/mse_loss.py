@@ -108,16 +108,12 @@ def mse_loss(
     input, target, weight = full_precision(input, target, weight)
     if size_average is not None or reduce is not None:
         warnings.warn(f"{name}: size_average and reduce are deprecated, use reduction", stacklevel=2)
-        reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"{name}: expected reduction to be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
-    if weight is not None and weight.shape != input.shape:
-        raise ValueError(
-            f"{name}: expected weight to have the shape of input, {tuple(input.shape)}, got {tuple(weight.shape)}"
-        )
+        mean, reduced = (flag is None or bool(flag) for flag in (size_average, reduce))
+        reduction = "none" if not reduced else "mean" if mean else "sum"
     if input.device != target.device:
         raise RuntimeError(f"{name}: expected target to be on the device of input, {input.device}, got {target.device}")
-    if input.shape != target.shape:
+    shape = input.shape
+    if shape != target.shape:
         warnings.warn(
             f"{name}: target of shape {tuple(target.shape)} is broadcast against input of shape {tuple(input.shape)},"
             " which is probably not meant; give them the same shape",
@@ -129,6 +125,12 @@ def mse_loss(
             raise RuntimeError(
                 f"{name}: expected target to broadcast against input {tuple(input.shape)}, got {tuple(target.shape)}"
             ) from error
+    if weight is not None and weight.shape != shape:
+        raise ValueError(
+            f"{name}: expected weight to have the shape of input, {tuple(shape)}, got {tuple(weight.shape)}"
+        )
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"{name}: expected reduction to be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
     if input.dtype != target.dtype:
         dtype = torch.promote_types(input.dtype, target.dtype)
         input, target = input.to(dtype), target.to(dtype)

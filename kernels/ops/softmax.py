@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels.backend import chosen
 from kernels.integration.autocast import softmax_dtype
 from kernels.integration.primitive import Function, differentiable, primitive, total
-from kernels.ops.arguments import check_float, check_tensors
+from kernels.ops.arguments import check_float, check_tensors, whole
 
 
 @primitive("(Tensor input, int dim, str backend) -> Tensor")
@@ -88,12 +88,13 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
             f"softmax: the implicit choice of dim is deprecated; took dim={dim}, pass it to say so",
             stacklevel=_stacklevel - 1,  # torch's counts one function more
         )
-    if not isinstance(dim, int):
-        raise TypeError(f"softmax: expected dim to be an int, got {type(dim).__name__}")
+    dim = int(whole("softmax", "dim", dim))  # torch.compile and make_fx take it as a constant, as in torch's softmax
+    if not isinstance(dtype, torch.dtype | type | None):
+        raise TypeError(f"softmax: expected dtype to be a torch.dtype, got {dtype!r}")
     least = -max(input.dim(), 1)
     if not least <= dim < -least:
         raise IndexError(f"softmax: expected dim to be in the range [{least}, {-least - 1}], got {dim}")
-    dtype = dtype or softmax_dtype(input)
+    dtype = softmax_dtype(input) if dtype is None else dtype
     if dtype is not None:
         input = input.to(dtype)
     check_float("softmax", input)

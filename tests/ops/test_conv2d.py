@@ -192,3 +192,28 @@ def test_errors(function: Any, change: dict[str, Any], error: type[Exception], n
 def test_dtypes_that_are_not_supported(dtype: torch.dtype) -> None:
     with pytest.raises(NotImplementedError, match="conv2d: expected input to be float16.*got torch"):
         F.conv2d(torch.ones(1, 1, 3, 3, dtype=dtype), torch.ones(1, 1, 2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("batch", ((), (0,), (2,)), ids=str)
+@pytest.mark.parametrize("kernel", ((33, 0, 3, 3), (2, 0, 0, 1)), ids=str)
+@pytest.mark.parametrize("with_bias", (False, True))
+def test_no_channels(batch: Any, kernel: Any, with_bias: bool) -> None:
+    """Images without channels give images without channels in torch, whatever maps the weight has."""
+    shapes = ((*batch, 0, 6, 5), kernel, kernel[:1])[: 2 + with_bias]
+    results = check(CONV2D, *(torch.randn(s, requires_grad=True) for s in shapes), padding=(1, 2), stride=2, groups=1)
+    assert results[0].shape[-3] == 0
+    with pytest.raises(RuntimeError, match="conv2d_relu_max_pool2d: expected input to have channels, got"):
+        F.conv2d_relu_max_pool2d(*(torch.randn(s) for s in shapes))
+
+
+@pytest.mark.parametrize("size", ((0, 5), (5, 0), (0, 0)), ids=str)
+@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu_max_pool2d), ids=("conv2d", "conv2d_relu_max_pool2d"))
+def test_images_without_pixels(function: Any, size: Any) -> None:
+    """Padding does not help, but where there is no image."""
+    weight = torch.ones(3, 2, 2, 2)
+    with pytest.raises(RuntimeError):
+        torch.nn.functional.conv2d(torch.ones(1, 2, *size), weight, padding=2)
+    for shape in ((1, 2, *size), (2, *size)):
+        with pytest.raises(RuntimeError, match=f"{function.__name__}: expected input to have no empty dimension .*got"):
+            function(torch.ones(shape), weight, padding=2)
+    assert function(torch.ones(0, 2, *size), weight, padding=2).shape[:2] == (0, 3)

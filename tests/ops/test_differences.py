@@ -6,6 +6,7 @@ The list is complete as far as the other tests can tell, and each row is shown, 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as theirs
@@ -26,6 +27,19 @@ def linear(bias_shape: tuple[int, ...], *weight_shape: int) -> Callable[[Any], A
 
 def ones(function: str, of: torch.dtype, *shapes: tuple[int, ...], **kwargs: Any) -> Callable[[Any], Any]:
     return lambda F: getattr(F, function)(*(torch.ones(shape, dtype=of) for shape in shapes), **kwargs)
+
+
+class Whole:
+    def __index__(self) -> int:
+        return 1
+
+
+def pooled(**kwargs: Any) -> Callable[[Any], Any]:
+    return lambda F: F.max_pool2d(torch.ones(1, 2, 4, 4), 2, **kwargs)
+
+
+def padded(**kwargs: Any) -> Callable[[Any], Any]:
+    return lambda F: F.conv2d(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2), **kwargs)
 
 
 DIFFERENCES = (
@@ -49,6 +63,47 @@ DIFFERENCES = (
     ),
     Difference("as above", ones("linear", torch.complex64, (2, 3), (4, 3)), NotImplementedError, None),
     Difference("as above", ones("sigmoid", torch.complex64, (2,)), NotImplementedError, None),
+    Difference(
+        "torch's Python code has no check of its own there", lambda F: F.softmax([1.0], 0), TypeError, AttributeError
+    ),
+    Difference("as above", lambda F: F.mse_loss(torch.ones(1), 1.0), TypeError, AttributeError),
+    Difference("as above", lambda F: F.mse_loss(torch.ones(1), torch.ones(1), weight=1), TypeError, AttributeError),
+    Difference(
+        "torch's parser takes what Python takes as an index, but for softmax, and where an assertion of its own fails",
+        lambda F: F.softmax(torch.ones(2, 2), np.array(1)),
+        None,
+        TypeError,
+    ),
+    Difference("as above", lambda F: F.softmax(torch.ones(2, 2), torch.tensor([1])), None, TypeError),
+    Difference("as above", lambda F: F.softmax(torch.ones(2, 2), Whole()), None, TypeError),
+    Difference("as above", padded(stride=np.array(1)), None, RuntimeError),
+    Difference("as above", padded(groups=torch.tensor(True)), None, RuntimeError),
+    Difference("as above", pooled(stride=Whole()), None, RuntimeError),
+    Difference("torch's parser takes bytes for a string", padded(padding=b"same"), TypeError, None),
+    Difference(
+        "torch checks less where nothing is computed: not the dtypes",
+        lambda F: F.conv2d(torch.ones(0, 1, 4, 4), torch.ones(1, 1, 2, 2, dtype=torch.float64)),
+        RuntimeError,
+        None,
+    ),
+    Difference(
+        "as above: nor the dilation",
+        lambda F: F.conv2d(torch.ones(0, 1, 4, 4), torch.ones(1, 1, 2, 2), dilation=0),
+        RuntimeError,
+        None,
+    ),
+    Difference(
+        "the numpy backend copies the padded image, and the kernels on GPUs count its pixels in 32 bits",
+        padded(padding=2**20, stride=2**20),
+        RuntimeError,
+        None,
+    ),
+    Difference(
+        "as above",
+        lambda F: F.max_pool2d(torch.ones(1, 1, 4, 4), 2**20, padding=2**19),
+        RuntimeError,
+        None,
+    ),
 )
 
 

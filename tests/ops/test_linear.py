@@ -118,3 +118,29 @@ def test_errors(function: Any, change: dict[str, Any], error: type[Exception], n
         torch.nn.functional.linear(**good | change)
     with pytest.raises(error, match=f"^{function.__name__}: .*{named}"):
         function(**good | change)
+
+
+@pytest.mark.parametrize("function", (LINEAR, LINEAR_RELU), ids=("linear", "linear_relu"))
+@pytest.mark.parametrize(
+    ("input", "weight", "bias"),
+    (
+        ((0, 2, 0), (0, 0), None),
+        ((64, 1, 4, 0), (1, 0), None),
+        ((2, 0), (3, 0), (3,)),
+        ((2, 3), (0, 3), (0,)),
+        ((0, 2, 3), (4, 3), (1,)),
+        ((0,), (3, 0), (3,)),
+        ((0,), (0,), ()),
+        ((2, 0, 0), (0,), None),
+    ),
+    ids=str,
+)
+def test_empty_dimensions(function: Any, input: Any, weight: Any, bias: Any) -> None:
+    """Without input features the output is the bias, and the gradients of the weight are empty."""
+    shapes = [shape for shape in (input, weight, bias) if shape is not None]
+    check(function, *(torch.randn(shape, requires_grad=True) for shape in shapes))
+
+
+def test_one_bias_for_all_features() -> None:
+    for shape in ((), (1,)):
+        check(LINEAR, *(torch.randn(s, requires_grad=True) for s in ((5, 3), (4, 3), shape)))
