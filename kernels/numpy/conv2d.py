@@ -322,19 +322,19 @@ def pieces_of(m: int, multiplications: int) -> int:
 
 def by_group(images: Array, g: Geometry) -> Array:
     """A view of (groups C, H, W, n) images with rows outermost in each group, (groups, H, C, W, n)."""
-    return images.reshape(g.groups, -1, *images.shape[1:]).transpose(0, 2, 1, 3, 4)
+    return images.reshape(g.groups, len(images) // g.groups, *images.shape[1:]).transpose(0, 2, 1, 3, 4)
 
 
 def weight_matrix(weight: Array, g: Geometry) -> Array:
     """The weights as (groups, 1, 1, O, KH C KW), the order of the lowered rows."""
     matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)
-    return matrix.transpose(0, 1, 3, 2, 4).reshape(g.groups, 1, 1, g.features, -1)
+    return matrix.transpose(0, 1, 3, 2, 4).reshape(g.groups, 1, 1, g.features, g.kernel[0] * g.channels * g.kernel[1])
 
 
 def flipped_weight_matrix(weight: Array, g: Geometry) -> Array:
     """The weights as (groups, 1, 1, C KW, KH O), KH backwards: under a row of dx lie dy's rows in the opposite order."""
     matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)[:, :, :, ::-1]
-    return matrix.transpose(0, 2, 4, 3, 1).reshape(g.groups, 1, 1, g.channels * g.kernel[1], -1)
+    return matrix.transpose(0, 2, 4, 3, 1).reshape(g.groups, 1, 1, g.channels * g.kernel[1], g.kernel[0] * g.features)
 
 
 def summed_weight_shares(shares: list[Array], g: Geometry, dtype: Any) -> Array:
@@ -344,7 +344,7 @@ def summed_weight_shares(shares: list[Array], g: Geometry, dtype: Any) -> Array:
         functools.reduce(np.add, shares) if shares else np.zeros((g.groups, kh * g.channels * kw, g.features), dtype)
     )
     dweight = total.reshape(g.groups, kh, g.channels, kw, g.features).transpose(0, 4, 2, 1, 3)
-    return np.ascontiguousarray(dweight).reshape(-1, g.channels, kh, kw)
+    return np.ascontiguousarray(dweight).reshape(g.groups * g.features, g.channels, kh, kw)
 
 
 def summed_bias_shares(shares: list[Array], features: int, dtype: Any) -> Array:

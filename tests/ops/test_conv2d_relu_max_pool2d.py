@@ -8,6 +8,7 @@ from cases import WHOLE, convolutions, tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from judge import CONV2D_RELU_MAX_POOL2D, check, exact
+from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import kernels.functional as F
@@ -43,6 +44,32 @@ def test_specials(special: float) -> None:
     fused = F.conv2d_relu_max_pool2d(input, weight, bias)
     torch.testing.assert_close(fused, judged, equal_nan=True)
     torch.testing.assert_close(*(torch.autograd.grad(y, input, dy)[0] for y in (fused, judged)))
+
+
+def one_by_one(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.max_pool2d(torch.relu(torch.conv2d(input, weight, bias)), 2)
+
+
+def weight_gradient(function: Any, input: Tensor, weight: Tensor, bias: Tensor, dy: Tensor) -> Tensor:
+    weight = weight.detach().requires_grad_()
+    return torch.autograd.grad(function(input, weight, bias), weight, dy)[0]
+
+
+@pytest.mark.parametrize("special", (torch.nan, torch.inf, -torch.inf), ids=str)
+@pytest.mark.parametrize("kernel", (2, 3))
+def test_the_weights_gradient_is_nan_where_that_of_the_three_in_torch_is(kernel: int, special: float) -> None:
+    """An odd last row of the convolution's output is not computed: so torch gets an image without the last one."""
+    input, weight, bias = torch.randn(2, 2, 9, 9), torch.randn(3, 2, kernel, kernel), torch.randn(3)
+    seen = (9 - kernel + 1) // 2 * 2 + kernel - 1
+    input[0, 0, seen - 1, 4] = special  # under the last row of windows and, where one is left out, under that too
+    dy = torch.randn(2, 3, (10 - kernel) // 2, (10 - kernel) // 2)
+    found = weight_gradient(F.conv2d_relu_max_pool2d, input, weight, bias, dy).cpu()
+    judged, whole = (
+        weight_gradient(one_by_one, *(tensor.cpu() for tensor in (images, weight, bias, dy)))
+        for images in (input[..., :seen, :seen], input)
+    )
+    assert found.isnan().any() and torch.equal(found.isnan(), judged.isnan())
+    assert torch.equal(found.isnan(), whole.isnan()) == (kernel == 2)
 
 
 @pytest.mark.large
