@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from . import buffers as memory
+from . import limits
 from .errors import CompileError, LaunchError
 from .launch import Kernel, LaunchOptions, LaunchRecord, Module, launch
 from .session import Device, activate, current_device
 
 DEFAULT_ARCH = 80
-DEFAULT_DYNAMIC_SHARED_LIMIT = 48 * 1024  # beyond it a kernel must opt in, as on hardware
 
 
 # ---------------------------------------------------------------- compilers
@@ -210,12 +210,16 @@ def _convert(parameter, value, name: str):
 
 
 class RawKernelFunction:
-    """A kernel, called as kernel(grid, block, args, shared_mem=0, stream=None)."""
+    """A kernel, called as kernel(grid, block, args, shared_mem=0, stream=None).
 
-    def __init__(self, module: RawModule, kernel: Kernel, name: str):
+    enable_cooperative_groups, of the kernel, its module or the call, makes the launch cooperative.
+    """
+
+    def __init__(self, module: RawModule, kernel: Kernel, name: str, cooperative: bool = False):
         self.module, self.kernel, self.name = module, kernel, name
         self._names = _parameter_names(module.code, name.split("<")[0].split("::")[-1]) if module.code else None
         self._dynamic_limit: int | None = None
+        self.enable_cooperative_groups = cooperative
         self.launches: list[LaunchRecord] = []
 
     @property
@@ -230,11 +234,12 @@ class RawKernelFunction:
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
         if self._dynamic_limit is None:
-            return DEFAULT_DYNAMIC_SHARED_LIMIT - self.shared_size_bytes
+            return limits.STATIC_SHARED - self.shared_size_bytes
         return self._dynamic_limit
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, value: int) -> None:
+        limits.check_shared(self.name, self.module.module.arch, self.shared_size_bytes, 0, int(value))
         self._dynamic_limit = int(value)
 
     @property
@@ -251,12 +256,6 @@ class RawKernelFunction:
     def __call__(
         self, grid, block, args, *, shared_mem: int = 0, stream=None, enable_cooperative_groups: bool = False
     ) -> None:
-        shared_mem = int(shared_mem)
-        if shared_mem > self.max_dynamic_shared_size_bytes:
-            raise LaunchError(
-                f"kernel '{self.name}': {shared_mem} bytes of dynamic shared memory exceed "
-                f"max_dynamic_shared_size_bytes = {self.max_dynamic_shared_size_bytes}; set it first"
-            )
         parameters = self.kernel.parameters
         args = list(args)
         names = self._names if self._names and len(self._names) == len(parameters) else None
@@ -271,7 +270,9 @@ class RawKernelFunction:
             grid,
             block,
             args,
-            shared=shared_mem,
+            shared=int(shared_mem),
+            max_dynamic_shared_size_bytes=self._dynamic_limit,
+            cooperative=enable_cooperative_groups or self.enable_cooperative_groups,
             argument_names=names,
             options=device.options if device else None,
         )
@@ -301,6 +302,7 @@ class RawModule:
         device = current_device()
         self.arch = arch or (device.arch if device else DEFAULT_ARCH)
         self.file_path, self.options = path, tuple(options)
+        self.enable_cooperative_groups = enable_cooperative_groups
         self.name_expressions = tuple(name_expressions or ())
         self.code = Path(path).read_text() if path else code
         self._lowered: dict[str, str] = {}
@@ -325,7 +327,9 @@ class RawModule:
                     f"no kernel '{name}'; the module has {sorted(self.module.kernels)} "
                     '(C++ names need extern "C" or name_expressions)'
                 )
-            self._functions[name] = RawKernelFunction(self, self.module.kernels[lowered], name)
+            self._functions[name] = RawKernelFunction(
+                self, self.module.kernels[lowered], name, self.enable_cooperative_groups
+            )
         return self._functions[name]
 
     def get_global(self, name: str) -> np.ndarray:
@@ -336,11 +340,21 @@ class RawModule:
 class RawKernel(RawKernelFunction):
     """Stands in for cupy.RawKernel."""
 
-    def __init__(self, code: str, name: str, options=(), backend: str = "nvrtc", *, arch: int | None = None, **ignored):
+    def __init__(
+        self,
+        code: str,
+        name: str,
+        options=(),
+        backend: str = "nvrtc",
+        *,
+        arch: int | None = None,
+        enable_cooperative_groups: bool = False,
+        **ignored,
+    ):
         expressions = () if re.search(r'extern\s*"C"', code) and "<" not in name else (name,)
         module = RawModule(code=code, options=options, name_expressions=expressions, arch=arch)
         function = module.get_function(name)
-        super().__init__(module, function.kernel, name)
+        super().__init__(module, function.kernel, name, enable_cooperative_groups)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import struct
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from . import buffers as memory
-from . import native
+from . import limits, native
 from .counters import Counters
 from .errors import DeviceFault, LaunchError, Race, RaceFound, SourceLine
 from .lowering import Program, lower, lower_globals
@@ -35,9 +36,6 @@ FAULT_KINDS = [
 RACE_KINDS = ["write-write", "read-after-write", "write-after-read"]
 SHARED_SEGMENT = -2
 
-# Most shared memory a block can have, by compute capability.
-SHARED_LIMITS = {75: 65536, 80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-
 
 @dataclass
 class LaunchOptions:
@@ -50,6 +48,7 @@ class LaunchOptions:
     allow_early_exit: accept __syncthreads() after some threads have returned (works on hardware, but
         CUDA calls it undefined).
     instruction_limit: warp instructions after which a launch counts as endless.
+    multiprocessors: of the GPU; None takes the model that limits.py names for the architecture.
     """
 
     races: bool | str = False
@@ -59,6 +58,7 @@ class LaunchOptions:
     allow_early_exit: bool = False
     count_memory: bool = True
     instruction_limit: int = 4_000_000_000
+    multiprocessors: int | None = None
 
 
 @dataclass
@@ -157,7 +157,7 @@ def _looks_like_address(parameter: Parameter, value) -> bool:
 class _Arguments:
     """The parameter block of a launch and the memory segments behind it."""
 
-    def __init__(self, kernel: Kernel, values, names: list[str] | None, globals_):
+    def __init__(self, kernel: Kernel, values, names: list[str] | None, globals_, cooperative: bool):
         parameters = kernel.parameters
         if len(values) != len(parameters):
             raise LaunchError(f"kernel '{kernel.name}' takes {len(parameters)} arguments, got {len(values)}")
@@ -179,7 +179,10 @@ class _Arguments:
             buffer = memory.describe(tensor, "registered tensor")
             if buffer.storage_address not in known:
                 taken.append(buffer)
-        self.segments = memory.build_segments(taken, globals_)
+        # What the driver gives a cooperative launch for its grid barrier.
+        workspace = memory.describe(np.zeros(16, np.uint32), "grid barrier") if cooperative else None
+        self.segments = memory.build_segments(taken + [workspace] if workspace else taken, globals_)
+        self.workspace = memory.device_address(self.segments, workspace.address) if workspace else 0
         self.block = np.zeros(max(kernel.function.parameter_bytes, 8), np.uint8)
         for k, (parameter, value) in enumerate(zip(parameters, values, strict=False)):
             if value is None:
@@ -201,25 +204,13 @@ def _triple(value) -> tuple[int, int, int]:
     return (*values, 1, 1, 1)[:3]
 
 
-def _check_geometry(kernel: Kernel, grid, block, shared: int) -> None:
-    threads = block[0] * block[1] * block[2]
-    if min(grid) < 1 or min(block) < 1:
-        raise LaunchError(f"kernel '{kernel.name}': empty grid {grid} or block {block}")
-    if threads > 1024 or block[2] > 64:
-        raise LaunchError(f"kernel '{kernel.name}': block {block} exceeds 1024 threads")
-    if grid[0] > 2**31 - 1 or grid[1] > 65535 or grid[2] > 65535:
-        raise LaunchError(f"kernel '{kernel.name}': grid {grid} exceeds (2^31-1, 65535, 65535)")
+def _check_block(kernel: Kernel, block) -> None:
+    """Refuses a block other than the kernel was compiled for."""
     required, maximum = kernel.function.required_threads, kernel.function.maximum_threads
     if required and _triple(required) != block:
         raise LaunchError(f"kernel '{kernel.name}' was compiled for blocks of {required}, launched with {block}")
-    if maximum and threads > np.prod(maximum):
-        raise LaunchError(f"kernel '{kernel.name}': {threads} threads exceed its launch bounds {maximum}")
-    limit = SHARED_LIMITS.get(kernel.module.arch, 232448)
-    total = kernel.program.static_shared + shared
-    if total > limit:
-        raise LaunchError(
-            f"kernel '{kernel.name}' needs {total} bytes of shared memory, sm_{kernel.module.arch} has {limit}"
-        )
+    if maximum and math.prod(block) > math.prod(maximum):
+        raise LaunchError(f"kernel '{kernel.name}': {math.prod(block)} threads exceed its launch bounds {maximum}")
 
 
 def launch(
@@ -229,6 +220,9 @@ def launch(
     args,
     *,
     shared: int = 0,
+    max_dynamic_shared_size_bytes: int | None = None,
+    registers: int = 0,
+    cooperative: bool = False,
     options: LaunchOptions | None = None,
     argument_names: list[str] | None = None,
     **overrides,
@@ -236,12 +230,29 @@ def launch(
     """Runs a kernel and returns a LaunchRecord.
 
     grid and block are ints or tuples. args: torch CPU tensors, numpy arrays, integer addresses, None
-    (null), scalars. Keyword overrides are fields of LaunchOptions, for example races=True.
+    (null), scalars. shared: bytes of dynamic shared memory; max_dynamic_shared_size_bytes: the kernel's
+    attribute of that name, without which static and dynamic memory together end at 48 KB. registers:
+    per thread, 0 if unknown. cooperative: all blocks are to run at the same time. Keyword overrides
+    are fields of LaunchOptions, for example races=True.
     """
     options = LaunchOptions(**{**(options or LaunchOptions()).__dict__, **overrides})
     grid, block = _triple(grid), _triple(block)
-    _check_geometry(kernel, grid, block, shared)
-    arguments = _Arguments(kernel, list(args), argument_names, kernel.program.globals)
+    limits.check_geometry(kernel.name, grid, block)
+    _check_block(kernel, block)
+    arch, static = kernel.module.arch, kernel.program.static_shared
+    limits.check_shared(kernel.name, arch, static, shared, max_dynamic_shared_size_bytes)
+    registers = registers or kernel.function.most_registers
+    most_resident = limits.resident_blocks(arch, math.prod(block), static + shared, registers, options.multiprocessors)
+    if not most_resident:
+        raise LaunchError(
+            f"kernel '{kernel.name}': a block of {block} with {registers} registers a thread does not fit"
+        )
+    if cooperative and math.prod(grid) > most_resident:
+        raise LaunchError(
+            f"kernel '{kernel.name}': too large for a cooperative launch: {math.prod(grid)} blocks, and the GPU "
+            f"(sm_{arch}, by default {limits.architecture(arch).model}) holds {most_resident} at a time"
+        )
+    arguments = _Arguments(kernel, list(args), argument_names, kernel.program.globals, cooperative)
     start = time.perf_counter()
     seeds = options.seeds if options.races else 1
     writable = [s for s in arguments.segments if not s.read_only]
@@ -253,7 +264,7 @@ def launch(
         if run:
             for segment, saved in zip(writable, contents, strict=False):
                 ctypes.memmove(segment.host_begin, saved, segment.size)
-        counters, found = _run(kernel, grid, block, shared, arguments, options, options.seed + run)
+        counters, found = _run(kernel, grid, block, shared, arguments, options, options.seed + run, most_resident)
         for race in found:
             races.setdefault((race.location, race.first, race.second, race.kind), race)
         if seeds > 1:
@@ -277,13 +288,15 @@ def launch(
     return record
 
 
-def _run(kernel: Kernel, grid, block, shared: int, arguments: _Arguments, options: LaunchOptions, seed: int):
+def _run(kernel: Kernel, grid, block, shared: int, arguments: _Arguments, options, seed: int, most_resident: int):
     """One execution; returns its counters and races or raises DeviceFault."""
     lib = native.library()
     description = native.LaunchDescription()
     description.grid[:], description.block[:] = grid, block
     description.dynamic_shared, description.param_bytes = shared, kernel.function.parameter_bytes
+    description.workspace = arguments.workspace
     o = description.options
+    o.most_resident_blocks = most_resident
     o.detect_races = bool(options.races)
     o.quantum, o.shuffle, o.resident_blocks = (15, 1, 4) if options.races else (0, 0, 1)
     o.check_uninitialised, o.allow_early_exit = options.check_uninitialised, options.allow_early_exit

@@ -45,6 +45,8 @@ SPECIAL_REGISTERS = [
     "total_smem_size",
     "cluster_zero",
     "cluster_one",
+    "envreg1",
+    "envreg2",
 ]
 _CLUSTER_REGISTERS = {  # every block is a cluster of its own
     "cluster_ctaid.x": "cluster_zero",
@@ -65,7 +67,8 @@ _CLUSTER_REGISTERS = {  # every block is a cluster of its own
 _CLOCK_REGISTERS = {"clock", "clock_hi", "clock64", "globaltimer", "globaltimer_lo", "globaltimer_hi"}
 SPACES = {"global": 1, "shared": 2, "local": 3, "param": 4, "const": 5}
 GENERIC, LOCAL, PARAM = 0, 3, 4
-GUARD_NEGATED, OPERAND_NEGATED, FLUSH_SUBNORMALS, STRONG_ACCESS, SYNCHRONIZES = 1, 2, 4, 8, 16
+GUARD_NEGATED, OPERAND_NEGATED, FLUSH_SUBNORMALS = 1, 2, 4
+STRONG_ACCESS, ACQUIRES, RELEASES, BLOCK_SCOPE = 8, 16, 32, 64
 ATOMIC_OPERATIONS = ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"]
 ATOMIC_TYPES = ["u32", "s32", "u64", "s64", "f32", "f64", "f16", "bf16", "f16x2", "bf16x2", "b16"]
 MMA_TYPES = ["f16", "bf16", "tf32", "s8", "u8"]
@@ -567,10 +570,9 @@ class KernelLowering:
         e.handler = "nop"
 
     def _lower_fence(self, i, e):
-        e.handler = "fence" if "cta" not in i.modifiers and "proxy" not in i.modifiers else "nop"
+        e.handler, e.kind = "nop" if "proxy" in i.modifiers else "fence", int("cta" not in i.modifiers)
 
-    def _lower_membar(self, i, e):
-        e.handler = "nop" if "cta" in i.modifiers else "fence"
+    _lower_membar = _lower_fence
 
     def _lower_bar(self, i, e):
         if i.modifiers[:1] == ["warp"]:
@@ -664,8 +666,12 @@ class KernelLowering:
         e.element_size = TYPE_SIZES[i.modifiers[-1]]
         if {"volatile", "relaxed", "acquire", "release", "mmio"} & set(i.modifiers):
             e.flags |= STRONG_ACCESS
-        if {"acquire", "release", "acq_rel"} & set(i.modifiers):
-            e.flags |= SYNCHRONIZES
+        if {"acquire", "acq_rel"} & set(i.modifiers):
+            e.flags |= ACQUIRES
+        if {"release", "acq_rel"} & set(i.modifiers):
+            e.flags |= RELEASES
+        if "cta" in i.modifiers:
+            e.flags |= BLOCK_SCOPE
 
     def _lower_ld(self, i, e):
         self._memory_fields(i, e)

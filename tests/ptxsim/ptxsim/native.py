@@ -23,6 +23,8 @@ from .errors import BuildError
 SOURCES = (
     "executor.cpp",
     "machine.hpp",
+    "history.hpp",
+    "polling.hpp",
     "memory.hpp",
     "arithmetic.hpp",
     "numeric.hpp",
@@ -84,7 +86,7 @@ class Options(ctypes.Structure):
         ("check_uninitialised", u32),
         ("allow_early_exit", u32),
         ("count_memory", u32),
-        ("reserved", u32),
+        ("most_resident_blocks", u32),
         ("seed", u64),
         ("instruction_limit", u64),
     ]
@@ -96,6 +98,7 @@ class LaunchDescription(ctypes.Structure):
         ("block", u32 * 3),
         ("dynamic_shared", u32),
         ("param_bytes", u32),
+        ("workspace", u64),
         ("options", Options),
     ]
 

@@ -78,6 +78,7 @@ class Function:
     labels: dict[str, int] = field(default_factory=dict)
     required_threads: tuple[int, ...] | None = None  # .reqntid
     maximum_threads: tuple[int, ...] | None = None  # .maxntid
+    most_registers: int = 0  # .maxnreg
 
     @property
     def parameter_bytes(self) -> int:
@@ -319,6 +320,8 @@ def parse(text: str) -> ParsedModule:
         for directive, attribute in (("reqntid", "required_threads"), ("maxntid", "maximum_threads")):
             if d := re.search(rf"\.{directive}\s+(\d+(?:\s*,\s*\d+)*)", head["directives"]):
                 setattr(function, attribute, tuple(int(v) for v in d[1].split(",")))
+        if d := re.search(r"\.maxnreg\s+(\d+)", head["directives"]):
+            function.most_registers = int(d[1])
         position = m.end()
         if m["end"] == ";":  # a declaration
             continue

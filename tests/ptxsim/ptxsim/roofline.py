@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .launch import LaunchRecord
+from .limits import ARCHITECTURES
 
 SECTOR_BYTES = 32
 
@@ -31,11 +32,14 @@ class GPU:
     launch_overhead: float = 2.5e-6
 
 
-def _gpu(name, sms, ghz, f32, f16, f64, tensor, dram, l2) -> GPU:
+_MULTIPROCESSORS = {a.model: a.multiprocessors for a in ARCHITECTURES.values()}
+
+
+def _gpu(name, ghz, f32, f16, f64, tensor, dram, l2) -> GPU:
     tera = 1e12
     return GPU(
         name,
-        sms,
+        _MULTIPROCESSORS[name],
         ghz * 1e9,
         {"f32": f32 * tera, "f16": f16 * tera, "bf16": f16 * tera, "f64": f64 * tera},
         {k: v * tera for k, v in tensor.items()},
@@ -49,10 +53,10 @@ def _tensor(f16, tf32, int8, f64) -> dict[str, float]:
 
 
 GPUS = {
-    "T4": _gpu("T4", 40, 1.59, 8.1, 16.2, 0.25, _tensor(65, 8.1, 130, 0.25), 320, 1270),
-    "A100": _gpu("A100", 108, 1.41, 19.5, 78, 9.7, _tensor(312, 156, 624, 19.5), 1555, 4800),
-    "H100": _gpu("H100", 132, 1.83, 66.9, 133.8, 33.5, _tensor(989, 494, 1979, 66.9), 3350, 5700),
-    "RTX 4090": _gpu("RTX 4090", 128, 2.52, 82.6, 82.6, 1.29, _tensor(165, 82.6, 660, 1.29), 1008, 5000),
+    "T4": _gpu("T4", 1.59, 8.1, 16.2, 0.25, _tensor(65, 8.1, 130, 0.25), 320, 1270),
+    "A100": _gpu("A100", 1.41, 19.5, 78, 9.7, _tensor(312, 156, 624, 19.5), 1555, 4800),
+    "H100": _gpu("H100", 1.83, 66.9, 133.8, 33.5, _tensor(989, 494, 1979, 66.9), 3350, 5700),
+    "RTX 4090": _gpu("RTX 4090", 2.52, 82.6, 82.6, 1.29, _tensor(165, 82.6, 660, 1.29), 1008, 5000),
 }
 
 

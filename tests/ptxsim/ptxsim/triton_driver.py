@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +17,28 @@ import triton.testing
 from triton.backends.compiler import GPUTarget
 
 from .errors import LaunchError, UnsupportedPTX
-from .launch import SHARED_LIMITS, LaunchOptions, Module, launch
+from .launch import LaunchOptions, Module, launch
+from .limits import architecture
 from .roofline import bound
 from .session import Device, activate, current_device
 
 # Device numbers that no real GPU has: Triton caches compiled kernels by device number.
 _FIRST_DEVICE_NUMBER = 1_000_000
+# Form (a sized value) and number of the attribute that holds a function's symbol and its registers.
+_REGISTER_COUNT = (4, 0x2F)
 
 
 class _Utilities:
     """What Triton asks the driver about the device and its binaries."""
 
-    def __init__(self, arch: int):
-        self.arch = arch
+    def __init__(self, device: Device):
+        self.device, self.architecture = device, architecture(device.arch)
 
     def get_device_properties(self, device) -> dict[str, int]:
         return {
-            "max_shared_mem": SHARED_LIMITS.get(self.arch, 232448),
+            "max_shared_mem": self.architecture.shared_of_block,
             "max_num_regs": 65536,
-            "multiprocessor_count": 108,
+            "multiprocessor_count": self.device.options.multiprocessors or self.architecture.multiprocessors,
             "warpSize": 32,
             "sm_clock_rate": 1410000,
             "mem_clock_rate": 1215000,
@@ -42,11 +46,33 @@ class _Utilities:
         }
 
     def load_binary(self, name, kernel, shared, device):
-        """(module, function, registers, spills, most threads): nothing to load here."""
-        return name, name, 0, 0, 1024
+        """(module, function, registers, spills, most threads). The launcher needs nothing of the binary but
+        its number of registers, which therefore also stands for the function."""
+        registers = _registers(kernel)
+        return name, registers, registers, 0, 1024
 
     def unload_module(self, module) -> None:
         pass
+
+
+def _registers(cubin: bytes) -> int:
+    """Registers per thread of a compiled kernel, from the attributes in section .nv.info; 0 if not given."""
+    (sections,) = struct.unpack_from("<Q", cubin, 0x28)
+    entry_size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, sections + k * entry_size) for k in range(count)]
+    registers = 0
+    for name, _, _, _, offset, size in headers:
+        at = headers[names][4] + name
+        if cubin[at : cubin.index(b"\0", at)] != b".nv.info":
+            continue
+        at = offset
+        while at < offset + size:
+            form, attribute, length = struct.unpack_from("<BBH", cubin, at)
+            at += 4
+            if (form, attribute) == _REGISTER_COUNT:
+                registers = max(registers, struct.unpack_from("<II", cubin, at)[1])
+            at += length if form == _REGISTER_COUNT[0] else 0
+    return registers
 
 
 def _decompose_descriptor(descriptor) -> list:
@@ -120,6 +146,10 @@ class _Launcher:
             (32 * self.metadata.num_warps, 1, 1),
             [value for _, value in flat],
             shared=self.metadata.shared,
+            # Triton's launcher asks for all there is.
+            max_dynamic_shared_size_bytes=architecture(device.arch).shared_of_block - self.kernel.program.static_shared,
+            registers=function,
+            cooperative=bool(getattr(self.metadata, "launch_cooperative_grid", False)),
             argument_names=[name for name, _ in flat],
             options=device.options,
         )
@@ -139,7 +169,7 @@ class _Driver:
 
     def __init__(self, device: Device, autotune: str):
         self.device, self.autotune = device, autotune
-        self.utils = _Utilities(device.arch)
+        self.utils = _Utilities(device)
         self.launcher_cls = _Launcher
 
     @classmethod

@@ -197,3 +197,50 @@ def locked_sum(x, out, lock, n, BLOCK: tl.constexpr):
     tl.store(out + j, tl.load(out + j) + v)
     tl.debug_barrier()
     tl.atomic_xchg(lock, 0)
+
+
+@triton.jit
+def grid_barrier(counter, phase, HOW: tl.constexpr):
+    """Waits for all programs, or makes the mistake that HOW names. `phase` counts the barriers, from 1."""
+    tl.debug_barrier()
+    if HOW == "relaxed arrival":
+        tl.atomic_add(counter, 1, sem="relaxed")
+    elif HOW == "arrival for the block only":
+        tl.atomic_add(counter, 1, sem="release", scope="cta")
+    elif HOW != "no barrier":
+        tl.atomic_add(counter, 1, sem="release")
+    awaited = phase * tl.num_programs(0)
+    if HOW == "one program fewer":
+        awaited -= 1
+    if HOW == "counter not reset":
+        awaited = tl.num_programs(0)
+    if HOW == "volatile polls" or HOW == "no acquire":
+        while tl.load(counter, volatile=True) < awaited:
+            pass
+    if HOW == "relaxed polls":
+        while tl.atomic_add(counter, 0, sem="relaxed") < awaited:
+            pass
+    elif HOW != "no acquire" and HOW != "no barrier":
+        while tl.atomic_add(counter, 0, sem="acquire") < awaited:
+            pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def sum_of_blocks(x, partial, counter, n, HOW: tl.constexpr, BLOCK: tl.constexpr):
+    """A sum over programs in phases: after every barrier, each that is left adds another's values."""
+    b, lane = tl.program_id(0), tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(b * BLOCK, n, tl.num_programs(0) * BLOCK):
+        total += tl.load(x + start + lane, mask=start + lane < n, other=0.0)
+    tl.store(partial + b * BLOCK + lane, total)
+    left = tl.num_programs(0)
+    phase = 0
+    while left > 1:
+        phase += 1
+        grid_barrier(counter, phase, HOW)
+        half = (left + 1) // 2
+        if b + half < left:
+            total += tl.load(partial + (b + half) * BLOCK + lane)
+            tl.store(partial + b * BLOCK + lane, total)
+        left = half

@@ -185,10 +185,11 @@ def test_race_between_blocks(cuda_module):
     assert "x[threadIdx.x] +=" in cuda_module.code.splitlines()[race.second.line - 1]
 
 
-def test_missing_fence_is_a_race():
+@pytest.mark.parametrize("mistake", ["-DWITHOUT_FENCE", "-DWITHOUT_ACQUIRE"])
+def test_missing_fence_is_a_race(mistake):
     import kernels_cuda
 
-    module = RawModule(code=kernels_cuda.SOURCE, options=("-DWITHOUT_FENCE",))
+    module = RawModule(code=kernels_cuda.SOURCE, options=(mistake,))
     x, partial, out, ticket = floats(1000), np.zeros(16, np.float32), np.zeros(1, np.float32), np.zeros(1, np.uint32)
     found = races_of(module, "last_block_sum", (16,), (64,), x, partial, ticket, out, np.int32(1000))
     assert {r.location for r in found} == {"argument 'partial'"}
