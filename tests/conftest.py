@@ -40,6 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["TRITON_INTERPRET"] = "1"
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One process for tests that are named or that print: others would cost seconds before their first test."""
+    named = config.option.keyword or any("::" in argument for argument in config.args)
+    return 0 if named or config.option.capture == "no" else None
+
+
 def _cannot_test(backend: str) -> str:
     """What is missing for the tests of a backend, "" where nothing is."""
     needed = {

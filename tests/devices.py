@@ -1,8 +1,11 @@
 """What runs a backend's kernels in the tests: the GPU where there is one, or what stands in for it."""
 
 import contextlib
+import functools
+import inspect
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,10 @@ def running(backend: str) -> Iterator[None]:
     if GPU and backend != "numpy":
         with torch.device(GPU_DEVICE):
             yield
-    elif backend == "numpy" or (backend == "triton" and "TRITON_INTERPRET" in os.environ):
+    elif backend == "numpy":
+        yield
+    elif backend == "triton" and "TRITON_INTERPRET" in os.environ:
+        quicken_interpreter()
         yield
     elif backend == "triton":
         import ptxsim
@@ -34,3 +40,24 @@ def running(backend: str) -> Iterator[None]:
             patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
             patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
             yield
+
+
+@functools.cache
+def quicken_interpreter() -> None:
+    """Lets Triton's interpreter remember the names of what it replaces in `triton.language`.
+
+    At each call of a @triton.jit function it goes through everything there, which takes longer than the kernels themselves.
+    """
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def builtins(package: Any) -> list[str]:
+        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
+
+    def patch_builtin(package: Any, builder: Any, scope: Any) -> None:
+        for name in builtins(package):
+            if is_builtin(member := getattr(package, name)):
+                interpreter._patch_attr(package, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtin

@@ -1,7 +1,8 @@
 """Models exported to ONNX: onnxruntime computes what our kernels do, at every batch size."""
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from lenet import LeNet
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: E402
+
 from kernels.onnx import TRANSLATIONS  # noqa: E402
 
 pytestmark = [
@@ -27,6 +30,14 @@ pytestmark = [
 ]
 PRIMITIVES = torch.ops.lenet_kernels
 N = torch.export.Dim("n")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_registry() -> Iterator[None]:
+    """The exporter's table of all operators is made once: to make it takes longer than to export a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 class Function(nn.Module):

@@ -81,11 +81,14 @@ def arguments(n: int) -> dict[str, list[dict[str, Any]]]:
     return {name: [{"backend": ""} | call for call in calls] for name, calls in each.items()}
 
 
-def laid_out(call: dict[str, Any], layout: str, only: int | None = None) -> dict[str, Any]:
-    """The call with its tensors in another layout, or only its first, second... tensor."""
-    tensors = [name for name, value in call.items() if isinstance(value, Tensor)]
-    chosen = tensors if only is None else tensors[only : only + 1]
-    return call | {name: LAYOUTS[layout](call[name]) for name in chosen}
+def laid_out(call: dict[str, Any], layout: str, *names: str) -> dict[str, Any]:
+    """The call with its tensors in another layout, or only the tensors of these names."""
+    return call | {name: LAYOUTS[layout](call[name]) for name in names or tensors(call)}
+
+
+def tensors(call: dict[str, Any]) -> list[str]:
+    """The names of the arguments that are tensors."""
+    return [name for name, value in call.items() if isinstance(value, Tensor)]
 
 
 def test_every_operator_is_tested() -> None:
@@ -104,8 +107,10 @@ def test_opcheck(name: str, n: int, layout: str) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_fakes_have_the_strides_of_results(name: str, layout: str, n: int) -> None:
     for call in arguments(n)[name]:
-        for only in (None, 0, 1, 2):
-            compare_fake(name, laid_out(call, layout, only))
+        compare_fake(name, laid_out(call, layout))
+        if len(tensors(call)) > 1:
+            for one in tensors(call):
+                compare_fake(name, laid_out(call, layout, one))
 
 
 @pytest.mark.parametrize("layout", ("contiguous", "channels_last"))

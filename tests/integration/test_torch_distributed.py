@@ -48,9 +48,13 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(6, 1, 8, 8, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64)
 
 
-def data_parallel(rank: int, memory_format: torch.memory_format) -> None:
+def data_parallel(rank: int, *memory_formats: torch.memory_format) -> None:
     warnings.simplefilter("error")  # DistributedDataParallel warns of gradients with other strides than their buckets
-    net = small_net(memory_format)
+    for memory_format in memory_formats:
+        compare_data_parallel(rank, small_net(memory_format))
+
+
+def compare_data_parallel(rank: int, net: nn.Sequential) -> None:
     x, target = batch()
     kernels.functional.mse_loss(net(x), target).backward()
     expected = [p.grad.clone() for p in net.parameters()]
@@ -62,13 +66,17 @@ def data_parallel(rank: int, memory_format: torch.memory_format) -> None:
         assert [p.grad.stride() for p in net.parameters()] == [p.stride() for p in net.parameters()]
 
 
-@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
-def test_data_parallel_gradients(in_two_processes: Callable[..., None], memory_format: torch.memory_format) -> None:
+def test_data_parallel_gradients(in_two_processes: Callable[..., None]) -> None:
     """Those of one process with the whole batch, and torch has nothing to warn of."""
-    in_two_processes(data_parallel, memory_format)
+    in_two_processes(data_parallel, torch.contiguous_format, torch.channels_last)
 
 
-def sharded(rank: int, sgd: type[torch.optim.Optimizer]) -> None:
+def sharded(rank: int, *optimizers: type[torch.optim.Optimizer]) -> None:
+    for sgd in optimizers:
+        compare_sharded(rank, sgd)
+
+
+def compare_sharded(rank: int, sgd: type[torch.optim.Optimizer]) -> None:
     from torch.distributed.fsdp import fully_shard
 
     whole, shards = small_net(), small_net()
@@ -88,7 +96,6 @@ def sharded(rank: int, sgd: type[torch.optim.Optimizer]) -> None:
     torch.testing.assert_close([p.full_tensor() for p in shards.parameters()], list(whole.parameters()))
 
 
-@pytest.mark.parametrize("sgd", (torch.optim.SGD, kernels.optim.SGD), ids=("torch's SGD", "our SGD"))
-def test_fully_sharded(in_two_processes: Callable[..., None], sgd: type[torch.optim.Optimizer]) -> None:
-    """Two steps of a swapped model under FSDP2 are those of the model in one piece."""
-    in_two_processes(sharded, sgd)
+def test_fully_sharded(in_two_processes: Callable[..., None]) -> None:
+    """Two steps of a swapped model under FSDP2 are those of the model in one piece, with torch's SGD and with ours."""
+    in_two_processes(sharded, torch.optim.SGD, kernels.optim.SGD)

@@ -19,11 +19,11 @@ pytestmark = [
 B = 3
 CONVOLUTION = {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
 CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
-    "conv2d": (lambda x, w, b: F.conv2d(x, w, b, **CONVOLUTION), ((2, 4, 6, 5), (6, 2, 3, 2), (6,))),
+    "conv2d": (lambda x, w, b: F.conv2d(x, w, b, **CONVOLUTION), ((2, 4, 4, 4), (4, 2, 3, 2), (4,))),
     "conv2d_unbatched": (F.conv2d, ((2, 5, 4), (3, 2, 3, 2), (3,))),
     "conv2d_relu_max_pool2d": (
         lambda x, w, b: F.conv2d_relu_max_pool2d(x, w, b, **CONVOLUTION),
-        ((2, 4, 7, 6), (6, 2, 3, 2), (6,)),
+        ((2, 4, 6, 4), (4, 2, 3, 2), (4,)),
     ),
     "max_pool2d": (lambda x: F.max_pool2d(x, 3, 2, 1), ((2, 3, 6, 5),)),
     "linear": (F.linear, ((2, 4), (3, 4), (3,))),

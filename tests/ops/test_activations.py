@@ -12,19 +12,25 @@ from judge import RELU, SIGMOID, Operation, check, exact
 from torch.autograd import gradcheck, gradgradcheck
 
 import kernels.functional as F
+from kernels.backend import chosen
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 STEP = Operation(F.step, lambda input: (input > 0).to(input.dtype) + 0 * torch.nan_to_num(input), exact)
 SPECIALS = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-30, -1e-30, 100.0, -100.0, 1e4, -1e4)
-SHAPES = st.sampled_from([(), (0,), (5,), (3, 0, 2), (2, 3, 4, 5), (2, 3, 300, 200)])
+SHAPES = st.sampled_from([(), (0,), (5,), (3, 0, 2), (2, 3, 4, 5), "several blocks"])
+SEVERAL_BLOCKS = {"numpy": (2, 3, 300, 200)}  # of 2^18 elements
+SMALL_BLOCKS = (2, 3, 30, 20)  # several of 4096 bytes, and a last one that is not full
 OPERATIONS = pytest.mark.parametrize("operation", (RELU, SIGMOID, STEP), ids=("relu", "sigmoid", "step"))
 
 
 @OPERATIONS
 @given(st.data())
 def test_random(operation: Operation, data: st.DataObject) -> None:
-    input = data.draw(leaves(data.draw(SHAPES), data.draw(st.sampled_from(DTYPES))))
+    shape = data.draw(SHAPES)
+    if shape == "several blocks":
+        shape = SEVERAL_BLOCKS.get(chosen(), SMALL_BLOCKS)
+    input = data.draw(leaves(shape, data.draw(st.sampled_from(DTYPES))))
     check(operation, input, make_dy=lambda y: data.draw(tensors(y.shape, y.dtype)))
 
 

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +28,7 @@ from . import buffers as memory
 from . import limits
 from .errors import CompileError, LaunchError
 from .launch import Kernel, LaunchOptions, LaunchRecord, Module, launch
+from .native import cache_directory
 from .session import Device, activate, current_device
 
 DEFAULT_ARCH = 80
@@ -121,6 +125,32 @@ def _include_folders() -> list[str]:
     return list(dict.fromkeys(folders))
 
 
+@functools.lru_cache(maxsize=1)
+def _nvrtc_version() -> tuple[int, int] | None:
+    with contextlib.suppress(Exception):
+        from cupy_backends.cuda.libs import nvrtc
+
+        return nvrtc.getVersion()
+    return None
+
+
+def _kept(key: tuple[object, ...], compile: Callable[[], tuple[str, dict[str, str]]]) -> tuple[str, dict[str, str]]:
+    """What `compile` returns, from the cache folder if any process asked CuPy's NVRTC for the same before."""
+    if not (version := _nvrtc_version()):
+        return compile()
+    path = cache_directory() / f"ptx-{hashlib.sha256(repr((version, *key)).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        ptx, lowered = json.loads(path.read_text())
+        return ptx, lowered
+    compiled = compile()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
+            json.dump(compiled, file)
+        os.replace(file.name, path)
+    return compiled
+
+
 @functools.lru_cache(maxsize=256)
 def compile_to_ptx(
     source: str,
@@ -135,6 +165,10 @@ def compile_to_ptx(
     if not any(re.match(r"(-std|--std)", o) for o in kept):
         full.append("-std=c++17")
     full += [f"-I{folder}" for folder in _include_folders()]
+    return _kept((source, name, full, expressions), lambda: _compile(source, name, full, expressions))
+
+
+def _compile(source: str, name: str, full: list[str], expressions: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     problems = []
     for compiler in (_nvrtc_cupy, _nvrtc_bindings, _nvcc):
         if compiler is _nvcc and not shutil.which("nvcc"):

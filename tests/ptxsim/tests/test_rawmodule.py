@@ -160,3 +160,15 @@ def double(x, n):
     with cuda_device(arch=75) as device:
         launcher.double(x, 1000)
     assert (x == 2).all() and device.launches[0].kernel == "twice" and device.launches[0].grid == (8, 1, 1)
+
+
+def test_compiled_source_is_kept_for_other_processes(monkeypatch, tmp_path):
+    monkeypatch.setenv("PTXSIM_CACHE", str(tmp_path))
+    source = 'extern "C" __global__ void kept(int* x) { *x = VALUE; }'
+    compile_to_ptx = ptxsim.cuda.compile_to_ptx.__wrapped__  # forgets, as another process does
+    first = compile_to_ptx(source, options=("-DVALUE=1",))
+    monkeypatch.setattr(ptxsim.cuda, "_compile", lambda *_: ("compiled anew", {}))
+    assert compile_to_ptx(source, options=("-DVALUE=1",)) == first
+    for changed in ((source, "kernel.cu", ("-DVALUE=2",)), (source + "\n", "kernel.cu", ("-DVALUE=1",))):
+        assert compile_to_ptx(*changed) == ("compiled anew", {})
+    assert compile_to_ptx(source, options=("-DVALUE=1",), arch=90) == ("compiled anew", {})
