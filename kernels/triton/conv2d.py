@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sizes import output_size
+from kernels.sizes import cdiv, output_size
+from kernels.triton.launch import launch
 from kernels.triton.patches import Correlation, Pair, inside, load_patch, load_source, patch_sums, pixels, place
 from kernels.triton.precision import tensor_core_precision
 from kernels.triton.splits import add_splits, partial_sums
@@ -30,7 +31,8 @@ SUMS = 80  # of a lane of a direct weight gradient, with its bias's
 TAPS = 25  # of them for one output map
 PROGRAMS = 128  # of a weight gradient, about: one for each multiprocessor
 SPLITS = 512  # of the pixels, at most
-DOT_MAPS = 16  # of a group, from which tensor cores pay: gathering a value for them takes as long as 14 sums
+GATHERING = 28  # multiply-adds of direct sums in the instructions that gather a value for the tensor cores, at most
+DOT_MAPS, WEIGHT_DOT_MAPS = 64, 32  # that use a gathered value, at most: in a weight gradient in half of the registers
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -252,7 +254,8 @@ def conv2d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
-    weight, dot = by_group(weight, groups), input_precision(input.dtype, weight.shape[0] // groups)
+    dot = input_precision(input.dtype, weight.shape[0] // groups, math.prod(weight.shape[1:]), DOT_MAPS)
+    weight = by_group(weight, groups)
     size = input.shape[2:]
     out = output_size(size, weight.shape[3:], stride, padding, dilation)
     y = input.new_empty((input.shape[0], weight.shape[0] * weight.shape[1], *out))
@@ -260,9 +263,10 @@ def conv2d_forward(
     g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), input.dtype, dot, None, warps(dot))
     if input.shape[0]:
         bias_stride = 0 if bias is None else bias.stride(0)
-        correlate_kernel[(programs(input.shape[0], g),)](
-            input, weight, bias, y, input.shape[0], input.stride(), bias_stride, g, num_warps=warps(dot), num_stages=1
-        )
+        launch(
+            correlate_kernel, programs(input.shape[0], g),
+            input, weight, bias, y, input.shape[0], input.stride(), bias_stride, g, num_warps=warps(dot), num_stages=1,
+        )  # fmt: skip
     return y
 
 
@@ -307,11 +311,13 @@ def backward(
 
     Without the weight dinput is empty, without the input the others are.
     """
-    n, o = dy.shape[:2]
+    (n, o), taps = dy.shape[:2], math.prod(kernel_size)
     dinput, dweight, dbias = dy.new_empty((0, 0, 0, 0)), dy.new_empty((0,)), dy.new_empty((0,))
     dots = (
-        None if input is None else input_precision(dy.dtype, o // groups),
-        None if weight is None else input_precision(dy.dtype, weight.shape[1]),
+        None
+        if input is None
+        else input_precision(dy.dtype, o // groups, input.shape[1] // groups * taps, WEIGHT_DOT_MAPS),
+        None if weight is None else input_precision(dy.dtype, weight.shape[1], o // groups * taps, DOT_MAPS),
     )
     num_warps, pooled = warps(*dots), pooled_size(positions)
     partials, g, h = (None, None), None, None
@@ -329,7 +335,8 @@ def backward(
         h = correlation(turned.shape, turned.stride(), *map(tuple, pairs), dy.dtype, dots[1], pooled, num_warps)
         input_programs = programs(n, h)
     if weight_programs + input_programs:
-        conv2d_backward_kernel[(weight_programs + input_programs,)](
+        launch(
+            conv2d_backward_kernel, weight_programs + input_programs,
             dy, positions, input, weight, dinput, *partials, n, chunks, weight_programs,
             dy.stride(), () if input is None else input.stride(), g, h, num_warps=num_warps, num_stages=1,
         )  # fmt: skip
@@ -380,7 +387,7 @@ def correlation(
     return Correlation(
         groups, o, c, weight_strides, size, out, kernel, step, spread, dilation, offset, inside=inside, pooled=pooled,
         acc=tl.float64 if double else tl.float32, dot=dot, patch=patch, row_shifts=row_shifts, row_of=row_of,
-        block_o=power_of_2(o, 8, 64) if dot else even_part(o, most_maps), block_kh=block_kh,
+        block_o=power_of_2(o, 8, DOT_MAPS) if dot else even_part(o, most_maps), block_kh=block_kh,
         # looking up positions, or gathering for several outputs, takes registers
         block_k=power_of_2(c * math.prod(kernel), 16, 16 if pooled or patch != (1, 1) else 32),
         block_m=BLOCK_M * (warps if not dot else 2 if patch == (1, 1) else 1),
@@ -393,10 +400,17 @@ def programs(n: int, g: Correlation) -> int:
     return cdiv(n * patches, g.block_m) * g.groups * cdiv(g.features, g.block_o)
 
 
-def input_precision(dtype: torch.dtype, maps: int) -> str | None:
-    """How tl.dot multiplies; None where there are too few maps for what is gathered for them, or no tensor cores."""
-    switch = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return tensor_core_precision(dtype, switch) if maps >= DOT_MAPS else None
+def input_precision(dtype: torch.dtype, maps: int, taps: int, most_maps: int) -> str | None:
+    """How tl.dot multiplies; None where direct sums take fewer instructions, or there are no tensor cores.
+
+    A value gathered for one of these taps serves the maps of a tile, at most `most_maps`. Where they are few, or many of the
+    taps padding, direct sums win: docs/conv2d.md has the counts.
+    """
+    block = power_of_2(taps, 16, 32)
+    served = min(maps / cdiv(maps, most_maps), 32)  # of more maps the weights take as many instructions as the values
+    if taps * served < GATHERING * cdiv(taps, block) * block:
+        return None
+    return tensor_core_precision(dtype, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=256)
@@ -429,7 +443,7 @@ def weight_correlation(
         groups, o, c, size, out, kernel, stride, padding, dilation,
         inside=all_inside(out, size, kernel, stride, (1, 1), dilation, padding), pooled=pooled,
         acc=tl.float64 if dtype == torch.float64 else tl.float32, dot=dot,
-        block_o=power_of_2(o, 16, 32) if dot else even_part(o, min(MOST_MAPS, sums // (block_c * block_kh * block_kw + 1))),
+        block_o=power_of_2(o, 16, WEIGHT_DOT_MAPS) if dot else even_part(o, min(MOST_MAPS, sums // (block_c * block_kh * block_kw + 1))),
         block_c=block_c, block_kh=block_kh, block_kw=block_kw,
         block_k=power_of_2(c * math.prod(kernel), 16, 32), block_m=2 * BLOCK_M if dot else BLOCK_M * warps,
         patch=patch, shifts=(row_shifts, column_shifts), shift_of=(row_of, column_of),
@@ -447,7 +461,7 @@ def shares(n: int, g: WeightCorrelation) -> tuple[int, int, int]:
     least, ample = (4, 16) if g.dot else (32 // outputs, 80 // outputs)
     splits = min(max(min(in_all // least, PROGRAMS // tiles), in_all // ample, 1), SPLITS)
     chunks = cdiv(in_all, splits)
-    splits = cdiv(in_all, max(chunks, 1))
+    splits = max(cdiv(in_all, max(chunks, 1)), 1)
     return chunks, splits, splits * tiles
 
 
@@ -500,11 +514,6 @@ def under(
 def divisor(length: int, most: int) -> int:
     """The largest divisor of `length` up to `most`; 1 for nothing."""
     return next((part for part in range(min(length, most), 0, -1) if length % part == 0), 1)
-
-
-def cdiv(length: int, part: int) -> int:
-    """How many parts `length` has. Outside a kernel Triton's own takes long: it looks for compile-time constants."""
-    return -(-length // part)
 
 
 def even_part(length: int, most: int) -> int:

@@ -3,13 +3,16 @@
 The gradients are the convolution's, with dy looked up behind the pooling while it is loaded.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.sizes import output_size
-from kernels.triton.conv2d import backward, by_group, correlation, input_precision, programs, warps
+from kernels.triton.conv2d import DOT_MAPS, backward, by_group, correlation, input_precision, programs, warps
+from kernels.triton.launch import launch
 from kernels.triton.patches import Pair, patch_sums, place
 
 
@@ -55,15 +58,17 @@ def conv2d_relu_max_pool2d_forward(
     out = pooled_part(output_size(size, weight.shape[2:], stride, padding, dilation))
     y = input.new_empty((n, weight.shape[0], out[0] // 2, out[1] // 2))
     positions = torch.empty_like(y, dtype=torch.uint8)
-    weight, dot = by_group(weight, groups), input_precision(input.dtype, weight.shape[0] // groups)
+    dot = input_precision(input.dtype, weight.shape[0] // groups, math.prod(weight.shape[1:]), DOT_MAPS)
+    weight = by_group(weight, groups)
     pairs = (size, out, weight.shape[3:], stride, (1, 1), dilation, padding)
     patch = (4 if out[0] % 4 == 0 and not dot and input.dtype != torch.float64 else 2, 2)
     g = correlation(weight.shape, weight.stride(), *map(tuple, pairs), input.dtype, dot, None, warps(dot), patch)
     if n:
         bias_stride = 0 if bias is None else bias.stride(0)
-        conv2d_relu_max_pool2d_kernel[(programs(n, g),)](
-            input, weight, bias, y, positions, n, input.stride(), bias_stride, g, num_warps=warps(dot), num_stages=1
-        )
+        launch(
+            conv2d_relu_max_pool2d_kernel, programs(n, g),
+            input, weight, bias, y, positions, n, input.stride(), bias_stride, g, num_warps=warps(dot), num_stages=1,
+        )  # fmt: skip
     return y, positions
 
 

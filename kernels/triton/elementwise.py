@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.sizes import cdiv
+from kernels.triton.launch import launch
+
 BLOCK = 1024  # elements of a program
 
 
@@ -62,7 +65,7 @@ def map1(f: Any, x: Tensor) -> Tensor:
     """f(x), element by element, in the memory order of x."""
     y = torch.empty_like(x)
     if n := x.numel():
-        map1_kernel[(-(-n // BLOCK),)](x, y, n, *addressing(x, y), f, BLOCK)
+        launch(map1_kernel, cdiv(n, BLOCK), x, y, n, *addressing(x, y), f, BLOCK)
     return y
 
 
@@ -70,7 +73,7 @@ def map2(f: Any, a: Tensor, b: Tensor) -> Tensor:
     """f(a, b), element by element, of tensors of one shape, in the memory order of a."""
     y = torch.empty_like(a)
     if n := a.numel():
-        map2_kernel[(-(-n // BLOCK),)](a, b, y, n, *addressing(a, b, y), f, BLOCK)
+        launch(map2_kernel, cdiv(n, BLOCK), a, b, y, n, *addressing(a, b, y), f, BLOCK)
     return y
 
 

@@ -12,8 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.ops.linear import new_rows
+from kernels.sizes import cdiv
 from kernels.triton.activations import relu, relu_grad, sigmoid, sigmoid_grad, step
 from kernels.triton.elementwise import raised
+from kernels.triton.launch import launch
 from kernels.triton.precision import tensor_core_precision
 from kernels.triton.splits import add_splits, partial_sums
 
@@ -78,8 +80,10 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """y (N, O) = phi(x weight^T + bias) of x (N, I), weight (O, I) and bias (O)."""
-    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
+    tile = tl.program_id(0)
+    offs_n = (tile // TILES_O).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_o = tile % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tl.arange(0, BLOCK_I).to(tl.int64)
     x_stride_n = I if x_stride_n is None else x_stride_n
     row, column = tl.minimum(offs_n, n - 1)[:, None], tl.minimum(offs_o, O - 1)[None, :]
@@ -202,7 +206,8 @@ def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activatio
         kernel = tensor_core_kernel if precision else fma_kernel
         block_n, block_o, block_i, warps, stages = forward_tile(input.dtype, precision, o)
         bias_stride = 0 if bias is None else bias.stride(0)
-        kernel[(cdiv(n, block_n), cdiv(o, block_o))](
+        launch(
+            kernel, cdiv(n, block_n) * cdiv(o, block_o),
             input, weight, bias, y, n, *strides(input), *weight.stride(), bias_stride, *y.stride(),
             i, o, PHI[activation], precision or "ieee", block_n, block_o, block_i, num_warps=warps, num_stages=stages,
         )  # fmt: skip
@@ -243,7 +248,8 @@ def linear_backward(
     partials = partial_sums(dweight, dbias, splits) if tiles else (None, None)
     input_tiles = cdiv(n, block_n) * cdiv(i, block_i) if need_input else 0
     if tiles or input_tiles:
-        backward_kernel[(splits * tiles + input_tiles,)](
+        launch(
+            backward_kernel, splits * tiles + input_tiles,
             dy, y, input, weight, dinput if need_input and i else None, *partials, n, share, splits * tiles,
             *strides(dy), *strides(y), *strides(input), *((0, 0) if weight is None else weight.stride()),
             *strides(dinput), o, i, x, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, teams, block_k,
@@ -306,8 +312,3 @@ def shares(n: int, tiles: int, teams: int) -> tuple[int, int]:
     """(splits, rows of each) of n rows."""
     rows = max(cdiv(n, max(PROGRAMS // tiles, 1)), LEAST_ROWS * teams)
     return max(cdiv(n, rows), 1), rows
-
-
-def cdiv(length: int, part: int) -> int:
-    """How many parts `length` has. Outside a kernel Triton's own takes long: it looks for compile-time constants."""
-    return -(-length // part)

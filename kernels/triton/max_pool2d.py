@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.ops.max_pool2d import position_dtype
-from kernels.sizes import Pair, output_size
+from kernels.sizes import Pair, cdiv, output_size
 from kernels.triton.elementwise import raised
+from kernels.triton.launch import launch
 
 BLOCK = 512  # elements of a program's result
 
@@ -110,9 +111,10 @@ def max_pool2d_forward(
     positions = torch.empty_like(y, dtype=position_dtype(kernel))
     lowest = -math.inf if input.is_floating_point() else torch.iinfo(input.dtype).min
     if n := y.numel():
-        max_pool2d_kernel[(-(-n // BLOCK),)](
-            input, y, positions, n, input.stride(), c, tuple(size), out, *windows, lowest, BLOCK, num_warps=8
-        )
+        launch(
+            max_pool2d_kernel, cdiv(n, BLOCK),
+            input, y, positions, n, input.stride(), c, tuple(size), out, *windows, lowest, BLOCK, num_warps=8,
+        )  # fmt: skip
     return y, positions
 
 
@@ -124,9 +126,10 @@ def max_pool2d_input_grad(
     size, windows = tuple(input_size), (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
     dx = dy.new_empty((*dy.shape[:2], *size))
     if n := dx.numel():
-        max_pool2d_input_grad_kernel[(-(-n // BLOCK),)](
-            dy, positions, dx, n, dy.stride(), positions.stride(), c, size, tuple(out), *windows, BLOCK, num_warps=8
-        )
+        launch(
+            max_pool2d_input_grad_kernel, cdiv(n, BLOCK),
+            dy, positions, dx, n, dy.stride(), positions.stride(), c, size, tuple(out), *windows, BLOCK, num_warps=8,
+        )  # fmt: skip
     return dx
 
 
@@ -138,7 +141,8 @@ def max_pool2d_gather(
     windows = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
     y = input.new_empty(positions.shape)
     if n := y.numel():
-        max_pool2d_gather_kernel[(-(-n // BLOCK),)](
-            input, positions.contiguous(), y, n, input.stride(), c, tuple(out), *windows, BLOCK, num_warps=8
-        )
+        launch(
+            max_pool2d_gather_kernel, cdiv(n, BLOCK),
+            input, positions.contiguous(), y, n, input.stride(), c, tuple(out), *windows, BLOCK, num_warps=8,
+        )  # fmt: skip
     return y

@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.sizes import cdiv
 from kernels.triton.elementwise import addressing, map2, places, raised
+from kernels.triton.launch import launch
 
 BLOCK = 1024  # elements a program takes at a time
 PROGRAMS = 512  # at most
@@ -77,11 +79,11 @@ def mse_loss_forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
     loss = input.new_empty(())
     arguments = addressing(input, target)
     if programs == 1:
-        mse_loss_kernel[(1,)](input, target, loss, n, share, divisor, *arguments, BLOCK)
+        launch(mse_loss_kernel, 1, input, target, loss, n, share, divisor, *arguments, BLOCK)
     else:
         parts = input.new_empty(programs, dtype=torch.promote_types(input.dtype, torch.float32))
-        mse_loss_kernel[(programs,)](input, target, parts, n, share, 1, *arguments, BLOCK)
-        add_shares_kernel[(1,)](parts, loss, programs, divisor, PROGRAMS)
+        launch(mse_loss_kernel, programs, input, target, parts, n, share, 1, *arguments, BLOCK)
+        launch(add_shares_kernel, 1, parts, loss, programs, divisor, PROGRAMS)
     return loss
 
 
@@ -91,12 +93,12 @@ def mse_loss_backward(dloss: Tensor, input: Tensor, target: Tensor, reduction: s
     if n := input.numel():
         arguments = addressing(dloss.expand(input.shape), input, target, dinput)
         divisor = n if reduction == "mean" else 1
-        mse_loss_backward_kernel[(-(-n // BLOCK),)](dloss, input, target, dinput, n, divisor, *arguments, BLOCK)
+        launch(mse_loss_backward_kernel, cdiv(n, BLOCK), dloss, input, target, dinput, n, divisor, *arguments, BLOCK)
     return dinput
 
 
 def shares(n: int) -> tuple[int, int]:
     """(programs, elements each of them sums): one program for a small loss, to save the second launch."""
-    blocks = -(-n // BLOCK)
+    blocks = cdiv(n, BLOCK)
     programs = 1 if blocks <= 16 else min(PROGRAMS, blocks)
-    return programs, max(-(-blocks // programs), 1) * BLOCK
+    return programs, max(cdiv(blocks, programs), 1) * BLOCK

@@ -7,7 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.sizes import cdiv
 from kernels.triton.elementwise import addressing, raised
+from kernels.triton.launch import launch
 
 BLOCK = 1024  # elements of a program
 LIST = 100  # parameters of a launch: a kernel's arguments have 4 KB
@@ -82,9 +84,9 @@ def sgd(
         for at in range(0, len(rows), LIST):
             ps, gs, *bs = zip(*rows[at : at + LIST], strict=True)
             sizes = tuple([p.numel() for p in ps])
-            blocks = sum([-(-size // BLOCK) for size in sizes])
+            blocks = sum([cdiv(size, BLOCK) for size in sizes])
             if blocks:
                 rule = (lr, momentum, dampening, weight_decay, nesterov, maximize, first)
-                sgd_kernel[(blocks,)](gs, lr_tensor, ps, *bs or ((),), sizes, *rule, BLOCK)
+                launch(sgd_kernel, blocks, gs, lr_tensor, ps, *bs or ((),), sizes, *rule, BLOCK)
     for tensor, copy in copies:
         tensor.detach().copy_(copy)

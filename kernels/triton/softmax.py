@@ -5,7 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.sizes import cdiv
 from kernels.triton.elementwise import collapsed, places, raised
+from kernels.triton.launch import launch
 
 
 @triton.jit(do_not_specialize=["n_rows", "n"], do_not_specialize_on_alignment=["x_stride", "y_stride"])
@@ -103,5 +105,5 @@ def _launch(kernel: triton.JITFunction, dim: int, *tensors: Tensor) -> None:
     n_rows, n = tensors[0].numel() // shape[dim], shape[dim]
     rows = collapsed(shape[:dim] + shape[dim + 1 :], *(s[:dim] + s[dim + 1 :] for s in strides))
     rows_of_a_program, block = tile(n)
-    grid = (-(-n_rows // rows_of_a_program),)
-    kernel[grid](*tensors, n_rows, n, *rows, *(s[dim] for s in strides), rows_of_a_program, block)
+    programs, lengths = cdiv(n_rows, rows_of_a_program), [s[dim] for s in strides]
+    launch(kernel, programs, *tensors, n_rows, n, *rows, *lengths, rows_of_a_program, block)

@@ -1,11 +1,14 @@
-"""Weight gradients whose sums several programs share: each leaves its part, then a kernel adds the parts up in order."""
+"""Weight gradients whose long sums are split: each split leaves its sums in memory, then a kernel adds them up in order."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_S, BLOCK_E = 8, 128  # parts and elements that a program adds up at a time
+from kernels.sizes import cdiv
+from kernels.triton.launch import launch
+
+BLOCK_S, BLOCK_E = 8, 128  # splits and elements that a program adds up at a time
 
 
 @triton.jit(do_not_specialize=["splits", "weights", "biases"], do_not_specialize_on_alignment=["partials_ptr"])
@@ -27,22 +30,23 @@ def add_splits_kernel(
 
 
 def partial_sums(dweight: Tensor, dbias: Tensor, splits: int) -> tuple[Tensor, Tensor | None]:
-    """Where programs leave their parts of dweight and, if it is not empty, of dbias, each behind its predecessor's.
+    """Where the first split's sums for dweight go and, if it is not empty, those for dbias.
 
-    They are the results themselves where one program has all of a sum, in their dtype.
+    A single split stores and rounds the results themselves. Several leave float32 or float64 (splits, dweight and dbias).
     """
-    dtype = torch.promote_types(dweight.dtype, torch.float32)
-    partials = dweight
-    if splits != 1 or dweight.dtype != dtype:
-        partials = dweight.new_empty(splits * (dweight.numel() + dbias.numel()), dtype=dtype)
-        dbias = partials[dweight.numel() :] if dbias.numel() else dbias
-    return partials, dbias if dbias.numel() else None
+    partials, weights, biases = dweight, dweight.numel(), dbias.numel()
+    if splits > 1:
+        dtype = torch.promote_types(dweight.dtype, torch.float32)
+        partials = dweight.new_empty(splits * (weights + biases), dtype=dtype)
+        dbias = partials[weights:]
+    return partials, dbias if biases else None
 
 
 def add_splits(partials: Tensor | None, dweight: Tensor, dbias: Tensor, splits: int) -> None:
-    """Adds up what lies in the first of `partial_sums`."""
-    if partials is not dweight:
+    """Adds up what lies in the first of `partial_sums`, where there are several splits."""
+    if splits > 1:
         weights, biases = dweight.numel(), dbias.numel()
-        add_splits_kernel[(-(-(weights + biases) // BLOCK_E),)](
-            partials, dweight, dbias if biases else None, splits, weights, biases, BLOCK_S, BLOCK_E
-        )
+        launch(
+            add_splits_kernel, cdiv(weights + biases, BLOCK_E),
+            partials, dweight, dbias if biases else None, splits, weights, biases, BLOCK_S, BLOCK_E,
+        )  # fmt: skip

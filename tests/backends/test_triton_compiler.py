@@ -1,7 +1,11 @@
 """What Triton makes of the kernels for GPUs that are not here: no spills, tensor cores where they may be used, no
-compilation for another batch size. Nothing runs."""
+compilation for another batch size, multiply-adds whatever the environment says. Nothing runs."""
 
+import ast
 import os
+import re
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,3 +44,44 @@ def test_another_batch_size_compiles_nothing() -> None:
         first = compiled(64)
         assert first
         assert [compiled(batch) for batch in (1, 7, 16, 37, 1024)] == [first] * 5
+
+
+@pytest.mark.parametrize("default", (None, "0"))
+def test_multiply_adds_are_fused_whatever_the_environment_says(
+    default: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton._utils
+
+    from benchmarks.compile_triton import compiling_for, jit_functions
+    from benchmarks.exercise import geometries, operations
+
+    monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)
+    if default is not None:
+        monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", default)
+    if hasattr(triton._utils, "warn_once"):  # since Triton 3.9, which warns once where nothing says what to do
+        triton._utils.warn_once.cache_clear()
+    calls = [*operations(torch.float32).values()]
+    calls += [geometries(torch.float32)[name] for name in ("max_pool2d, twice", "mse_loss, sum")]
+    with warnings.catch_warnings(), compiling_for("80") as device, kernels.use_backend("triton"):
+        warnings.simplefilter("error")
+        for call in calls:
+            call()
+        compiled = {
+            f.__name__: [*f.device_caches[device][0].values()] for f in jit_functions() if "kernel" in f.__name__
+        }
+    assert {name for name, variants in compiled.items() if not variants} == set()
+    assert all(kernel.metadata.enable_fp_fusion for variants in compiled.values() for kernel in variants)
+    # tl.dot, on the multiply-add units, says no fma of its own
+    assert all(re.search(r"\bfma\.rn\.f32", kernel.asm["ptx"]) for kernel in compiled["backward_kernel"])
+
+
+def test_one_function_launches_all_kernels() -> None:
+    import kernels.triton
+
+    calls = {
+        path.name
+        for path in Path(kernels.triton.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Subscript) and "PHI" not in ast.unparse(node.func)
+    }
+    assert calls == {"launch.py"}
