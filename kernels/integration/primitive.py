@@ -6,8 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active, _is_tracing, _len_torch_dispatch_stack
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C import _are_functorch_transforms_active, _dispatch_keys, _is_tracing, _len_torch_dispatch_stack
+from torch._C._functorch import (
+    _add_batch_dim,
+    get_unwrapped,
+    is_batchedtensor,
+    maybe_get_bdim,
+    maybe_get_level,
+    unwrap_if_dead,
+)
 from torch.autograd import forward_ad, profiler
 
 from kernels.backend import resolve
@@ -35,7 +42,13 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
         @functools.wraps(fake)  # torch.compile counts the arguments
         def call(*arguments: Any) -> Any:
-            return (operator if _needs_dispatcher(arguments) else on_cpu)(*arguments)
+            if not _needs_dispatcher(arguments):
+                try:
+                    return on_cpu(*arguments)
+                except Exception:
+                    if all(_has_plain_memory(a) for a in _flat(arguments) if isinstance(a, Tensor)):
+                        raise
+            return operator(*arguments)
 
         return call
 
@@ -91,25 +104,34 @@ def _on_its_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+PLAIN = _dispatch_keys(
+    torch.empty(0, device="cpu")
+).raw_repr()  # what a tensor may have where nobody else has to answer
 ORDINARY = frozenset((torch.Tensor, torch.nn.Parameter, type(None), tuple, torch.Size, int, bool, float, str))
 
 
 def _needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
     """Whether anything but the CPU kernel may answer or watch: a tracer, a profiler, a mode, a transform, a subclass."""
-    first = arguments[0]
-    if type(first) is tuple:  # of sgd, which takes parameters, gradients and momentum buffers
-        arguments = first + arguments[1] + arguments[2]
-        first = arguments[0]
+    arguments = _flat(arguments)
     return (
         torch.compiler.is_compiling()
         or not ORDINARY.issuperset(map(type, arguments))
-        or not first.is_cpu
+        or not arguments[0].is_cpu
         or _len_torch_dispatch_stack() > 0
         or _are_functorch_transforms_active()
-        or is_legacy_batchedtensor(first)  # of torch.autograd.grad(is_grads_batched=True)
         or _is_tracing()
         or profiler._is_profiler_enabled
     )
+
+
+def _flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments; of sgd the parameters, gradients and momentum buffers, which come in tuples."""
+    return sum(arguments[:3], ()) if type(arguments[0]) is tuple else arguments
+
+
+def _has_plain_memory(tensor: Tensor) -> bool:
+    """Whether it is an ordinary tensor: not sparse, for one, and not what torch.autograd.grad maps over a batch."""
+    return _dispatch_keys(tensor).raw_repr() | PLAIN == PLAIN
 
 
 class Function(torch.autograd.Function):
@@ -134,6 +156,25 @@ def _tangent_may_come() -> bool:
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+class _WithoutTangents:
+    """The context of a Function, whose saved tensors leave behind the tangents that are being computed with."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx = ctx
+        self.saved_tensors = tuple(None if tensor is None else _primal(tensor) for tensor in ctx.saved_tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
+def _primal(tensor: Tensor) -> Tensor:
+    """The tensor without its tangent, which torch takes off the tensor inside a mapped one only."""
+    if is_batchedtensor(tensor):
+        inside, dim, level = get_unwrapped(tensor), maybe_get_bdim(tensor), maybe_get_level(tensor)
+        return _add_batch_dim(_primal(inside), dim, level)
+    return torch.ops.aten._fw_primal(tensor, 0)
+
+
 class Leaf(tuple):
     """A tuple that torch's pytrees leave whole: in 2.13 the jvp of a vmap loses count of the others' items."""
 
@@ -142,17 +183,25 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     """What calls the primitive so that autograd and torch.func see its derivatives, by the shortest way.
 
     torch's `Function.apply` binds the arguments to forward's signature, which takes longer than all the rest; where
-    no transform of torch.func is active, the `apply` below it does the same for arguments given by position.
+    no transform of torch.func is active, the `apply` below it does the same for arguments given by position. What was
+    saved under a transform that has ended is still wrapped; autograd must see the tensor inside.
     """
     record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
-    with_tangent: Any = type(function.__name__, (function,), {"jvp": staticmethod(function.tangent)})
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):  # torch turns it off here, and a jvp of this jvp would be zero
+            return function.tangent(_WithoutTangents(ctx), *tangents)
+
+    with_tangent: Any = type(function.__name__, (function,), {"jvp": staticmethod(jvp)})
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return (function.apply if torch.is_grad_enabled() else function.forward)(*arguments)
         if _tangent_may_come():
             return with_tangent.apply(*(Leaf(a) if isinstance(a, tuple) else a for a in arguments))
-        return (record if torch.is_grad_enabled() else function.forward)(*arguments)
+        if torch.is_grad_enabled():
+            return record(*[unwrap_if_dead(a) if type(a) is Tensor else a for a in arguments])
+        return function.forward(*arguments)
 
     return call
 
@@ -164,6 +213,14 @@ def total(*terms: Any) -> Any:
         return present[0] if present else None
     first, second = present
     return tuple(map(total, first, second)) if isinstance(first, tuple) else first + second
+
+
+def constant_in(dx: Tensor, *inputs: Tensor | None) -> Tensor:
+    """dx, whose derivative with respect to the inputs is zero: autograd then gives zeros, as torch's operations do.
+
+    Without it autograd would not know of the inputs, and raise an error where they are asked for.
+    """
+    return dx + sum(input.flatten()[:0].sum() for input in inputs if input is not None)
 
 
 def new_image(like: torch.Tensor, shape: tuple[int, ...], backend: str) -> torch.Tensor:

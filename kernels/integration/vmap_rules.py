@@ -16,7 +16,6 @@ from kernels.ops.activations import relu_backward, relu_forward, sigmoid_backwar
 from kernels.ops.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
 from kernels.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
 from kernels.ops.linear import (
-    activation_backward,
     linear_backward,
     linear_forward,
     linear_input_grad,
@@ -27,6 +26,8 @@ from kernels.ops.mse_loss import mse_loss_backward, mse_loss_forward, scale
 from kernels.ops.softmax import softmax_backward, softmax_forward
 
 Rule = Callable[..., Any]
+PHI = {"relu": relu_forward, "sigmoid": sigmoid_forward, "step": step_forward}
+PHI_BACKWARD = {"relu": relu_backward, "sigmoid": sigmoid_backward}
 POINT = ((1, 1), (0, 0), (1, 1))  # stride, padding, dilation of the 1x1 convolution that a layer is
 
 
@@ -228,7 +229,7 @@ def grouped(
     samples: int, mapped: list[bool], input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The operands of the one convolution whose groups are the samples."""
-    input, weight, bias = each(samples, [*mapped[:2], mapped[2] and bias is not None], input, weight, bias)
+    input, weight, bias = each(samples, [*mapped[:2], bias is not None and mapped[2]], input, weight, bias)
     (channels,) = into_channels(input)
     return channels, weight.flatten(0, 1), None if bias is None else bias.flatten()
 
@@ -256,8 +257,7 @@ def layer(
         return out_of_batch(samples, linear_forward(*into_batch(input), weight, bias, activation, backend))
     operands = grouped(samples, mapped, pixels(input), pixels(weight), bias)
     z = out_of_channels(samples, conv2d_forward(*operands, *POINT, samples, backend))[..., 0, 0]
-    phi = {"relu": relu_forward, "sigmoid": sigmoid_forward, "step": step_forward}
-    return phi[activation](z, backend) if activation else z
+    return PHI[activation](z, backend) if activation else z
 
 
 @rule(linear_input_grad)
@@ -288,10 +288,12 @@ def layer_grad(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy, y = each(samples, mapped, dy, y)
-    dz = activation_backward(dy, y, activation, backend)
+    dz = dy
+    if activation is not None:
+        dz = torch.zeros_like(dy) if activation == "step" else PHI_BACKWARD[activation](dy, y, backend)
     empty = dz.new_empty((samples, 0, 0))
     return (
         layer_input_grad(samples, [True, mapped[3]], dz, weight, backend) if needed[0] else empty,
         layer_weight_grad(samples, [True, mapped[2]], dz, input, backend) if needed[1] else empty,
-        dz.sum(1) if needed[2] else empty[..., 0],
+        dz.sum(1) if needed[2] else dz.new_empty((samples, 0)),
     )

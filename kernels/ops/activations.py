@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
-from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.integration.primitive import Function, constant_in, differentiable, primitive, total
 from kernels.ops.arguments import check_tensors
 
 
@@ -132,15 +132,16 @@ class Step(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
+        Function.save(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return torch.zeros_like(dy), None
+        dx = torch.zeros_like(dy)
+        return constant_in(dx, dy, *ctx.saved_tensors) if torch.is_grad_enabled() else dx, None
 
     @staticmethod
     def tangent(ctx: Any, dinput: Tensor, _: None) -> Tensor:
-        return torch.zeros_like(dinput)
+        return constant_in(torch.zeros_like(dinput), dinput, *ctx.saved_tensors)
 
 
 phi_relu = differentiable(Relu)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
-from kernels.integration.primitive import Function, differentiable, new_image, primitive
+from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
 from kernels.ops.conv2d import gradients, in_memory_order, prepare, tangent
 from kernels.ops.max_pool2d import gather
 from kernels.ops.max_pool2d import input_grad as max_pool2d_grad
@@ -57,20 +57,21 @@ class Conv2dReluMaxPool2d(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        input, weight, _, *ctx.geometry = inputs
+        input, weight, bias, *ctx.geometry = inputs
         _, positions = output
-        Function.save(ctx, input, weight, positions)
+        Function.save(ctx, input, weight, bias, positions)
         ctx.mark_non_differentiable(positions)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, weight, positions = ctx.saved_tensors
+        input, weight, bias, positions = ctx.saved_tensors
         needed, geometry = ctx.needs_input_grad[:3], ctx.geometry
         dinput = dweight = dbias = None
         if dy is not None and torch.is_grad_enabled():
             size = output_size(input.shape[2:], weight.shape[2:], *geometry[:3])
             dconv = max_pool2d_grad(dy, positions, size, *WINDOWS, geometry[-1])
+            dconv = constant_in(dconv, input, weight, bias)
             dinput, dweight, dbias = gradients(dconv, input, weight, geometry, needed)
         elif dy is not None:
             need_input, need_weight, need_bias = needed
@@ -84,7 +85,7 @@ class Conv2dReluMaxPool2d(Function):
     def tangent(
         ctx: Any, dinput: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None
     ) -> tuple[Tensor, None]:
-        input, weight, positions = ctx.saved_tensors
+        input, weight, _, positions = ctx.saved_tensors
         dconv = tangent(input, weight, dinput, dweight, dbias, *ctx.geometry)
         return gather(dconv, positions, *WINDOWS, ctx.geometry[-1]), None
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
-from kernels.integration.primitive import Function, differentiable, new_image, primitive
+from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
 from kernels.ops.arguments import bounded, check_padding, check_tensors, pair
 from kernels.sizes import Pair, output_size
 
@@ -61,20 +61,22 @@ class MaxPool2d(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         input, _, *ctx.windows = inputs
         _, positions = output
-        Function.save(ctx, positions)
+        Function.save(ctx, positions, input)
         ctx.mark_non_differentiable(positions)
         ctx.set_materialize_grads(False)
-        ctx.input_size = input.shape[2:]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (positions,) = ctx.saved_tensors
-        dx = None if dy is None else input_grad(dy, positions, ctx.input_size, *ctx.windows)
+        positions, input = ctx.saved_tensors
+        dx = None if dy is None else input_grad(dy, positions, input.shape[2:], *ctx.windows)
+        if dx is not None and torch.is_grad_enabled():
+            dx = constant_in(dx, input)
         return dx, None, *[None] * len(ctx.windows)
 
     @staticmethod
     def tangent(ctx: Any, dinput: Tensor, *_: None) -> tuple[Tensor, None]:
-        return gather(dinput, *ctx.saved_tensors, *ctx.windows), None
+        positions, _ = ctx.saved_tensors
+        return gather(dinput, positions, *ctx.windows), None
 
 
 class MaxPool2dInputGrad(Function):

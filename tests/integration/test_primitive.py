@@ -197,3 +197,53 @@ def test_a_lazily_negated_tensor() -> None:
     assert x.is_neg()
     assert torch.equal(F.relu(-x), torch.ones(3))
     assert torch.equal(F.relu(x), torch.zeros(3))
+
+
+EXOTIC = {
+    "sparse_coo": lambda t: t.to_sparse(),
+    "sparse_csr": lambda t: t.to_sparse_csr() if t.dim() == 2 else t.to_sparse(),
+    "mkldnn": lambda t: t.to_mkldnn(),
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8),
+    "nested": lambda t: torch.nested.nested_tensor([t, t]),
+}
+CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
+    "conv2d": (F.conv2d, ((1, 2, 4, 4), (3, 2, 2, 2), (3,))),
+    "conv2d_relu_max_pool2d": (F.conv2d_relu_max_pool2d, ((1, 2, 4, 4), (3, 2, 2, 2), (3,))),
+    "max_pool2d": (lambda x: F.max_pool2d(x, 2), ((1, 2, 4, 4),)),
+    "linear": (F.linear, ((2, 3), (4, 3), (4,))),
+    "mse_loss": (F.mse_loss, ((2, 3), (2, 3))),
+    "relu": (F.relu, ((2, 3),)),
+    "sigmoid": (F.sigmoid, ((2, 3),)),
+    "step": (F.step, ((2, 3),)),
+    "softmax": (lambda x: F.softmax(x, 1), ((2, 3),)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(beta|prototype)")
+@pytest.mark.parametrize("kind", EXOTIC)
+@pytest.mark.parametrize("name", CALLS)
+def test_tensors_without_plain_memory(name: str, kind: str) -> None:
+    """Each argument in turn: torch's dispatcher says that we have nothing for them, or an argument check does."""
+    function, shapes = CALLS[name]
+    for i in range(len(shapes)):
+        tensors = [torch.randn(shape) for shape in shapes]
+        try:
+            tensors[i] = EXOTIC[kind](tensors[i])
+        except RuntimeError:
+            continue  # mkldnn has no vectors
+        error = NotImplementedError if kind in ("sparse_coo", "sparse_csr", "mkldnn") else RuntimeError
+        with pytest.raises(error):
+            function(*tensors)
+
+
+def test_tensors_that_torch_resolves_when_it_must() -> None:
+    """Zeros without memory, and numbers of the other sign than those in memory."""
+    for name, (function, shapes) in CALLS.items():
+        for i in range(len(shapes)):
+            tensors = [torch.randn(shape) for shape in shapes]
+            for lazy, resolved in (
+                (torch._efficientzerotensor(shapes[i]), torch.zeros(shapes[i])),
+                (torch._neg_view(tensors[i]), -tensors[i]),
+            ):
+                results = [function(*tensors[:i], t, *tensors[i + 1 :]) for t in (lazy, resolved)]
+                torch.testing.assert_close(*results, msg=name)

@@ -69,12 +69,23 @@ def test_nothing_is_recorded_where_nothing_needs_a_gradient() -> None:
         (F.conv2d_relu_max_pool2d, ((1, 1, 4, 4), (1, 1, 2, 2)), (0, 1)),
         (F.linear, ((2, 3), (4, 3)), (0, 1)),
         (F.mse_loss, ((2, 3), (2, 3)), (0, 1)),
+        (lambda x: F.max_pool2d(x, 2), ((1, 1, 4, 4),), (0,)),
         (F.relu, ((2, 3),), ("output",)),
         (F.sigmoid, ((2, 3),), ("output",)),
         (lambda x: F.softmax(x, 0), ((2, 3),), ("output",)),
         (F.linear_relu, ((2, 3), (4, 3)), (0, 1, "output")),
     ),
-    ids=("conv2d", "conv2d_relu_max_pool2d", "linear", "mse_loss", "relu", "sigmoid", "softmax", "linear_relu"),
+    ids=(
+        "conv2d",
+        "conv2d_relu_max_pool2d",
+        "linear",
+        "mse_loss",
+        "max_pool2d",
+        "relu",
+        "sigmoid",
+        "softmax",
+        "linear_relu",
+    ),
 )
 def test_a_saved_tensor_that_was_modified_is_refused(function: Any, shapes: Any, changed: Any) -> None:
     for place in changed:
@@ -88,16 +99,46 @@ def test_a_saved_tensor_that_was_modified_is_refused(function: Any, shapes: Any,
 
 
 def test_a_tensor_that_is_not_saved_may_be_modified() -> None:
-    """The input of max_pool2d, the output of conv2d and the bias are free, as in torch."""
+    """The output of max_pool2d and conv2d and the bias are free, as in torch."""
     x, w, b = (torch.randn(s, requires_grad=True) for s in ((1, 1, 4, 4), (1, 1, 2, 2), (1,)))
     bias = b * 1
-    y = F.conv2d(x, w, bias)
-    pooled = F.max_pool2d(y, 2)
+    pooled = F.max_pool2d(x, 2)
+    y = F.conv2d(pooled, w, bias)
     with torch.no_grad():
         y.add_(1)
         bias.add_(1)
-    pooled.sum().backward()
+    y.sum().backward()
     assert b.grad is not None
+
+
+CONSTANT_GRADIENTS = {
+    "max_pool2d": (lambda x: F.max_pool2d(x, 2), lambda x: torch.max_pool2d(x, 2), ((1, 1, 4, 4),)),
+    "conv2d_relu_max_pool2d": (
+        F.conv2d_relu_max_pool2d,
+        lambda *tensors: torch.max_pool2d(torch.conv2d(*tensors).relu(), 2),
+        ((1, 1, 5, 5), (2, 1, 2, 2), (2,)),
+    ),
+    "linear_relu": (
+        F.linear_relu,
+        lambda *tensors: torch.nn.functional.linear(*tensors).relu(),
+        ((2, 3), (4, 3), (4,)),
+    ),
+    "relu": (F.relu, torch.relu, ((2, 3),)),
+    "mse_loss": (F.mse_loss, torch.nn.functional.mse_loss, ((2, 3), (2, 3))),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANT_GRADIENTS)
+def test_a_second_derivative_that_is_zero(name: str) -> None:
+    """Of the sum of each gradient with respect to each input: zeros where torch gives zeros, and no error."""
+    *functions, shapes = CONSTANT_GRADIENTS[name]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    for input in inputs:
+        seconds = []
+        for function in functions:
+            (gradient,) = torch.autograd.grad(function(*inputs).sum(), input, create_graph=True)
+            seconds.append(torch.autograd.grad(gradient.sum(), inputs))
+        torch.testing.assert_close(*seconds)
 
 
 def test_backward_twice_needs_retain_graph() -> None:
