@@ -1,5 +1,7 @@
 // Activations, element by element: one thread computes 16 bytes of the result.
 
+#include "common.cuh"
+
 // sigmoid takes floats alone, but is compiled beside relu and step for integers as well.
 using real = decltype(accum() * 1.f);
 

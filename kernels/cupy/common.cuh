@@ -1,4 +1,4 @@
-// What launch.py puts in front of every .cu file: the tensors' dtypes, and the dtype that sums run in.
+// What every .cu file includes: the tensors' dtypes, and the dtype that sums run in.
 // It needs none of CUDA's headers, so NVRTC compiles it where only CuPy's wheel is installed, and in no time.
 
 using int8 = signed char;

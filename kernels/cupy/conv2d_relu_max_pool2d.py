@@ -1,28 +1,25 @@
-"""Convolution, bias, ReLU and 2x2 max-pooling in CUDA C++: the launches of its kernels, which are in conv2d.cu."""
+"""Launchers of conv2d_relu_max_pool2d.cu and conv2d_relu_max_pool2d_weight_grad.cu; results are contiguous."""
 
 import torch
 from torch import Tensor
 
-from kernels.cupy.conv2d import (
-    Pair,
-    forward_plan,
-    input_grad_plan,
-    weight_grad,
-    weight_grad_plan,
-    weight_strides,
-)
-from kernels.cupy.launch import structure
+from kernels.cupy.conv2d import flipped_strides, sizes, start, weight_grad, weight_strides
+from kernels.cupy.conv2d_tiles import input_grad_plan, pooled_plan, weight_grad_plan
+from kernels.sizes import Pair
+
+FILE = "conv2d_relu_max_pool2d"
 
 
 def conv2d_relu_max_pool2d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> tuple[Tensor, Tensor]:
     """(y, positions) (N, O, OH // 2, OW // 2)."""
-    plan = forward_plan(input.shape, weight.shape, (*stride, *padding, *dilation), groups, input.element_size(), True)
+    plan = pooled_plan(*sizes(input.shape, weight.shape, stride, padding, dilation), groups, input.element_size())
     y = input.new_empty(plan.out_shape)
     positions = torch.empty_like(y, dtype=torch.uint8)
-    of_inputs = structure(input.stride()), weight_strides(weight, groups), 0 if bias is None else bias.stride(0)
-    plan.launch("conv2d_relu_max_pool2d_forward", (input, weight, bias, y, positions), *of_inputs)
+    of_bias = 0 if bias is None else bias.stride(0)
+    arguments = input, weight, bias, y, positions
+    start(plan, FILE, f"{FILE}_forward", arguments, [input], weight_strides(weight, groups), of_bias)
     return y, positions
 
 
@@ -39,25 +36,17 @@ def conv2d_relu_max_pool2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dinput, dweight, dbias), each empty where it is not needed."""
     need_input, need_weight, need_bias = needed
-    shape, geometry = weight.shape, ((*stride, *padding, *dilation), groups, dy.element_size())
+    geometry = *sizes(input.shape, weight.shape, stride, padding, dilation), groups, dy.element_size()
     dinput = dy.new_empty(input.shape if need_input else (0, 0, 0, 0))
     dweight = dbias = dy.new_empty(0)
     if need_input:
-        plan = input_grad_plan(input.shape, shape, *geometry)
         arguments = dy, positions, weight, dinput
-        of_weight = weight_strides(weight, groups, flipped=True)
-        plan.launch(
-            "conv2d_relu_max_pool2d_input_grad",
-            arguments,
-            structure(dy.stride()),
-            structure(positions.stride()),
-            of_weight,
-        )
+        strides = flipped_strides(weight, groups)
+        start(input_grad_plan(*geometry), FILE, f"{FILE}_input_grad", arguments, [dy, positions], strides)
     if need_weight:
-        plan = weight_grad_plan(input.shape, shape, *geometry, True)
-        dweight, dbias = weight_grad(
-            plan, "conv2d_relu_max_pool2d_weight_grad", (dy, positions, input), shape, need_bias
-        )
+        images = [dy, positions, input]
+        plan = weight_grad_plan(*geometry, pooled=True)
+        dweight, dbias = weight_grad(plan, f"{FILE}_weight_grad", images, weight.shape, need_bias)
     elif need_bias:
         dbias = dy.masked_fill(positions == 255, 0).sum((0, 2, 3))
     return dinput, dweight, dbias

@@ -6,6 +6,7 @@ of its disk cache in every version.
 """
 
 import functools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
+INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
@@ -161,12 +163,20 @@ def _module(device: int, raw_module: Any, file: str, dtype: torch.dtype, *consta
 
 @functools.cache
 def source(file: str) -> str:
-    """The text that is compiled for `<file>.cu`: no file of ours is included, since CuPy's cache would not see it change.
+    """The text that is compiled for `<file>.cu`, with our headers in the place of the lines that include them.
 
-    The #line directives make the compiler's messages name the file and line they are about.
+    CuPy's cache sees every change of them then, and the compiler needs no folder. The #line directives make its messages
+    name the file and line they are about.
     """
-    names = ("common.cuh", f"{file}.cu")
-    return "".join(f'#line 1 "kernels/cupy/{name}"\n{(FOLDER / name).read_text(encoding="utf-8")}' for name in names)
+    return _read(f"{file}.cu")
+
+
+def _read(name: str) -> str:
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        if included := INCLUDE.match(line):
+            lines[number] = f'{_read(included[1])}#line {number + 2} "kernels/cupy/{name}"\n'
+    return "".join([f'#line 1 "kernels/cupy/{name}"\n', *lines])
 
 
 def options(dtype: torch.dtype, **constants: int | str) -> tuple[str, ...]:

@@ -9,6 +9,8 @@
 // add up at the end. float32 is IEEE FMA always: no TF32 here. The sums of a thread are independent FMAs, and its next
 // operands wait in registers while it multiplies: so these kernels take more than 64 registers, and need few warps.
 
+#include "common.cuh"
+
 constexpr int TM = TILE / 8, TN = 4;
 constexpr int LANES_M = TILE == 16 ? 8 : 4, LANES_N = 32 / LANES_M;              // a warp's lanes
 constexpr int WARPS_M = TILE / (LANES_M * TM), WARPS_N = TILE / (LANES_N * TN);  // a group's warps
@@ -194,7 +196,7 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
         const int of_group = left - 4 * group;
         depth -= DEPTH;
         left = int(depth < DEPTH ? depth : DEPTH);
-        if (left > 0) {  // the next part is on its way while this one is multiplied
+        if (left > 0) {  // the next chunk is on its way while this one is multiplied
             a.advance();
             b.advance();
             a.fetch(a_fetched, left);
@@ -237,9 +239,9 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
         Sums total = *of;
 #pragma unroll
         for (int g = 1; g < GROUPS; g++) {
-            const Sums part = of[g * TILE * (SUM_PITCH / 4)];
+            const Sums other = of[g * TILE * (SUM_PITCH / 4)];
 #pragma unroll
-            for (int e = 0; e < 4; e++) total.at[e] += part.at[e];
+            for (int e = 0; e < 4; e++) total.at[e] += other.at[e];
         }
         store(int(first + m), int(4 * quad), total);
     }
@@ -292,11 +294,11 @@ constexpr int SOURCES_OF_DZ = ACTIVATION == NONE ? 1 : 2;  // dy and y; without 
 
 // The first `input_tiles` blocks compute dinput, the others dweight and dbias: so that they fill the GPU together.
 // dbias is the gradient of the weight of one more input, which is always 1.
-// The batch may be split for dweight, in parts of `part` rows, part by part in the grid: then the shares, each dweight and
-// dbias, go to `partials`, and linear_weight_grad_sum adds them up in their order.
+// The batch may be split for dweight, `rows` of it to a split, split by split in the grid: then the sums of each, dweight and
+// dbias, go to `partial` (splits, length), and add_splits adds them up in their order.
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_backward(const scalar* dy, const scalar* y, const scalar* input, const scalar* weight, scalar* dinput, scalar* dweight,
-                scalar* dbias, accum* partials, int64 batch, int64 outputs, int64 inputs, int64 part, int64 input_tiles,
+                scalar* dbias, accum* partial, int64 batch, int64 outputs, int64 inputs, int64 rows, int64 input_tiles,
                 int64 weight_tiles, Strides dy_strides, Strides y_strides, Strides input_strides, Strides weight_strides,
                 Strides dinput_strides) {
     __shared__ __align__(32) accum memory[MEMORY_SIZE];
@@ -315,12 +317,12 @@ linear_backward(const scalar* dy, const scalar* y, const scalar* input, const sc
     }
     const unsigned block = blockIdx.x - unsigned(input_tiles), split = block / unsigned(weight_tiles);
     const Corner corner(block - split * unsigned(weight_tiles), outputs);
-    const int64 m0 = corner.m, n0 = corner.n, k0 = split * part;
+    const int64 m0 = corner.m, n0 = corner.n, k0 = split * rows;
     const int64 columns = dweight ? inputs : 0;
     const Operand<false, WIDTH_A, SOURCES_OF_DZ> a(
         {{dy, dy_strides.column, dy_strides.row}, {y, y_strides.column, y_strides.row}}, outputs, m0, k0);
     const Operand<false, WIDTH_B> b({{input, input_strides.column, input_strides.row}}, columns, n0, k0, dbias != nullptr);
-    multiply(memory, a, b, batch - k0 < part ? batch - k0 : part, [&](int m, int n, const Sums& sums) {
+    multiply(memory, a, b, batch - k0 < rows ? batch - k0 : rows, [&](int m, int n, const Sums& sums) {
         if (m >= a.rows) return;
         const auto store = [&](auto* weights, auto* bias) {
             if (n < b.rows) store_quad(weights + (m0 + m) * columns + n0 + n, 1, b.rows - n, sums);
@@ -328,19 +330,8 @@ linear_backward(const scalar* dy, const scalar* y, const scalar* input, const sc
             for (int e = 0; e < 4; e++)
                 if (b.ones && n + e == b.rows) store_quad(bias + m0 + m, 1, 1, {sums.at[e]});
         };
-        accum* share = partials + split * outputs * (columns + (dbias != nullptr));
-        if (partials) store(share, share + outputs * columns);
+        accum* row = partial + split * outputs * (columns + (dbias != nullptr));
+        if (partial) store(row, row + outputs * columns);
         else store(dweight, dbias);
     });
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS)
-linear_weight_grad_sum(const accum* partials, scalar* dweight, scalar* dbias, int64 weights, int64 length, int64 parts) {
-    const int64 place = int64(blockIdx.x) * THREADS + threadIdx.x;
-    if (place >= length) return;
-    accum sum = 0;
-#pragma unroll 4
-    for (int64 part = 0; part < parts; part++) sum += partials[part * length + place];
-    if (place < weights) dweight[place] = narrow(sum);
-    else dbias[place - weights] = narrow(sum);
 }

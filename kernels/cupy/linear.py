@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kernels.cupy.launch import launch, structure
+from kernels.cupy.splits import add_splits, partial_sums
 from kernels.ops.linear import new_rows
+from kernels.sizes import cdiv
 
-THREADS = 256
-SHORTEST = 128  # part of a split sum: no more time than it takes to add the parts up
+SHORTEST = 128  # rows of a split: no more time than it takes to add the splits up
 GROUPS = {
     16: (1, 2, 4),
     32: (1, 2, 2),
@@ -63,22 +63,20 @@ def _backward(
     dinput = new_rows(dy, inputs) if need_input else dy.new_empty((0, 0))
     dweight = dy.new_empty((outputs, inputs) if need_weight else (0, 0))
     dbias = dy.new_empty((outputs if need_bias else 0,))
-    results = (dweight if need_weight else None, dbias if need_bias else None)
     columns = need_weight * inputs + need_bias
     input_shape = tiles(batch, need_input * inputs, outputs, least=32 if batch > 16 else 16)
     weight_shape = tiles(outputs, columns, SHORTEST, least=32)
-    part, parts = split(batch, weight_shape[2])
-    length = outputs * columns
-    sums = torch.float64 if dy.dtype == torch.float64 else torch.float32
-    partials = dy.new_empty((parts, length), dtype=sums) if parts > 1 else None
+    rows, splits = split(batch, weight_shape[2])
+    partial = partial_sums(splits, dweight, dbias)
     y = dy if y is None else y
     widths = width(dy, y), width(input, weight)
     strides = [structure((0, 0) if matrix is None else matrix.stride()) for matrix in (dy, y, input, weight, dinput)]
 
     def start(tile: int, groups: int, input_tiles: int, weight_tiles: int) -> None:
-        tensors = (dy, y, input, weight, dinput, *results, partials)
-        sizes = (batch, outputs, inputs, part, input_tiles, weight_tiles)
-        shape = (tile, groups, input_tiles + weight_tiles * parts)
+        results = (dweight if need_weight else None, dbias if need_bias else None)
+        tensors = (dy, y, input, weight, dinput, *results, partial)
+        sizes = (batch, outputs, inputs, rows, input_tiles, weight_tiles)
+        shape = (tile, groups, input_tiles + weight_tiles * splits)
         _launch("linear_backward", shape, widths, activation, *tensors, *sizes, *strides)
 
     tile, groups, weight_tiles = weight_shape
@@ -87,11 +85,7 @@ def _backward(
     else:
         start(*input_shape, 0)
         start(tile, groups, 0, weight_tiles)
-    if partials is not None:
-        blocks = (-(-length // THREADS),)
-        arguments = (partials, *results, need_weight * outputs * inputs, length, parts)
-        constants = _constants(tile, groups, widths, activation)
-        launch(dy, "linear", "linear_weight_grad_sum", blocks, (THREADS,), *arguments, **constants)
+    add_splits(partial, dweight, dbias)
     return dinput, dweight, dbias
 
 
@@ -102,14 +96,14 @@ def tiles(m: int, n: int, k: int, least: int = 16) -> tuple[int, int, int]:
     """
     large = ((64, 256), (32, 24))
     tile = next((tile for tile, enough in large if tile == least or m * n >= enough * tile**2), 16)
-    return tile, GROUPS[tile][(k > 32) + (k > 255)], -(-m // tile) * -(-n // tile)
+    return tile, GROUPS[tile][(k > 32) + (k > 255)], cdiv(m, tile) * cdiv(n, tile)
 
 
 def split(batch: int, blocks: int) -> tuple[int, int]:
-    """(rows of a part, parts) of the batch: two blocks for each multiprocessor of a large chip, if it is long enough."""
-    parts = max(1, min(256 // max(blocks, 1), batch // SHORTEST))
-    part = -(-batch // (4 * parts)) * 4 or 4
-    return part, max(1, -(-batch // part))
+    """(rows of a split, splits) of the batch: two blocks for each multiprocessor of a large chip, if it is long enough."""
+    splits = max(1, min(256 // max(blocks, 1), batch // SHORTEST))
+    rows = cdiv(batch, 4 * splits) * 4 or 4
+    return rows, max(1, cdiv(batch, rows))
 
 
 def width(*matrices: Tensor | None) -> int:
@@ -128,15 +122,11 @@ def _launch(
 ) -> None:
     tile, groups, blocks = shape
     threads = (32 * WARPS[tile] * groups,)
-    constants = _constants(tile, groups, widths, activation)
-    launch(arguments[0], "linear", kernel, (blocks,), threads, *arguments, **constants)
-
-
-def _constants(tile: int, groups: int, widths: tuple[int, int], activation: str | None) -> dict[str, int]:
-    return {
+    constants = {
         "TILE": tile,
         "GROUPS": groups,
         "WIDTH_A": widths[0],
         "WIDTH_B": widths[1],
         "ACTIVATION": ACTIVATIONS[activation],
     }
+    launch(arguments[0], "linear", kernel, (blocks,), threads, *arguments, **constants)

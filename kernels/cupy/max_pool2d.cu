@@ -1,6 +1,8 @@
 // Max-pooling: one thread an element of the result, forward and backward. INDEX is int, or int64 for tensors that need
 // it; POSITION is the type of a place in the window, p KW + q: a byte, or int for windows of more than 256 places.
 
+#include "common.cuh"
+
 struct Strides { int64 n, c, h, w; };
 
 struct Pooling {

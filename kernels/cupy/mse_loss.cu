@@ -1,6 +1,8 @@
 // Mean squared error. A sum takes two passes, so that its order is the same every time: every block leaves its share
 // in `partials`, then one block adds those up. What one block can do alone, one block does at once.
 
+#include "common.cuh"
+
 extern "C" __global__ void __launch_bounds__(THREADS)
 squared_error(const scalar* input, const scalar* target, scalar* loss, const __grid_constant__ Layout layout) {
     elementwise(input, target, target, loss, layout, [](accum x, accum t, accum) { return (x - t) * (x - t); });

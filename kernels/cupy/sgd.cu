@@ -1,5 +1,7 @@
 // One step of SGD for many parameters in one launch: what they are comes by value, in the constant memory of arguments.
 
+#include "common.cuh"
+
 constexpr int MOST = 64;     // parameters of a launch
 constexpr int ELEMENTS = 4;  // of a thread
 

@@ -1,6 +1,8 @@
 // Softmax along one dimension. LANES neighbouring threads share a row (all values along the dimension):
 // one where the rows themselves are neighbours in memory, a part of a warp or a block where the values of a row are.
 
+#include "common.cuh"
+
 constexpr int ROWS = THREADS / LANES;                 // of a block
 constexpr int WARPS = LANES > 32 ? LANES / 32 : 1;    // of a row
 

@@ -4,6 +4,7 @@ what is said where things are missing."""
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,8 @@ from cupy_backends.cuda.libs import nvrtc  # noqa: E402
 import kernels  # noqa: E402
 from benchmarks.exercise import training_step  # noqa: E402
 from kernels.cupy import launch, linear, variants  # noqa: E402
-from kernels.cupy.conv2d import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
+from kernels.cupy.banks import placement, wavefronts  # noqa: E402
+from kernels.cupy.conv2d_tiles import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
 from kernels.cupy.elementwise import layout  # noqa: E402
 from kernels.cupy.linear import GROUPS, WIDTHS, tiles, width  # noqa: E402
 from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
@@ -49,16 +51,55 @@ def test_sources_compile_with_cupy_s_options(file: str, architecture: int) -> No
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("batch", (64, 1024))
-@pytest.mark.parametrize("plan", (forward_plan, input_grad_plan, weight_grad_plan), ids=lambda plan: plan.__name__)
-def test_convolutions_keep_their_sums_in_registers(plan: Any, batch: int, architecture: int) -> None:
-    constants = plan((batch, 6, 14, 14), (16, 6, 5, 5), (1, 1, 0, 0, 1, 1), 1, 4).constants
+@pytest.mark.parametrize(
+    ("plan", "file"),
+    (
+        (forward_plan, "conv2d"),
+        (input_grad_plan, "conv2d_relu_max_pool2d"),
+        (weight_grad_plan, "conv2d_weight_grad"),
+        (weight_grad_plan, "conv2d_relu_max_pool2d_weight_grad"),
+    ),
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_convolutions_keep_their_sums_in_registers(plan: Any, file: str, batch: int, architecture: int) -> None:
+    constants = plan((batch, 6, 14, 14), (16, 6, 5, 5), ((1, 1), (0, 0), (1, 1)), 1, 4).constants
     options = (*launch.options(torch.float32, **constants), f"-arch=sm_{architecture}", "--ptxas-options=-v")
-    program = nvrtc.createProgram(launch.source("conv2d"), "conv2d.cu", (), ())
+    program = nvrtc.createProgram(launch.source(file), f"{file}.cu", (), ())
     nvrtc.compileProgram(program, options)
     said = nvrtc.getProgramLog(program)
     nvrtc.destroyProgram(program)
     spilled = re.findall(r"(\d+) bytes spill stores", said)
-    assert len(spilled) == 7 and set(spilled) == {"0"}, said
+    assert len(spilled) == launch.source(file).count('extern "C" __global__') and set(spilled) == {"0"}, said
+
+
+@pytest.mark.parametrize("banks", (16, 32))
+@pytest.mark.parametrize("threads", (1, 16, 40, 256))
+def test_wavefronts(threads: int, banks: int) -> None:
+    """As many threads as there are pairs of banks read at once; those that read the same address do not wait for each other."""
+    candidates = 2 * np.random.default_rng(0).integers(0, 200, (50, threads))
+
+    def slowly(addresses: list[int]) -> int:
+        requests = [addresses[k : k + banks // 2] for k in range(0, threads, banks // 2)]
+        return sum(max(Counter(a % banks for a in set(request)).values()) for request in requests)
+
+    assert wavefronts(candidates, banks).tolist() == [slowly(each) for each in candidates.tolist()]
+
+
+def test_threads_of_a_convolution_meet_in_no_bank() -> None:
+    """LeNet's: each thread reads two pixels, and half of a warp as many as the banks hold."""
+    for rows, columns, images in ((14, 14, 1), (5, 5, 4), (7, 16, 2)):
+        row, image, column = np.indices((rows, images, columns)).reshape(3, -1)
+        corners = np.stack((0 * row, image, 2 * row, 2 * column), axis=1)
+        at = placement(rows, columns, images, 5, 32, corners)
+        addresses = image * at.image + row * at.pitch + 2 * column
+        assert wavefronts(addresses[None], 32) <= 1.2 * len(row) / 16 + 1
+        assert at.image <= 1.5 * at.height * at.width
+        pixels = {
+            n * at.image + i % 2 * at.odd + i // 2 * at.pitch + j
+            for n in range(images) for i in range(at.height) for j in range(at.width)
+        }  # fmt: skip
+        assert len(pixels) == images * at.height * at.width, "no two pixels in one place"
+        assert max(pixels) < at.plane
 
 
 @pytest.mark.parametrize(("tile", "groups"), sorted({(tile, n) for tile, of in GROUPS.items() for n in of}))
@@ -154,6 +195,20 @@ def test_grids_are_long_in_x_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_arguments_fit_into_a_launch() -> None:
     assert PARAMETERS.itemsize + OPTIONS.itemsize + 8 <= 4096
+
+
+def test_headers_are_part_of_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "inner.cuh").write_text("inner\n")
+    (tmp_path / "outer.cuh").write_text('// outer\n#include "inner.cuh"\n')
+    (tmp_path / "kernel.cu").write_text('first\n#include "outer.cuh"\nlast\n')
+    monkeypatch.setattr(launch, "FOLDER", tmp_path)
+    assert launch.source.__wrapped__("kernel").splitlines() == [
+        '#line 1 "kernels/cupy/kernel.cu"', "first",
+        '#line 1 "kernels/cupy/outer.cuh"', "// outer",
+        '#line 1 "kernels/cupy/inner.cuh"', "inner",
+        '#line 3 "kernels/cupy/outer.cuh"',
+        '#line 3 "kernels/cupy/kernel.cu"', "last",
+    ]  # fmt: skip
 
 
 def test_addresses() -> None:

@@ -71,7 +71,7 @@ def image(*size: int, batch: int = 64, maps: int, channels: int, window: int, pa
     }  # fmt: skip
 
 
-@settings(max_examples=40)
+@settings(max_examples=150)
 @example(**image(39, 250, channels=12, maps=32, window=5, padding=4))
 @example(**image(160, 160, channels=4, maps=8, window=3, padding=1))
 @example(**image(64, 64, channels=8, maps=8, window=5, padding=2))
