@@ -1,34 +1,35 @@
-"""The CPU path, and the readable reference: every primitive in NumPy, on tensors.
+"""The CPU path: every primitive in NumPy, on tensors.
 
-The functions behind these names take and return arrays of the tensors' logical shapes; `on_arrays` converts.
+The functions behind these names bear the same ones in their modules; they take and return arrays of the tensors' logical
+shapes, and `on_arrays` converts. `reference` has the formulas of convolution and pooling without any of its skill.
 """
 
 from kernels.numpy import activations, conv2d, conv2d_relu_max_pool2d, linear, max_pool2d, mse_loss, softmax
 from kernels.numpy import sgd as _sgd
 from kernels.numpy.arrays import on_arrays
-from kernels.numpy.threads import elementwise
+from kernels.numpy.elementwise import elementwise
 
-conv2d_forward = on_arrays(conv2d.forward)
-conv2d_input_grad = on_arrays(conv2d.input_grad)
-conv2d_weight_grad = on_arrays(conv2d.weight_grad)
-conv2d_relu_max_pool2d_forward = on_arrays(conv2d_relu_max_pool2d.forward)
-conv2d_relu_max_pool2d_backward = on_arrays(conv2d_relu_max_pool2d.backward)
-max_pool2d_forward = on_arrays(max_pool2d.forward)
-max_pool2d_input_grad = on_arrays(max_pool2d.input_grad)
-max_pool2d_gather = on_arrays(max_pool2d.gather)
-linear_forward = on_arrays(linear.forward)
-linear_input_grad = on_arrays(linear.input_grad)
-linear_weight_grad = on_arrays(linear.weight_grad)
-linear_backward = on_arrays(linear.backward)
-relu_forward = on_arrays(elementwise(activations.relu))
+conv2d_forward = on_arrays(conv2d.conv2d_forward)
+conv2d_input_grad = on_arrays(conv2d.conv2d_input_grad)
+conv2d_weight_grad = on_arrays(conv2d.conv2d_weight_grad)
+conv2d_relu_max_pool2d_forward = on_arrays(conv2d_relu_max_pool2d.conv2d_relu_max_pool2d_forward)
+conv2d_relu_max_pool2d_backward = on_arrays(conv2d_relu_max_pool2d.conv2d_relu_max_pool2d_backward)
+max_pool2d_forward = on_arrays(max_pool2d.max_pool2d_forward)
+max_pool2d_input_grad = on_arrays(max_pool2d.max_pool2d_input_grad)
+max_pool2d_gather = on_arrays(max_pool2d.max_pool2d_gather)
+linear_forward = on_arrays(linear.linear_forward)
+linear_input_grad = on_arrays(linear.linear_input_grad)
+linear_weight_grad = on_arrays(linear.linear_weight_grad)
+linear_backward = on_arrays(linear.linear_backward)
+relu_forward = on_arrays(elementwise(activations.relu_forward))
 relu_backward = on_arrays(elementwise(activations.relu_backward))
-sigmoid_forward = on_arrays(elementwise(activations.sigmoid))
+sigmoid_forward = on_arrays(elementwise(activations.sigmoid_forward))
 sigmoid_backward = on_arrays(elementwise(activations.sigmoid_backward))
-step_forward = on_arrays(elementwise(activations.step))
-softmax_forward = on_arrays(softmax.forward)
-softmax_backward = on_arrays(softmax.backward)
-mse_loss_forward = on_arrays(mse_loss.forward)
-mse_loss_backward = on_arrays(mse_loss.backward)
+step_forward = on_arrays(elementwise(activations.step_forward))
+softmax_forward = on_arrays(softmax.softmax_forward)
+softmax_backward = on_arrays(softmax.softmax_backward)
+mse_loss_forward = on_arrays(mse_loss.mse_loss_forward)
+mse_loss_backward = on_arrays(mse_loss.mse_loss_backward)
 sgd = _sgd.sgd
 
 

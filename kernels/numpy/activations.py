@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from kernels.numpy.arrays import ZERO, Array, drop
+from kernels.numpy.arrays import ZERO, drop
+from kernels.numpy.workspaces import Array
 
 
-def relu(input: Array, out: Array) -> None:
+def relu_forward(input: Array, out: Array) -> None:
     """max(input, 0)."""
     np.maximum(input, 0, out=out)
 
@@ -15,7 +16,7 @@ def relu_backward(dy: Array, y: Array, out: Array) -> None:
     drop(dy, np.less_equal(y, ZERO, out=np.empty_like(y, bool)), out=out)
 
 
-def sigmoid(input: Array, out: Array) -> None:
+def sigmoid_forward(input: Array, out: Array) -> None:
     """1 / (1 + exp(-input)); exp may overflow to infinity, which gives the right 0."""
     np.negative(input, out=out)
     np.exp(out, out=out)
@@ -30,7 +31,7 @@ def sigmoid_backward(dy: Array, y: Array, out: Array) -> None:
     np.multiply(out, dy, out=out)
 
 
-def step(input: Array, out: Array) -> None:
+def step_forward(input: Array, out: Array) -> None:
     """1 where input > 0, else 0."""
     out[...] = np.greater(input, 0)
 

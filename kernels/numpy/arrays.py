@@ -10,7 +10,8 @@ from torch import from_numpy
 
 from kernels.integration.conversion import converted
 from kernels.integration.distributed import in_process_group
-from kernels.numpy.threads import SILENT, Array, scratch
+from kernels.numpy.threads import SILENT
+from kernels.numpy.workspaces import Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 WORTH_STAGING = 8  # images
@@ -27,11 +28,11 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name not in ("out", "return"))
 
     @functools.wraps(function)
-    def on_tensors(*arguments: Any) -> Any:
+    def call_on_arrays(*arguments: Any) -> Any:
         tensors, rest = arguments[:count], arguments[count:]
         dtype = tensors[0].dtype
         if dtype in LOW_PRECISION:
-            results = on_tensors(*map(_raised, tensors), *rest)
+            results = call_on_arrays(*map(_raised, tensors), *rest)
             return (
                 tuple(_lowered(r, dtype) for r in results) if isinstance(results, tuple) else _lowered(results, dtype)
             )
@@ -39,7 +40,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
         results = SILENT.copy().run(function, *map(to_array, tensors), *rest)
         return tuple(map(from_numpy, results)) if type(results) is tuple else from_numpy(results)
 
-    return on_tensors
+    return call_on_arrays
 
 
 def _array(tensor: torch.Tensor | None) -> Array | None:

@@ -9,20 +9,12 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy import max_pool2d
-from kernels.numpy.arrays import BITS, ZERO, Array, batch_innermost, staged
-from kernels.numpy.conv2d import (
-    EMPTY,
-    Geometry,
-    Pair,
-    Tile,
-    flipped_weight_matrix,
-    for_each_tile,
-    geometry,
-    summed_bias_shares,
-    summed_weight_shares,
-    weight_matrix,
-)
-from kernels.numpy.threads import both, scratch, workspace
+from kernels.numpy.arrays import BITS, ZERO, batch_innermost, staged
+from kernels.numpy.conv2d import EMPTY, for_each_tile, sum_of_splits
+from kernels.numpy.lowering import Geometry, Tile, geometry
+from kernels.numpy.threads import both
+from kernels.numpy.workspaces import Array, scratch, workspace
+from kernels.sizes import Pair
 
 WINDOW = ((2, 2), (2, 2), (1, 1))  # kernel_size, stride, dilation
 FIRST = np.zeros((), np.uint8)
@@ -30,24 +22,24 @@ BELOW = np.array(2, np.uint8)
 POSITIONS = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1, 1, 1)
 
 
-def forward(
+def conv2d_relu_max_pool2d_forward(
     input: Array, weight: Array, bias: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> tuple[Array, Array]:
     """(y, positions) (N, O, OH // 2, OW // 2)."""
     g = geometry(input.shape[2:], weight.shape, stride, padding, dilation, groups, even=True)
     shape = (input.shape[0], weight.shape[0], g.out[0] // 2, g.out[1] // 2)
     (memory, y), (memory_positions, positions) = batch_innermost(shape, input.dtype), batch_innermost(shape, np.uint8)
-    images, matrix = input.transpose(1, 2, 3, 0), weight_matrix(weight, g)
+    images, matrix = input.transpose(1, 2, 3, 0), PooledTile.matrix(weight, g)
 
-    def run(part: slice) -> None:
-        tile = workspace(PooledTile, g, part.stop - part.start, input.dtype)
-        tile.pool(images[..., part], matrix, bias, memory[..., part], memory_positions[..., part])
+    def convolve_and_pool_tile(at: slice) -> None:
+        tile = workspace(PooledTile, g, at.stop - at.start, input.dtype)
+        tile.pool(images[..., at], matrix, bias, memory[..., at], memory_positions[..., at])
 
-    for_each_tile(g, input, run)
+    for_each_tile(g, input, convolve_and_pool_tile)
     return y, positions
 
 
-def backward(
+def conv2d_relu_max_pool2d_backward(
     dy: Array,
     positions: Array,
     input: Array,
@@ -62,24 +54,23 @@ def backward(
     need_input, need_weight, need_bias = needed
     g = geometry(input.shape[2:], weight.shape, stride, padding, dilation, groups, even=True)
     memory, dinput = batch_innermost(input.shape if need_input else (0, 0, 0, 0), dy.dtype)
-    matrix = flipped_weight_matrix(weight, g) if need_input else EMPTY
+    matrix = PooledTile.flipped_matrix(weight, g) if need_input else EMPTY
     images, dimages, places = input.transpose(1, 2, 3, 0), dy.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
 
-    def run(part: slice) -> tuple[Array, Array]:
-        tile = workspace(PooledTile, g, part.stop - part.start, dy.dtype)
-        tile.unpool(dimages[..., part], places[..., part])
-        _, share = both(
-            lambda: tile.fold(matrix, memory[..., part]) if need_input else None,
-            lambda: tile.weight_share(images[..., part]) if need_weight else EMPTY,
-            min(need_input, need_weight) * (part.stop - part.start) * g.multiplications,
+    def differentiate_tile(at: slice) -> tuple[Array, Array]:
+        tile = workspace(PooledTile, g, at.stop - at.start, dy.dtype)
+        tile.unpool(dimages[..., at], places[..., at])
+        _, weight_split = both(
+            lambda: tile.write_input_grad(matrix, memory[..., at]) if need_input else None,
+            lambda: tile.weight_split(images[..., at]) if need_weight else EMPTY,
+            min(need_input, need_weight) * (at.stop - at.start) * g.multiplications,
         )
-        return share, tile.bias_share() if need_bias else EMPTY
+        return weight_split, tile.bias_split() if need_bias else EMPTY
 
-    shares = for_each_tile(g, dy, run)
-    dweight = (
-        summed_weight_shares([share for share, _ in shares], g, dy.dtype) if need_weight else np.empty(0, dy.dtype)
-    )
-    return dinput, dweight, summed_bias_shares([s for _, s in shares], weight.shape[0] if need_bias else 0, dy.dtype)
+    splits = for_each_tile(g, dy, differentiate_tile)
+    dweight = sum_of_splits([split for split, _ in splits], weight.shape if need_weight else (0,), dy.dtype)
+    dbias = sum_of_splits([split for _, split in splits], weight.shape[:1] if need_bias else (0,), dy.dtype)
+    return dinput, dweight, dbias
 
 
 class PooledTile(Tile):
@@ -88,7 +79,7 @@ class PooledTile(Tile):
     def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
         super().__init__(g, n, dtype)
         pooled = (g.out[0] // 2, g.out[1] // 2)
-        pairs = self._y.reshape(-1, pooled[0], 2, pooled[1], 2, n)
+        pairs = self.y.reshape(-1, pooled[0], 2, pooled[1], 2, n)
         self._left, self._right = pairs[..., 0, :], pairs[..., 1, :]
         wider, is_right = scratch("wider", self._left.shape, dtype), scratch("right", self._left.shape, bool)
         self._wider, (self._top, self._bottom) = wider, (wider[:, :, 0], wider[:, :, 1])
@@ -102,9 +93,9 @@ class PooledTile(Tile):
 
         bits = BITS[self.dy.itemsize]
         windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
-        self._pooled_dy = scratch("maximum", windows_of_dy[0].shape, dtype)
+        self._pooled_dy = scratch("pooled dy", windows_of_dy[0].shape, dtype)
         self._pooled_dy_bits = self._pooled_dy.view(bits)
-        self._taken = scratch("larger", (4, *self._pooled_dy.shape), bool)
+        self._taken = scratch("taken", (4, *self._pooled_dy.shape), bool)
         self._taken_bits = self._taken.view(np.int8)
         self._windows_of_dy = [
             (window.view(bits), taken) for window, taken in zip(windows_of_dy, self._taken_bits, strict=True)
@@ -112,7 +103,7 @@ class PooledTile(Tile):
 
     def pool(self, images: Array, matrix: Array, bias: Array | None, y: Array, positions: Array) -> None:
         """Fills y with the largest of each window, bias added, and its position, 255 where ReLU gives zero."""
-        self.product(images, matrix)
+        self.convolve(images, matrix)
         maximum, position = self._largest()
         if bias is not None:
             np.add(maximum, bias[:, None, None, None], out=maximum)
@@ -129,7 +120,7 @@ class PooledTile(Tile):
         np.greater(self._bottom, self._top, out=self._mask)
         np.maximum(self._top, self._bottom, out=maximum)
         if math.isnan(np.dot(self._maxima, self._maxima)):  # which one NaN makes NaN, and nothing else
-            windows = max_pool2d.slices(self._y, maximum.shape[1:3], *WINDOW)
+            windows = max_pool2d.slices(self.y, maximum.shape[1:3], *WINDOW)
             return max_pool2d.Scan(maximum.shape, maximum.dtype, np.uint8).maxima(windows, FIRST)
         np.bitwise_or(self._right_below, BELOW, out=position)
         np.multiply(position, self._mask_bytes, out=position)

@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy import activations
-from kernels.numpy.arrays import Array
-from kernels.numpy.threads import BLAS_STAYS_SINGLE, elementwise, for_each_product, parts
+from kernels.numpy.blas import STAYS_SINGLE
+from kernels.numpy.elementwise import elementwise
+from kernels.numpy.threads import even_slices, for_each_product
+from kernels.numpy.workspaces import Array
 
-ROWS = 256  # of a part of the batch, or more
-MULTIPLICATIONS = 1 << 23  # of a part, at least: a tenth of a millisecond
+ROWS = 256  # of a tile, or more
+MULTIPLICATIONS = 1 << 23  # of a tile, at least: a tenth of a millisecond
 RUN = 128  # rows
 
 ALL = slice(None)
 
-FORWARD = {"relu": activations.relu, "sigmoid": activations.sigmoid, "step": activations.step}
+FORWARD = {"relu": activations.relu_forward, "sigmoid": activations.sigmoid_forward, "step": activations.step_forward}
 BACKWARD = {
     "relu": elementwise(activations.relu_backward),
     "sigmoid": elementwise(activations.sigmoid_backward),
@@ -24,49 +26,49 @@ BACKWARD = {
 }
 
 
-def forward(input: Array, weight: Array, bias: Array | None, activation: str | None) -> Array:
+def linear_forward(input: Array, weight: Array, bias: Array | None, activation: str | None) -> Array:
     """y (N, O) of input (N, I), weight (O, I) and bias (O)."""
     y = empty_rows(input, len(weight))
 
-    def run(part: slice) -> None:
-        z = np.matmul(input[part], weight.T, out=y[part])
+    def compute_rows(tile: slice) -> None:
+        z = np.matmul(input[tile], weight.T, out=y[tile])
         if bias is not None:
             np.add(z, bias, out=z)
         if activation is not None:
             FORWARD[activation](z, z)
 
-    for_each_part(run, len(input), weight.size)
+    for_each_slice(compute_rows, len(input), weight.size)
     return y
 
 
-def input_grad(dz: Array, weight: Array) -> Array:
+def linear_input_grad(dz: Array, weight: Array) -> Array:
     """dinput (N, I) of dz (N, O) and weight (O, I)."""
     dinput = empty_rows(dz, weight.shape[1])
 
-    def run(part: slice) -> None:
-        np.matmul(dz[part], weight, out=dinput[part])
+    def compute_rows(tile: slice) -> None:
+        np.matmul(dz[tile], weight, out=dinput[tile])
 
-    for_each_part(run, len(dz), weight.size)
+    for_each_slice(compute_rows, len(dz), weight.size)
     return dinput
 
 
-def weight_grad(dz: Array, input: Array) -> Array:
-    """dweight (O, I) of dz (N, O) and input (N, I); the parts' shares are added up in a fixed order."""
+def linear_weight_grad(dz: Array, input: Array) -> Array:
+    """dweight (O, I) of dz (N, O) and input (N, I); splits of the sum are added up in a fixed order."""
 
-    def run(part: slice) -> Array:
-        return np.dot(dz[part].T, input[part])  # matmul is slow on one row
+    def sum_rows(split: slice) -> Array:
+        return np.dot(dz[split].T, input[split])  # matmul is slow on one row
 
-    return functools.reduce(np.add, for_each_part(run, len(dz), dz.shape[1] * input.shape[1]))
+    return functools.reduce(np.add, for_each_slice(sum_rows, len(dz), dz.shape[1] * input.shape[1]))
 
 
-def backward(
+def linear_backward(
     dy: Array, y: Array | None, input: Array, weight: Array, needed: tuple[bool, bool, bool], activation: str | None
 ) -> tuple[Array, Array, Array]:
     """(dinput, dweight, dbias), each empty where it is not needed."""
     dz = dy if activation is None else BACKWARD[activation](dy, y)
     return (
-        input_grad(dz, weight) if needed[0] else np.empty((0, 0), dy.dtype),
-        weight_grad(dz, input) if needed[1] else np.empty((0, 0), dy.dtype),
+        linear_input_grad(dz, weight) if needed[0] else np.empty((0, 0), dy.dtype),
+        linear_weight_grad(dz, input) if needed[1] else np.empty((0, 0), dy.dtype),
         sum_of_rows(dz) if needed[2] else np.empty(0, dy.dtype),
     )
 
@@ -80,11 +82,11 @@ def sum_of_rows(rows: Array) -> Array:
     return sum_of_rows(np.concatenate((sums, rows[whole:])))
 
 
-def for_each_part(run: Callable[[slice], Any], n: int, size: int) -> list[Any]:
-    """run(part) for each part of n rows, for products with `size` multiplications a row; small ones are a single part."""
-    if n * size <= BLAS_STAYS_SINGLE:
-        return [run(ALL)]
-    return for_each_product(parts(n, max(ROWS, MULTIPLICATIONS // max(size, 1))), run, n * size)
+def for_each_slice(function: Callable[[slice], Any], n: int, size: int) -> list[Any]:
+    """function(rows) for slices of n rows, for products with `size` multiplications a row; one slice if these are few."""
+    if n * size <= STAYS_SINGLE:
+        return [function(ALL)]
+    return for_each_product(even_slices(n, max(ROWS, MULTIPLICATIONS // max(size, 1))), function, n * size)
 
 
 def empty_rows(like: Array, features: int) -> Array:

@@ -10,35 +10,35 @@ from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import BITS, Array, batch_innermost, drop, staged
-from kernels.numpy.threads import for_each, scratch, tiles, workspace
-from kernels.sizes import Pair
+from kernels.numpy.arrays import BITS, batch_innermost, drop, staged
+from kernels.numpy.threads import for_each, tiles
+from kernels.numpy.workspaces import Array, scratch, workspace
+from kernels.sizes import Pair, output_size
 
 
-def forward(
+def max_pool2d_forward(
     input: Array, ceil_mode: bool, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> tuple[Array, Array]:
     """(y, positions) (N, C, OH, OW) of input (N, C, H, W)."""
     n, c, *size = input.shape
-    oh, ow = (_length(*lengths, ceil_mode) for lengths in zip(size, kernel, stride, padding, dilation, strict=True))
-    out = (oh, ow)
+    out = output_size(size, kernel, stride, padding, dilation, ceil_mode)
     memory, y = batch_innermost((n, c, *out), input.dtype)
     memory_positions, positions = batch_innermost((n, c, *out), np.uint8 if kernel[0] * kernel[1] <= 256 else np.int32)
     images = input.transpose(1, 2, 3, 0)
     first = first_positions(out, kernel, stride, padding, dilation, positions.dtype)
 
-    def run(part: slice) -> None:
-        border = bordered(images[..., part], out, kernel, stride, padding, dilation)
+    def pool_tile(tile: slice) -> None:
+        border = bordered(images[..., tile], out, kernel, stride, padding, dilation)
         scan = workspace(Scan, (c, *out, border.shape[3]), input.dtype, positions.dtype)
         maximum, position = scan.maxima(slices(border, out, kernel, stride, dilation), first)
-        np.copyto(memory[..., part], maximum)
-        np.copyto(memory_positions[..., part], position)
+        np.copyto(memory[..., tile], maximum)
+        np.copyto(memory_positions[..., tile], position)
 
-    for_each(tiles(n, 2 * input[:1].nbytes), run)
+    for_each(tiles(n, 2 * input[:1].nbytes), pool_tile)
     return y, positions
 
 
-def input_grad(
+def max_pool2d_input_grad(
     dy: Array, positions: Array, input_size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Array:
     """dx (N, C, H, W) of dy (N, C, OH, OW)."""
@@ -51,17 +51,17 @@ def input_grad(
     disjoint = dilation == (1, 1) and stride[0] >= kernel[0] and stride[1] >= kernel[1]
     bits = BITS[dy.itemsize]
 
-    def run(part: slice) -> None:
-        inside = border = memory[..., part]
+    def unpool_tile(tile: slice) -> None:
+        inside = border = memory[..., tile]
         if (height, width) != (h, w):
-            border = scratch("border", (c, height, width, part.stop - part.start), dy.dtype)
+            border = scratch("border", (c, height, width, tile.stop - tile.start), dy.dtype)
         border.fill(0)
         d, taken, mask, place = (
-            scratch(name, (c, *out, part.stop - part.start), dtype)
+            scratch(name, (c, *out, tile.stop - tile.start), dtype)
             for name, dtype in (("maximum", bits), ("taken", bits), ("larger", bool), ("position", positions.dtype))
         )
-        np.copyto(d, staged(dimages[..., part]).view(bits))
-        np.copyto(place, places[..., part])
+        np.copyto(d, staged(dimages[..., tile]).view(bits))
+        np.copyto(place, places[..., tile])
         for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
             np.equal(place, k, out=mask)
             kept = np.bitwise_and(d, np.negative(mask.view(np.int8)), out=values.view(bits) if disjoint else taken)
@@ -70,26 +70,28 @@ def input_grad(
         if border is not inside:
             np.copyto(inside, border[:, ph : ph + h, pw : pw + w])
 
-    for_each(tiles(n, 2 * c * height * width * dy.itemsize), run)
+    for_each(tiles(n, 2 * c * height * width * dy.itemsize), unpool_tile)
     return dx
 
 
-def gather(input: Array, positions: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Array:
+def max_pool2d_gather(
+    input: Array, positions: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> Array:
     """What lies in input (N, C, H, W) at the positions (N, C, OH, OW) of its windows."""
     out = positions.shape[2:]
     memory, y = batch_innermost(positions.shape, input.dtype)
     images, places = input.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
 
-    def run(part: slice) -> None:
-        border = bordered(images[..., part], out, kernel, stride, padding, dilation)
-        found = memory[..., part]
+    def gather_tile(tile: slice) -> None:
+        border = bordered(images[..., tile], out, kernel, stride, padding, dilation)
+        found = memory[..., tile]
         found.fill(0)
         taken = scratch("maximum", found.shape, input.dtype)
         for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
-            drop(values, np.not_equal(places[..., part], k), out=taken)
+            drop(values, np.not_equal(places[..., tile], k), out=taken)
             np.add(found, taken, out=found)
 
-    for_each(tiles(input.shape[0], 2 * input[:1].nbytes), run)
+    for_each(tiles(input.shape[0], 2 * input[:1].nbytes), gather_tile)
     return y
 
 
@@ -163,8 +165,3 @@ def _reach(size: Pair, out: Pair, kernel: Pair, stride: Pair, padding: Pair, dil
         for length, o, k, s, p, d in zip(size, out, kernel, stride, padding, dilation, strict=True)
     )
     return height, width
-
-
-def _length(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
-    length = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
-    return length - 1 if ceil_mode and (length - 1) * s >= n + p else length

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kernels.integration.conversion import converted, copy_on_this_thread
-from kernels.numpy.arrays import LOW_PRECISION, Array
+from kernels.numpy.arrays import LOW_PRECISION
+from kernels.numpy.workspaces import Array
 
 
 def sgd(

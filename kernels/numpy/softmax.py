@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from kernels.numpy.arrays import Array
-from kernels.numpy.threads import new_like
+from kernels.numpy.elementwise import new_like
+from kernels.numpy.workspaces import Array
 
 
-def forward(input: Array, dim: int) -> Array:
+def softmax_forward(input: Array, dim: int) -> Array:
     """exp(input - max) / sum of it, along dim."""
     if not input.size or not input.ndim:
         return np.ones_like(input)
@@ -15,7 +15,7 @@ def forward(input: Array, dim: int) -> Array:
     return np.divide(y, y.sum(axis=dim, keepdims=True), out=y)
 
 
-def backward(dy: Array, y: Array, dim: int) -> Array:
+def softmax_backward(dy: Array, y: Array, dim: int) -> Array:
     """y (dy - sum(dy y)), along dim."""
     if not dy.ndim:
         return np.zeros_like(dy)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import kernels.functional as F
 import kernels.nn as nn
+from kernels.numpy.blas import one_blas_thread
 from kernels.numpy.threads import WORTH_A_THREAD, _lock, both, for_each
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -115,7 +116,9 @@ def test_a_forked_child_computes() -> None:
     torch.set_num_threads(2)
     arguments = tensors((BATCH, 3, 12, 12), (5, 3, 3, 3), (5,))
     expected = convolved(arguments).numpy()
-    _lock.acquire()  # as another thread might have at this moment, which would not live in the child to release it
+    locks = _lock, one_blas_thread._lock
+    for lock in locks:
+        lock.acquire()  # as another thread might have at this moment, which would not live in the child to release it
     child = os.fork()
     if child == 0:
         status = 1
@@ -123,7 +126,8 @@ def test_a_forked_child_computes() -> None:
             status = 0 if np.array_equal(convolved(arguments).numpy(), expected) else 2
         finally:
             os._exit(status)
-    _lock.release()
+    for lock in locks:
+        lock.release()
     deadline = time.monotonic() + 60
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -165,7 +169,7 @@ def test_data_loader_workers() -> None:
 @pytest.mark.parametrize(("batch", "held"), ((1, False), (16, True)))
 def test_blas_is_held_where_it_would_start_threads(monkeypatch: pytest.MonkeyPatch, batch: int, held: bool) -> None:
     limits: list[int] = []
-    monkeypatch.setattr("kernels.numpy.threads._set_threads", lambda library, count: limits.append(count))
+    monkeypatch.setattr("kernels.numpy.blas._set_threads", lambda library, count: limits.append(count))
     layer = nn.Linear(400, 120)
     layer(torch.randn(batch, 400)).sum().backward()
     assert (1 in limits) == held
