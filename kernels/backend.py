@@ -22,7 +22,8 @@ class Backend(NamedTuple):
 
 
 class _Choice(threading.local):
-    name = os.environ.get("KERNELS_BACKEND", "")  # "" leaves the choice to the device of the input
+    def __init__(self) -> None:  # in every thread; of a class attribute torch 2.11 compiles in the default
+        self.name = os.environ.get("KERNELS_BACKEND", "")  # "" leaves the choice to the device of the input
 
 
 _choice = _Choice()

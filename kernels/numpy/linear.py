@@ -91,5 +91,5 @@ def for_each_slice(function: Callable[[slice], Any], n: int, size: int) -> list[
 
 def empty_rows(like: Array, features: int) -> Array:
     """New memory (N, features), with the batch innermost where it is in `like`."""
-    innermost = not like.flags.c_contiguous and like.flags.f_contiguous
+    innermost = like.strides[0] == like.itemsize and like.shape[1] > 1 and like.strides[1] > like.itemsize
     return np.empty((len(like), features), like.dtype, order="F" if innermost else "C")

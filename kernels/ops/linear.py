@@ -52,7 +52,7 @@ def linear_backward(dy, y, input, weight, needed, activation, backend):  # type:
 def new_rows(like: Tensor, features: int) -> Tensor:
     """An uninitialised (N, features) tensor in the memory order of `like`, (N, M): rows or the batch innermost."""
     n = like.shape[0]
-    if like.stride(0) == 1 and like.stride(1) == n and not like.is_contiguous():
+    if like.stride(0) == 1 and like.shape[1] > 1 and like.stride(1) > 1:
         return like.new_empty((features, n)).t()
     return like.new_empty((n, features))
 

@@ -219,7 +219,7 @@ CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*(beta|prototype)")
+@pytest.mark.filterwarnings("ignore:.*(beta|prototype|deprecated)")
 @pytest.mark.parametrize("kind", EXOTIC)
 @pytest.mark.parametrize("name", CALLS)
 def test_tensors_without_plain_memory(name: str, kind: str) -> None:
