@@ -64,7 +64,7 @@ _CLASS_OF_OPCODE = {
     "cvt": "convert",
 }
 _SPECIAL = {"sqrt", "rsqrt", "rcp", "ex2", "lg2", "sin", "cos", "tanh", "div"}
-_FLOAT_TYPES = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f64"}
+_FLOAT_TYPES = {"f16", "bf16", "f16x2", "bf16x2", "f32", "f32x2", "f64"}
 _INTEGER = {
     "add",
     "sub",
@@ -119,6 +119,8 @@ def scalar_flops(i: Instruction) -> tuple[str, int] | None:
     kind = i.modifiers[-1] if i.modifiers else ""
     if kind not in _FLOAT_TYPES or i.opcode not in ("fma", "mad", "add", "sub", "mul"):
         return None
+    if "f32" in i.modifiers:  # the sum is one, whatever the operands are
+        kind = "f32"
     operations = 2 if i.opcode in ("fma", "mad") else 1
     if kind.endswith("x2"):
         return kind[:-2], 2 * operations

@@ -855,6 +855,8 @@ class KernelLowering:
             operand_type = kind
             if op in ("shl", "shr") and k == 2 or op == "bfe" and k > 1 or op == "bfi" and k > 2 or op == "shf":
                 operand_type = "u32"
+            if kind in ("f16", "bf16") and "f32" in middle and k == len(i.operands) - 1:
+                operand_type = "f32"  # a single that halves are added to
             if op == "mad" and "wide" in i.modifiers and k == 3:
                 operand_type = f"{kind[0]}{2 * int(kind[1:])}"
             e.set(k, self._source(operand, operand_type))
@@ -934,9 +936,9 @@ class KernelLowering:
 
     def _lower_redux(self, i, e):
         kind = i.modifiers[-1]
-        if kind not in ("s32", "u32", "b32"):
-            return
         e.handler, e.kind = "redux", int(kind == "s32")
+        if kind == "f32":
+            e.handler, e.kind = "redux.f32", ("NaN" in i.modifiers) | ("abs" in i.modifiers) << 1
         e.immediate = ["add", "min", "max", "and", "or", "xor"].index(i.modifiers[1])
         e.set(0, self._destination(i.operands[0]))
         e.set(1, self._source(i.operands[1], kind))
