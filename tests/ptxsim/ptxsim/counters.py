@@ -5,7 +5,6 @@ All counts are exact for the launch that ran (they depend on the data where cont
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +39,8 @@ _CLASS_OF_OPCODE = {
     "atom": "atomic",
     "red": "atomic",
     "mma": "tensor",
+    "wgmma": "tensor",
+    "tcgen05": "tensor",
     "ldmatrix": "matrix-load",
     "stmatrix": "matrix-load",
     "cp": "async-copy",
@@ -127,13 +128,11 @@ def scalar_flops(i: Instruction) -> tuple[str, int] | None:
     return kind, operations
 
 
-def tensor_flops(i: Instruction) -> tuple[str, int] | None:
-    """(operand type, operations per warp) of an mma instruction."""
-    if i.opcode != "mma":
-        return None
-    shape = next(re.fullmatch(r"m(\d+)n(\d+)k(\d+)", m) for m in i.modifiers if re.fullmatch(r"m\d+n\d+k\d+", m))
-    m, n, k = (int(v) for v in shape.groups())
-    return i.modifiers[-3], 2 * m * n * k
+def tensor_type(i: Instruction) -> str:
+    """Type of the operands of a tensor core instruction."""
+    if i.opcode == "tcgen05":  # bf16 is f16 to it
+        return next(m for m in i.modifiers if m.startswith("kind::")).removeprefix("kind::")
+    return i.modifiers[-3 if i.opcode == "mma" else -2]
 
 
 @dataclass
@@ -222,7 +221,9 @@ class Counters:
         column = {name: k for k, name in enumerate(PROFILE_FIELDS)}
         for pc in np.nonzero(profile[:, column["issued"]])[0]:
             i = instructions[pc]
-            issued, executed, lanes, divergent, requests, sectors, shared, wavefronts = (int(v) for v in profile[pc])
+            issued, executed, lanes, divergent, requests, sectors, shared, wavefronts, tensor = (
+                int(v) for v in profile[pc]
+            )
             kind = instruction_class(i)
             c.warp_instructions += issued
             c.thread_instructions += lanes
@@ -243,8 +244,8 @@ class Counters:
                 c.barriers += executed
             if scalar := scalar_flops(i):
                 c.flops[scalar[0]] = c.flops.get(scalar[0], 0) + scalar[1] * lanes
-            if tensor := tensor_flops(i):
-                c.tensor_flops[tensor[0]] = c.tensor_flops.get(tensor[0], 0) + tensor[1] * executed
+            if tensor:
+                c.tensor_flops[tensor_type(i)] = c.tensor_flops.get(tensor_type(i), 0) + tensor
             line = c.lines.setdefault(str(i.source) if i.source else "?", LineCounters())
             line.warp_instructions += issued
             line.global_requests += requests

@@ -73,7 +73,7 @@ class DeviceFault(PtxsimError):
 class Race:
     """Two unordered accesses to the same memory, at least one a write."""
 
-    kind: str  # "write-write", "read-after-write" or "write-after-read"
+    kind: str  # one of launch.RACE_KINDS
     location: str  # "shared memory" or the argument's name
     offset: int  # byte offset of the first example
     first: SourceLine | None

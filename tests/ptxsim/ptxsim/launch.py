@@ -32,9 +32,12 @@ FAULT_KINDS = [
     "trap",
     "runaway",
     "pending-copy",
+    "pending-wgmma",
+    "invalid-mbarrier",
+    "invalid-tensor-memory",
 ]
-RACE_KINDS = ["write-write", "read-after-write", "write-after-read"]
-SHARED_SEGMENT = -2
+RACE_KINDS = ["write-write", "read-after-write", "write-after-read", "missing-proxy-fence"]
+SHARED_SEGMENT, TENSOR_SEGMENT = -2, -3
 
 
 @dataclass
@@ -392,7 +395,7 @@ def _race(kernel, segments, race) -> Race:
         location, offset, _ = segments[race.location].describe_offset(race.offset)
         location = f"argument '{location}'"
     else:
-        location, offset = "shared memory", race.offset
+        location, offset = "tensor memory" if race.location == TENSOR_SEGMENT else "shared memory", race.offset
     return Race(
         RACE_KINDS[race.kind],
         location,

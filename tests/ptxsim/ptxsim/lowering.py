@@ -69,6 +69,7 @@ SPACES = {"global": 1, "shared": 2, "local": 3, "param": 4, "const": 5}
 GENERIC, LOCAL, PARAM = 0, 3, 4
 GUARD_NEGATED, OPERAND_NEGATED, FLUSH_SUBNORMALS = 1, 2, 4
 STRONG_ACCESS, ACQUIRES, RELEASES, BLOCK_SCOPE = 8, 16, 32, 64
+TOUCHES, RENAMES = 1, 2  # how an instruction uses registers of wgmma
 ATOMIC_OPERATIONS = ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"]
 ATOMIC_TYPES = ["u32", "s32", "u64", "s64", "f32", "f64", "f16", "bf16", "f16x2", "bf16x2", "b16"]
 MMA_TYPES = ["f16", "bf16", "tf32", "s8", "u8"]
@@ -239,9 +240,10 @@ class _Encoding:
         self.widths = [0] * native.MAX_OPERANDS
         self.guard = -1
         self.flags = 0
-        self.space = self.count = self.element_size = self.kind = 0
+        self.space = self.count = self.element_size = self.kind = self.wgmma = 0
         self.offset = self.offset2 = self.immediate = 0
         self.label: str | None = None
+        self.registers: list[int] = []  # a list of any length besides the operands
 
     def set(self, index: int, slot: tuple[int, int]) -> None:
         self.operands[index], self.widths[index] = slot
@@ -326,15 +328,18 @@ class KernelLowering:
 
     def _finish(self) -> Program:
         handlers = native.handlers()
+        self._mark_wgmma_registers()
+        lists: list[int] = []
         code = (native.EncodedInstruction * len(self.encoded))()
         for target, e in zip(code, self.encoded, strict=False):
             target.handler = handlers[e.handler]
             target.guard = e.guard
-            target.target = self.labels[e.label] if e.label is not None else 0
+            target.target = self.labels[e.label] if e.label is not None else len(lists)
+            lists += e.registers
             target.operand[:] = e.operands
             target.width[:] = e.widths
             target.flags, target.space, target.count = e.flags, e.space, e.count
-            target.element_size, target.kind = e.element_size, e.kind
+            target.element_size, target.kind, target.wgmma = e.element_size, e.kind, e.wgmma
             target.offset, target.offset2, target.immediate = e.offset, e.offset2, e.immediate
         registers = np.zeros(max(self.register_bytes, 64), np.uint8)
         for (value, width), offset in self.constants.items():
@@ -346,6 +351,7 @@ class KernelLowering:
             [x for name, offset in self.special.items() for x in (offset, SPECIAL_REGISTERS.index(name))] or [0],
             np.uint32,
         )
+        register_lists = np.array(lists or [0], np.uint32)
         handle = native.library().ptxsim_program_create(
             ctypes.cast(code, ctypes.c_void_p),
             len(self.encoded),
@@ -355,10 +361,31 @@ class KernelLowering:
             len(predicates),
             special.ctypes.data,
             len(self.special),
+            register_lists.ctypes.data,
+            len(lists),
             self.shared_top,
             -(-self.local_top // 16) * 16,
         )
         return Program(self.kernel, self.origin, self.shared_top, self.local_top, list(self.buffers.values()), handle)
+
+    def _mark_wgmma_registers(self) -> None:
+        """Flags what touches the registers of wgmma, which are out of bounds until it has been waited for."""
+        used = {
+            offset for e in self.encoded if e.handler == "wgmma.mma_async" for offset in e.registers + e.operands[3:7]
+        }
+        fixed = {native.NO_OPERAND, *self.constants.values(), *self.special.values()}
+        moves = [e for e in self.encoded if e.handler == "mov.b32" and not fixed & set(e.operands[:2])]
+        grown = 0
+        while used and grown != len(used):
+            grown = len(used)
+            for e in moves:
+                if used & set(e.operands[:2]):
+                    used.update(e.operands[:2])
+        used -= fixed
+        for e in self.encoded:
+            registers = {offset for offset, width in zip(e.operands, e.widths, strict=True) if width}
+            if registers & used and e.handler != "wgmma.mma_async":
+                e.wgmma = RENAMES if registers <= used and e in moves else TOUCHES
 
     # ------------------------------------------------------------ operands
 
@@ -570,7 +597,10 @@ class KernelLowering:
         e.handler = "nop"
 
     def _lower_fence(self, i, e):
-        e.handler, e.kind = "nop" if "proxy" in i.modifiers else "fence", int("cta" not in i.modifiers)
+        if "proxy" in i.modifiers:
+            e.handler = "fence.proxy.async" if i.modifiers[1].startswith("async") else "nop"
+        else:
+            e.handler, e.kind = "fence", int("cta" not in i.modifiers)
 
     _lower_membar = _lower_fence
 
@@ -973,6 +1003,32 @@ class KernelLowering:
             return
         for index, (register, is_destination) in enumerate(flat):
             e.set(index, self._register(register) if is_destination else self._source(register, register_type))
+
+    def _lower_wgmma(self, i, e):
+        operation = i.modifiers[0]
+        if operation != "mma_async":
+            e.handler = f"wgmma.{operation}"
+            e.immediate = parse_immediate(i.operands[0], "u32") if i.operands else 0
+            return
+        *_, shape, d_type, a_type, b_type = i.modifiers
+        n, k = (int(v) for v in re.fullmatch(r"m64n(\d+)k(\d+)", shape).groups())
+        if i.modifiers[:3] != ["mma_async", "sync", "aligned"] or a_type != b_type or d_type not in ("f32", "f16"):
+            return
+        if a_type not in ("f16", "bf16", "tf32") or k != (8 if a_type == "tf32" else 16):
+            return
+        d, a, b, keep, *signs = i.operands
+        e.registers = [self._register(register)[0] for register in self._vector(d)]
+        a_registers = self._vector(a) if a.startswith("{") else []
+        for index, register in enumerate(a_registers, 3):
+            e.set(index, self._source(register, "b32"))
+        if not a_registers:
+            e.set(1, self._source(a, "b64"))
+        e.set(2, self._source(b, "b64"))
+        e.operands[0] = self._source_predicate(e, keep)
+        e.offset, e.offset2, *transposed = (int(v) for v in signs)
+        transposed = [0] * (2 - len(transposed)) + transposed  # A in registers has no flag, tf32 none at all
+        e.handler, e.count = "wgmma.mma_async", n // 8
+        e.kind = MMA_TYPES.index(a_type) | transposed[0] << 4 | transposed[1] << 5 | (d_type == "f16") << 6
 
 
 def lower(module: ParsedModule, kernel: Function, buffers: dict[str, GlobalBuffer]) -> Program:

@@ -30,6 +30,8 @@ SOURCES = (
     "numeric.hpp",
     "warp_operations.hpp",
     "mma.hpp",
+    "shared_matrix.hpp",
+    "wgmma.hpp",
 )
 FLAGS = (
     "-O3",
@@ -59,7 +61,8 @@ class EncodedInstruction(ctypes.Structure):
         ("count", u8),
         ("element_size", u8),
         ("kind", u8),
-        ("reserved", u8 * 3),
+        ("wgmma", u8),
+        ("reserved", u8 * 2),
         ("offset", i64),
         ("offset2", i64),
         ("immediate", i64),
@@ -145,6 +148,7 @@ PROFILE_FIELDS = (
     "global_sectors",
     "shared_requests",
     "shared_wavefronts",
+    "tensor_flops",
 )
 
 
@@ -205,7 +209,7 @@ def library() -> ctypes.CDLL:
     pointer = ctypes.c_void_p
     lib.ptxsim_handler_name.restype = ctypes.c_char_p
     lib.ptxsim_program_create.restype = pointer
-    lib.ptxsim_program_create.argtypes = [pointer, u32, pointer, u32, pointer, u32, pointer, u32, u32, u32]
+    lib.ptxsim_program_create.argtypes = [*[pointer, u32] * 5, u32, u32]
     lib.ptxsim_program_destroy.argtypes = [pointer]
     lib.ptxsim_launch.restype = pointer
     lib.ptxsim_launch.argtypes = [pointer, pointer, pointer, pointer, u32, pointer]

@@ -98,6 +98,29 @@ def matmul(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexp
 
 
 @triton.jit
+def matmul_strided(
+    a, b, c, M, N, K, am, ak, bk, bn,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, DOUBLE: tl.constexpr = False,
+):  # fmt: skip
+    """c = a b, or 2 a b with the doubling done in registers."""
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    acc = tl.zeros((BM, BN), tl.float32)
+    for k0 in range(0, K, BK):
+        left = tl.load(
+            a + m[:, None] * am + (k0 + k)[None, :] * ak, mask=(m[:, None] < M) & ((k0 + k)[None, :] < K), other=0.0
+        )
+        right = tl.load(
+            b + (k0 + k)[:, None] * bk + n[None, :] * bn, mask=((k0 + k)[:, None] < K) & (n[None, :] < N), other=0.0
+        )
+        if DOUBLE:
+            left += left
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+    tl.store(c + m[:, None] * N + n[None, :], acc, mask=(m[:, None] < M) & (n[None, :] < N))
+
+
+@triton.jit
 def matmul_int8(a, b, c, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     m, n, k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
     acc = tl.zeros((BM, BN), tl.int32)

@@ -135,11 +135,11 @@ def test_unsupported_instruction_is_named():
 .visible .entry k(.param .u64 k_param_0)
 {
   .reg .b32 %r<2>;
-  wgmma.fence.sync.aligned;
+  tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%r0], [%r1], 128;
   ret;
 }
 """
-    with pytest.raises(ptxsim.UnsupportedPTX, match=r"wgmma.fence.sync.aligned.*PTX line 7"):
+    with pytest.raises(ptxsim.UnsupportedPTX, match=r"tensormap.cp_fenceproxy.*PTX line 7"):
         ptxsim.launch(ptxsim.Module(ptx).kernels["k"], 1, 32, [None])
 
 

@@ -14,25 +14,40 @@ import pytest
 import torch
 
 M, N, K = 70, 64, 96
+SYNCHRONISATIONS = (
+    r"bar\.sync\s+0;|cp\.async\.wait_group\s+\d+;|fence\.proxy\.async\S*;|wgmma\.(?:fence|commit_group|wait_group)[^;]*;"
+)
 
 
 def compile_matmul(arch, stages, dtype, precision):
     """PTX, shared bytes and warps of the matmul kernel, through an ordinary launch."""
     a, b = torch.randn(M, K).to(dtype), torch.randn(K, N).to(dtype)
     with ptxsim.triton_device(arch=arch):
-        compiled = kernels.matmul[(3, 2)](
-            a, b, torch.zeros(M, N), M, N, K, BM=32, BN=32, BK=16, PRECISION=precision, num_stages=stages
+        compiled = kernels.matmul[grid(arch)](
+            a, b, torch.zeros(M, N), M, N, K, BM=rows(arch), BN=32, BK=16, PRECISION=precision, num_stages=stages
         )
     return compiled.asm["ptx"], compiled.metadata.shared, a.numpy(), b.numpy()
 
 
+def rows(arch):
+    """Of a tile; from sm_90 on the tensor cores take 64."""
+    return 64 if arch >= 90 else 32
+
+
+def grid(arch):
+    return -(-M // rows(arch)), 2
+
+
 def is_noticed(ptx, shared, a, b) -> bool:
-    kernel = ptxsim.Module(ptx).kernels["matmul"]
+    module = ptxsim.Module(ptx)
+    kernel = module.kernels["matmul"]
     expected = a.astype(np.float32) @ b.astype(np.float32)
     for seed in range(3):
         c = np.zeros((M, N), np.float32)
         try:
-            ptxsim.launch(kernel, (3, 2), 128, [a, b, c, M, N, K, None, None], shared=shared, races=True, seed=seed)
+            ptxsim.launch(
+                kernel, grid(module.arch), 128, [a, b, c, M, N, K, None, None], shared=shared, races=True, seed=seed
+            )
         except ptxsim.DeviceFault:
             return True
         if not np.abs(c - expected).max() < 0.1:
@@ -47,12 +62,14 @@ def is_noticed(ptx, shared, a, b) -> bool:
         (80, 1, torch.float32, "ieee", 1.0),
         (80, 3, torch.float32, "tf32", 0.6),
         (80, 3, torch.float16, "ieee", 0.6),
+        (90, 3, torch.float16, "ieee", 0.6),
+        (90, 2, torch.float32, "tf32", 0.6),
     ],
 )
 def test_dropping_a_synchronisation_is_noticed(arch, stages, dtype, precision, minimum_share):
     ptx, shared, a, b = compile_matmul(arch, stages, dtype, precision)
     assert not is_noticed(ptx, shared, a, b)
-    synchronisations = list(re.finditer(r"bar\.sync\s+0;|cp\.async\.wait_group\s+\d+;", ptx))
+    synchronisations = list(re.finditer(SYNCHRONISATIONS, ptx))
     noticed = [is_noticed(ptx[: m.start()] + ptx[m.end() :], shared, a, b) for m in synchronisations]
     assert synchronisations and sum(noticed) >= minimum_share * len(noticed), [
         (m[0], hit) for m, hit in zip(synchronisations, noticed, strict=False)
