@@ -1030,6 +1030,67 @@ class KernelLowering:
         e.handler, e.count = "wgmma.mma_async", n // 8
         e.kind = MMA_TYPES.index(a_type) | transposed[0] << 4 | transposed[1] << 5 | (d_type == "f16") << 6
 
+    # ------------------------------------------------------------ asynchronous work
+
+    def _lower_mbarrier(self, i, e):
+        operation, modifiers = i.modifiers[0], set(i.modifiers[1:])
+        e.space = SPACES["shared"] if modifiers & {"shared", "shared::cta", "shared::cluster"} else GENERIC
+        operands = list(i.operands)
+        if "noComplete" in modifiers:
+            return
+        if operation in ("init", "expect_tx", "complete_tx", "inval"):
+            e.offset = self._address(e, 0, operands[0])
+            if operation != "inval":
+                e.set(1, self._source(operands[1], "u32"))
+        elif operation == "arrive":
+            if not operands[0].startswith("["):
+                e.set(0, self._destination(operands.pop(0)))
+            e.offset, e.kind = self._address(e, 1, operands[0]), int("expect_tx" in modifiers)
+            e.set(2, self._source(operands[1] if len(operands) > 1 else "1", "u32"))
+        elif operation in ("test_wait", "try_wait"):
+            operation = "test_wait"
+            e.operands[0] = self._predicate(operands[0])
+            e.offset, e.kind = self._address(e, 1, operands[1]), int("parity" in modifiers)
+            e.set(2, self._source(operands[2], "u32" if e.kind else "b64"))
+        e.handler = f"mbarrier.{operation}"
+
+    def _lower_tcgen05(self, i, e):
+        operation, modifiers = i.modifiers[0].split("::")[0], i.modifiers[1:]
+        if {"cta_group::2", "ws", "sp", "pack::16b", "unpack::16b", "multicast::cluster"} & set(modifiers):
+            return
+        e.handler = f"tcgen05.{operation}"
+        if operation in ("relinquish_alloc_permit", "wait", "fence"):
+            e.handler = "nop"  # what they wait for is done at once here, or ordered by an mbarrier
+        elif operation == "alloc":
+            e.space = SPACES["shared"] if "shared::cta" in modifiers else GENERIC
+            e.offset = self._address(e, 0, i.operands[0])
+            e.set(1, self._source(i.operands[1], "u32"))
+        elif operation == "dealloc":
+            e.set(0, self._source(i.operands[0], "u32"))
+            e.set(1, self._source(i.operands[1], "u32"))
+        elif operation in ("ld", "st"):
+            e.kind = ["32x32b", "16x32bx2"].index(modifiers[2])
+            operands = list(i.operands)
+            e.offset = self._address(e, 0, operands.pop(1 if operation == "ld" else 0))
+            registers = self._vector(operands.pop(0 if operation == "ld" else -1))
+            e.immediate = parse_immediate(operands[0], "u32") if operands else 0
+            e.count = len(registers)
+            e.registers = [self._source(register, "b32")[0] for register in registers]
+        elif operation == "mma":
+            e.element_size = {"kind::f16": 2, "kind::tf32": 4}[modifiers[1]]
+            d, a, b, form, keep = i.operands
+            e.offset, e.kind = self._address(e, 0, d), int(a.startswith("["))
+            if e.kind:
+                e.offset2 = self._address(e, 1, a)
+            else:
+                e.set(1, self._source(a, "b64"))
+            e.set(2, self._source(b, "b64"))
+            e.set(3, self._source(form, "b32"))
+            e.operands[4] = self._source_predicate(e, keep)
+        elif operation == "commit":
+            e.space = SPACES["shared"] if "shared::cluster" in modifiers else GENERIC
+            e.offset = self._address(e, 0, i.operands[0])
+
 
 def lower(module: ParsedModule, kernel: Function, buffers: dict[str, GlobalBuffer]) -> Program:
     """Encodes one kernel for the executor."""

@@ -32,6 +32,8 @@ SOURCES = (
     "mma.hpp",
     "shared_matrix.hpp",
     "wgmma.hpp",
+    "mbarrier.hpp",
+    "tensor_memory.hpp",
 )
 FLAGS = (
     "-O3",

@@ -241,8 +241,8 @@ def _benchmark(kernel_call, *args, quantiles=None, **kwargs):
 def triton_device(arch: int = 80, autotune: str = "first", **options):
     """Runs Triton kernels of this context in the simulator.
 
-    arch: compute capability to compile for; 80 (or 75) executes everything, newer ones mostly compile
-        to instructions that are unsupported.
+    arch: compute capability to compile for, from 75 to 120; Triton itself takes the features of sm_90a, sm_100a
+        and so on.
     autotune: "first" takes an autotuned kernel's first configuration without running any, "bound"
         runs each once and takes the one with the lowest roofline bound (A100).
     options: LaunchOptions such as races=True, seed=0, seeds=3.

@@ -16,6 +16,7 @@ import torch
 M, N, K = 70, 64, 96
 SYNCHRONISATIONS = (
     r"bar\.sync\s+0;|cp\.async\.wait_group\s+\d+;|fence\.proxy\.async\S*;|wgmma\.(?:fence|commit_group|wait_group)[^;]*;"
+    r"|@!complete bra\.uni waitLoop;"
 )
 
 
@@ -64,6 +65,7 @@ def is_noticed(ptx, shared, a, b) -> bool:
         (80, 3, torch.float16, "ieee", 0.6),
         (90, 3, torch.float16, "ieee", 0.6),
         (90, 2, torch.float32, "tf32", 0.6),
+        (100, 3, torch.float16, "ieee", 0.6),
     ],
 )
 def test_dropping_a_synchronisation_is_noticed(arch, stages, dtype, precision, minimum_share):

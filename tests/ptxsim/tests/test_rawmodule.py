@@ -172,3 +172,13 @@ def test_compiled_source_is_kept_for_other_processes(monkeypatch, tmp_path):
     for changed in ((source, "kernel.cu", ("-DVALUE=2",)), (source + "\n", "kernel.cu", ("-DVALUE=1",))):
         assert compile_to_ptx(*changed) == ("compiled anew", {})
     assert compile_to_ptx(source, options=("-DVALUE=1",), arch=90) == ("compiled anew", {})
+
+
+@pytest.mark.parametrize("arch", [75, 90, 100, 120])
+def test_architectures(arch):
+    source = 'extern "C" __global__ void arch(int* out) { *out = __CUDA_ARCH__; }'
+    out = np.zeros(1, np.int32)
+    with cuda_device(arch=arch):
+        module = RawModule(code=source)
+        module.get_function("arch")((1,), (1,), (out,))
+    assert out[0] == 10 * arch and f".target sm_{arch}" in module.ptx

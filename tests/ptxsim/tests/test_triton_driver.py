@@ -36,6 +36,15 @@ def test_nested_devices_use_their_own_architecture():
     assert len(outer.launches) == len(inner.launches) == 1
 
 
+@pytest.mark.parametrize("arch, target", [(80, "sm_80"), (90, "sm_90a"), (100, "sm_100a"), (120, "sm_120a")])
+def test_architectures(arch, target):
+    """Every one runs, and Triton takes the instructions that only this generation has."""
+    x, y, out = torch.randn(1000), torch.randn(1000), torch.empty(1000)
+    with ptxsim.triton_device(arch=arch, races=True):
+        compiled = kernels.add[(4,)](x, y, out, 1000, BLOCK=256)
+    assert f".target {target}\n" in compiled.asm["ptx"] and torch.equal(out, x + y)
+
+
 @pytest.mark.parametrize("kernel, argument", [(kernels.add_unmasked_store, "out"), (kernels.add_unmasked_load, "x")])
 def test_out_of_bounds(kernel, argument):
     x, y, out = torch.randn(1000), torch.randn(1000), torch.zeros(1000)
