@@ -22,9 +22,14 @@ import kernels
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", action="append", help="test this backend only (may be repeated)")
     parser.addoption("--compiled", action="store_true", help="without a GPU: Triton's kernels compiled, in ptxsim")
+    parser.addoption(
+        "--arch", type=int, choices=(75, 80, 86, 89, 90, 100, 120), default=80,
+        help="compute capability of the GPU that ptxsim is: 80 (default), 90, ...",
+    )  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    devices.arch = config.getoption("arch")
     simulated = not devices.GPU and config.getoption("backend") != ["numpy"]
     hypothesis.settings.register_profile(
         "kernels",

@@ -12,6 +12,7 @@ import torch
 
 GPU = torch.cuda.is_available()
 GPU_DEVICE = "cuda"
+arch = 80  # compute capability of the simulated GPU, which --arch changes
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def running(backend: str) -> Iterator[None]:
     elif backend == "triton":
         import ptxsim
 
-        with ptxsim.triton_device(races=True):
+        with ptxsim.triton_device(arch=arch, races=True):
             yield
     else:
         import cupy
@@ -36,7 +37,7 @@ def running(backend: str) -> Iterator[None]:
 
         from kernels.cupy import launch
 
-        with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(races=True):
+        with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(arch=arch, races=True):
             patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
             patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
             yield
