@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser.add_subparsers(metavar="COMMAND", required=True).add_parser(
         "check",
         help="test every operation on this machine",
-        description="Compares every operation, gradients included, with the NumPy backend in float64, on every backend"
+        description="Compares every operation, gradients included, with its formula in float64, on every backend"
         " that can run here. The exit status is 0 if all that ran is right.",
     )
     command.add_argument("--backend", action="append", choices=NAMES, help="test this backend only (may be repeated)")

@@ -1,4 +1,7 @@
-"""Watches primitives run and judges each result: NumPy's primitive in float64, on copies of the same inputs, decides.
+"""Watches primitives run and judges each result by the same primitive in float64, on copies of the same inputs.
+
+Convolution and pooling are judged by `kernels.numpy.reference`, which shares no code with what it judges; the others, of
+which NumPy's code is the formula, by NumPy's.
 
 A rule for each primitive says how many terms an output sums, and the sum of their magnitudes, as the tolerance wants.
 """
@@ -14,6 +17,8 @@ from torch.utils._pytree import tree_map_only
 import kernels.numpy
 from kernels.check.tolerances import SUMS_IN, errors, rounded_between
 from kernels.integration.primitive import as_tuple
+from kernels.numpy import reference
+from kernels.numpy.arrays import on_arrays
 from kernels.ops.conv2d_relu_max_pool2d import WINDOWS
 
 Sizes = list[tuple[Tensor | float, Tensor | float]]  # terms and magnitude of each float output
@@ -79,10 +84,12 @@ def exactly(tensor: Tensor) -> Tensor:
 
 
 def run(name: str, inputs: tuple[Any, ...]) -> list[Tensor]:
-    """The outputs of NumPy's primitive."""
+    """The outputs of the primitive that judges."""
     if name == "sgd":  # changes its inputs
         inputs = tree_map_only(Tensor, torch.clone, inputs)
-    return outputs_of(name, inputs, getattr(kernels.numpy, name)(*map(as_tuple, inputs)))
+    formula = getattr(reference, name, None)
+    function = on_arrays(formula) if formula else getattr(kernels.numpy, name)
+    return outputs_of(name, inputs, function(*map(as_tuple, inputs)))
 
 
 def outputs_of(name: str, inputs: tuple[Any, ...], results: Any) -> list[Tensor]:

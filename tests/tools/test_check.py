@@ -66,7 +66,10 @@ def test_every_primitive_is_judged() -> None:
     assert seen == set(PRIMITIVES) == {name.removeprefix("lenet_kernels::") for name in registered}
 
 
-@pytest.mark.parametrize("name", ("max_pool2d", "linear", "linear + relu", "linear + sigmoid", "softmax", "SGD"))
+@pytest.mark.parametrize(
+    "name",
+    ("conv2d", "conv2d_relu_max_pool2d", "max_pool2d", "linear", "linear + relu", "linear + sigmoid", "softmax", "SGD"),
+)
 def test_a_backend_is_right(backend: str, name: str) -> None:
     result = row(backend, name)
     assert (result.status, result.detail) == ("ok", "")
