@@ -5,22 +5,22 @@
 //     weight grad    dweight, dbias = dz^T (input, 1)       m: outputs n: inputs    k: batch
 //
 // A block computes TILE x TILE values of c, a thread TM x TN of them: at four values of k, 4 x 4 sums take 8 reads of 16
-// bytes for 64 FMAs, 8 x 4 sums 12 for 128. Small layers make few tiles and long sums, so GROUPS of warps share out k and
-// add up at the end. float32 is IEEE FMA always: no TF32 here. The sums of a thread are independent FMAs, and its next
-// operands wait in registers while it multiplies: so these kernels take more than 64 registers, and need few warps.
+// bytes for 64 FMAs, 8 x 4 sums 12 for 128. Small layers make few tiles and long sums, so there WARP_SPLITS sets of warps
+// split k, and add up at the end. float32 is IEEE FMA always: no TF32 here. The sums of a thread are independent FMAs, and
+// its next operands wait in registers while it multiplies: so these kernels take more than 64 registers, and need few warps.
 
 #include "common.cuh"
 
 constexpr int TM = TILE / 8, TN = 4;
 constexpr int LANES_M = TILE == 16 ? 8 : 4, LANES_N = 32 / LANES_M;              // a warp's lanes
-constexpr int WARPS_M = TILE / (LANES_M * TM), WARPS_N = TILE / (LANES_N * TN);  // a group's warps
-constexpr int BLOCK = 32 * WARPS_M * WARPS_N * GROUPS;                           // threads
+constexpr int WARPS_M = TILE / (LANES_M * TM), WARPS_N = TILE / (LANES_N * TN);  // of a split's warps
+constexpr int BLOCK = 32 * WARPS_M * WARPS_N * WARP_SPLITS;                      // threads
 constexpr int RESIDENT = sizeof(accum) == 8 ? 1 : TILE == 64 ? 2 : 384 / BLOCK;  // blocks of a multiprocessor, at least
 constexpr int QUADS = 4;                         // that a thread fetches of an operand, four values each
 constexpr int DEPTH = 4 * QUADS * BLOCK / TILE;  // of k, that lie in shared memory at once
 constexpr int PITCH = DEPTH + 4;                 // reads of 16 bytes in 8 neighbouring rows meet no bank twice
 constexpr int SUM_PITCH = TILE + LANES_N;        // nor do a warp's writes of its sums
-constexpr int OPERANDS_SIZE = 2 * TILE * PITCH, SUMS_SIZE = GROUPS * TILE * SUM_PITCH;
+constexpr int OPERANDS_SIZE = 2 * TILE * PITCH, SUMS_SIZE = WARP_SPLITS * TILE * SUM_PITCH;
 constexpr int MEMORY_SIZE = OPERANDS_SIZE > SUMS_SIZE ? OPERANDS_SIZE : SUMS_SIZE;
 
 constexpr int NONE = 0, RELU = 1, SIGMOID = 2, STEP = 3;
@@ -179,10 +179,10 @@ template <typename A, typename B, typename Store>
 __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, Store store) {
     accum *a_tile = memory, *b_tile = memory + TILE * PITCH;
     const int lane_m = threadIdx.x % 32 / LANES_N, lane_n = threadIdx.x % LANES_N, warp = threadIdx.x / 32;
-    const int warp_m = warp % WARPS_M, warp_n = warp / WARPS_M % WARPS_N, group = warp / (WARPS_M * WARPS_N);
+    const int warp_m = warp % WARPS_M, warp_n = warp / WARPS_M % WARPS_N, own_split = warp / (WARPS_M * WARPS_N);
     const int own_m = A::template row<LANES_M, TM>(warp_m, lane_m, 0);
     const int own_n = B::template row<LANES_N, TN>(warp_n, lane_n, 0);
-    const int a_from = kept(A::place(own_m, 4 * group)), b_from = kept(int(b_tile - a_tile) + B::place(own_n, 4 * group));
+    const int a_from = kept(A::place(own_m, 4 * own_split)), b_from = kept(int(b_tile - a_tile) + B::place(own_n, 4 * own_split));
     accum sums[TM][TN] = {};
     typename A::Fetched a_fetched;
     typename B::Fetched b_fetched;
@@ -193,7 +193,7 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
         a.put(a_tile, a_fetched);
         b.put(b_tile, b_fetched);
         __syncthreads();
-        const int of_group = left - 4 * group;
+        const int of_split = left - 4 * own_split;
         depth -= DEPTH;
         left = int(depth < DEPTH ? depth : DEPTH);
         if (left > 0) {  // the next chunk is on its way while this one is multiplied
@@ -203,8 +203,8 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
             b.fetch(b_fetched, left);
         }
 #pragma unroll
-        for (int quad = 0; quad < DEPTH; quad += 4 * GROUPS) {
-            if (quad >= of_group) break;
+        for (int quad = 0; quad < DEPTH; quad += 4 * WARP_SPLITS) {
+            if (quad >= of_split) break;
             accum as[TM][4], bs[TN][4];
             A::template get<LANES_M>(memory + a_from, quad, as);
             B::template get<LANES_N>(memory + b_from, quad, bs);
@@ -217,11 +217,11 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
         }
         __syncthreads();
     }
-    // The groups' sums meet in shared memory, and leave it in rows.
+    // The splits' sums meet in shared memory, and leave it in rows.
     Sums* quads = reinterpret_cast<Sums*>(memory);
 #pragma unroll
     for (int i = 0; i < TM; i++) {
-        const int to = (group * TILE + own_m + A::template row<LANES_M, TM>(0, 0, i)) * SUM_PITCH + own_n;
+        const int to = (own_split * TILE + own_m + A::template row<LANES_M, TM>(0, 0, i)) * SUM_PITCH + own_n;
         if constexpr (B::k_inner) {
 #pragma unroll
             for (int j = 0; j < TN; j++) memory[to + j * LANES_N] = sums[i][j];
@@ -238,7 +238,7 @@ __device__ __forceinline__ void multiply(accum* memory, A a, B b, int64 depth, S
         Sums* of = quads + ((first + m) * (SUM_PITCH / 4) + quad);
         Sums total = *of;
 #pragma unroll
-        for (int g = 1; g < GROUPS; g++) {
+        for (int g = 1; g < WARP_SPLITS; g++) {
             const Sums other = of[g * TILE * (SUM_PITCH / 4)];
 #pragma unroll
             for (int e = 0; e < 4; e++) total.at[e] += other.at[e];

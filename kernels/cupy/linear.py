@@ -10,12 +10,12 @@ from kernels.ops.linear import new_rows
 from kernels.sizes import cdiv
 
 SHORTEST = 128  # rows of a split: no more time than it takes to add the splits up
-GROUPS = {
+WARP_SPLITS = {
     16: (1, 2, 4),
     32: (1, 2, 2),
     64: (1, 1, 1),
-}  # of warps by tile, for sums of up to 32 terms, of up to 255, longer
-WARPS = {16: 1, 32: 2, 64: 4}  # of a group
+}  # sets of warps that split a sum, by tile: of up to 32 terms, of up to 255, of more
+WARPS = {16: 1, 32: 2, 64: 4}  # of a set
 WIDTHS = (4, 2, 1)  # values that are read at once
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "step": 3}
 
@@ -72,31 +72,31 @@ def _backward(
     widths = width(dy, y), width(input, weight)
     strides = [structure((0, 0) if matrix is None else matrix.stride()) for matrix in (dy, y, input, weight, dinput)]
 
-    def start(tile: int, groups: int, input_tiles: int, weight_tiles: int) -> None:
+    def start(tile: int, warp_splits: int, input_tiles: int, weight_tiles: int) -> None:
         results = (dweight if need_weight else None, dbias if need_bias else None)
         tensors = (dy, y, input, weight, dinput, *results, partial)
         sizes = (batch, outputs, inputs, rows, input_tiles, weight_tiles)
-        shape = (tile, groups, input_tiles + weight_tiles * splits)
+        shape = (tile, warp_splits, input_tiles + weight_tiles * splits)
         _launch("linear_backward", shape, widths, activation, *tensors, *sizes, *strides)
 
-    tile, groups, weight_tiles = weight_shape
+    tile, warp_splits, weight_tiles = weight_shape
     if input_shape[0] == tile:
-        start(tile, groups, input_shape[2], weight_tiles)
+        start(tile, warp_splits, input_shape[2], weight_tiles)
     else:
         start(*input_shape, 0)
-        start(tile, groups, 0, weight_tiles)
+        start(tile, warp_splits, 0, weight_tiles)
     add_splits(partial, dweight, dbias)
     return dinput, dweight, dbias
 
 
 def tiles(m: int, n: int, k: int, least: int = 16) -> tuple[int, int, int]:
-    """(edge of a tile, groups of warps, tiles) for a product of m x n sums of k terms.
+    """(edge of a tile, sets of warps that split its sums, tiles) for a product of m x n sums of k terms.
 
     Large tiles where enough of them are left for the processors of a chip; small ones share out a long sum over more warps.
     """
     large = ((64, 256), (32, 24))
     tile = next((tile for tile, enough in large if tile == least or m * n >= enough * tile**2), 16)
-    return tile, GROUPS[tile][(k > 32) + (k > 255)], cdiv(m, tile) * cdiv(n, tile)
+    return tile, WARP_SPLITS[tile][(k > 32) + (k > 255)], cdiv(m, tile) * cdiv(n, tile)
 
 
 def split(batch: int, blocks: int) -> tuple[int, int]:
@@ -120,11 +120,11 @@ def _width(matrix: Tensor) -> int:
 def _launch(
     kernel: str, shape: tuple[int, int, int], widths: tuple[int, int], activation: str | None, *arguments: Any
 ) -> None:
-    tile, groups, blocks = shape
-    threads = (32 * WARPS[tile] * groups,)
+    tile, warp_splits, blocks = shape
+    threads = (32 * WARPS[tile] * warp_splits,)
     constants = {
         "TILE": tile,
-        "GROUPS": groups,
+        "WARP_SPLITS": warp_splits,
         "WIDTH_A": widths[0],
         "WIDTH_B": widths[1],
         "ACTIVATION": ACTIVATIONS[activation],

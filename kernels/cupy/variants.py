@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from kernels.cupy.launch import DTYPES
-from kernels.cupy.linear import ACTIVATIONS, GROUPS, WIDTHS
+from kernels.cupy.linear import ACTIVATIONS, WARP_SPLITS, WIDTHS
 from kernels.ops.arguments import FLOATS
 
 Constants = dict[str, int | str]
@@ -19,9 +19,9 @@ VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
     "linear": (
         FLOATS,
         [
-            {"TILE": tile, "GROUPS": groups, "WIDTH_A": a, "WIDTH_B": b, "ACTIVATION": activation}
-            for tile, a, b, activation in itertools.product(GROUPS, WIDTHS, WIDTHS, ACTIVATIONS.values())
-            for groups in sorted(set(GROUPS[tile]))
+            {"TILE": tile, "WARP_SPLITS": splits, "WIDTH_A": a, "WIDTH_B": b, "ACTIVATION": activation}
+            for tile, a, b, activation in itertools.product(WARP_SPLITS, WIDTHS, WIDTHS, ACTIVATIONS.values())
+            for splits in sorted(set(WARP_SPLITS[tile]))
         ],
     ),
     "max_pool2d": (

@@ -24,7 +24,7 @@ from kernels.cupy import launch, linear, variants  # noqa: E402
 from kernels.cupy.banks import placement, wavefronts  # noqa: E402
 from kernels.cupy.conv2d_tiles import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
 from kernels.cupy.elementwise import layout  # noqa: E402
-from kernels.cupy.linear import GROUPS, WIDTHS, tiles, width  # noqa: E402
+from kernels.cupy.linear import WARP_SPLITS, WIDTHS, tiles, width  # noqa: E402
 from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
 from kernels.cupy.softmax import lanes_of  # noqa: E402
 
@@ -85,27 +85,31 @@ def test_wavefronts(threads: int, banks: int) -> None:
     assert wavefronts(candidates, banks).tolist() == [slowly(each) for each in candidates.tolist()]
 
 
-def test_threads_of_a_convolution_meet_in_no_bank() -> None:
-    """LeNet's: each thread reads two pixels, and half of a warp as many as the banks hold."""
-    for rows, columns, images in ((14, 14, 1), (5, 5, 4), (7, 16, 2)):
-        row, image, column = np.indices((rows, images, columns)).reshape(3, -1)
-        corners = np.stack((0 * row, image, 2 * row, 2 * column), axis=1)
-        at = placement(rows, columns, images, 5, 32, corners)
-        addresses = image * at.image + row * at.pitch + 2 * column
-        assert wavefronts(addresses[None], 32) <= 1.2 * len(row) / 16 + 1
-        assert at.image <= 1.5 * at.height * at.width
-        pixels = {
-            n * at.image + i % 2 * at.odd + i // 2 * at.pitch + j
-            for n in range(images) for i in range(at.height) for j in range(at.width)
-        }  # fmt: skip
-        assert len(pixels) == images * at.height * at.width, "no two pixels in one place"
-        assert max(pixels) < at.plane
+@pytest.mark.parametrize("window", (3, 5, 7))
+@pytest.mark.parametrize(("rows", "columns", "images"), ((14, 14, 1), (5, 5, 4), (7, 16, 2), (8, 31, 1), (3, 3, 20)))
+def test_placement_of_pixels(rows: int, columns: int, images: int, window: int) -> None:
+    """No two in one place, and worth its memory: no product of memory and passes squared is above that of dense rows."""
+    row, image, column = np.indices((rows, images, columns)).reshape(3, -1)
+    corners = np.stack((0 * row, image, 2 * row, 2 * column), axis=1)
+    at = placement(rows, columns, images, window, 32, corners)
+    pixels = {
+        n * at.image + i % 2 * at.odd + i // 2 * at.pitch + j
+        for n in range(images) for i in range(at.height) for j in range(at.width)
+    }  # fmt: skip
+    assert len(pixels) == images * at.height * at.width
+    assert max(pixels) < at.plane
+
+    def passes(image_size: int, pitch: int) -> int:
+        return int(wavefronts((image * image_size + row * pitch + 2 * column)[None], 32)[0])
+
+    dense = at.height * at.width
+    assert at.image * passes(at.image, at.pitch) ** 2 <= dense * passes(dense, 2 * at.width) ** 2
 
 
-@pytest.mark.parametrize(("tile", "groups"), sorted({(tile, n) for tile, of in GROUPS.items() for n in of}))
-def test_tiles_of_linear_layers_have_the_shared_memory_of_any_gpu(tile: int, groups: int) -> None:
+@pytest.mark.parametrize(("tile", "splits"), sorted({(tile, n) for tile, of in WARP_SPLITS.items() for n in of}))
+def test_tiles_of_linear_layers_have_the_shared_memory_of_any_gpu(tile: int, splits: int) -> None:
     """The compiler refuses a kernel that declares more than 48 KB; float64 takes the most."""
-    constants = {"TILE": tile, "GROUPS": groups, "WIDTH_A": 1, "WIDTH_B": 1, "ACTIVATION": 0}
+    constants = {"TILE": tile, "WARP_SPLITS": splits, "WIDTH_A": 1, "WIDTH_B": 1, "ACTIVATION": 0}
     assert compiled(launch.source("linear"), launch.options(torch.float64, **constants), 75).startswith(b"\x7fELF")
 
 
@@ -118,7 +122,7 @@ def test_every_source_has_variants() -> None:
 def test_launchers_ask_for_listed_variants() -> None:
     lanes = {constants["LANES"] for constants in variants.VARIANTS["softmax"][1]}
     assert {lanes_of(length, rows, n) for length in range(1, 2000) for rows in (1, 1 << 20) for n in (0, 1)} == lanes
-    shapes = {(c["TILE"], c["GROUPS"]) for c in variants.VARIANTS["linear"][1]}
+    shapes = {(c["TILE"], c["WARP_SPLITS"]) for c in variants.VARIANTS["linear"][1]}
     assert {c["WIDTH_A"] for c in variants.VARIANTS["linear"][1]} == set(WIDTHS)
     sizes = (1, 32, 64, 500, 5000)
     assert {tiles(m, n, k, least)[:2] for m in sizes for n in sizes for k in sizes for least in (16, 32)} == shapes
