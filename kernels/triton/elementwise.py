@@ -25,21 +25,21 @@ def raised(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def places(index, sizes, strides):  # type: ignore[no-untyped-def]
+def offsets(index, sizes, strides):  # type: ignore[no-untyped-def]
     """Offsets of the elements number `index`, counted with the first dimension fastest; `sizes` lacks the last one."""
-    offsets = tl.zeros(index.shape, tl.int64)
+    found = tl.zeros(index.shape, tl.int64)
     for d in tl.static_range(len(sizes)):
-        offsets += (index % sizes[d]).to(tl.int64) * strides[d]
+        found += (index % sizes[d]).to(tl.int64) * strides[d]
         index = index // sizes[d]
-    return offsets + index.to(tl.int64) * strides[len(sizes)]
+    return found + index.to(tl.int64) * strides[len(sizes)]
 
 
 @triton.jit(do_not_specialize=["n"])
 def map1_kernel(x_ptr, y_ptr, n, sizes, x_strides, y_strides, f: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     start = tl.program_id(0).to(n.dtype) * BLOCK
     index = start + tl.arange(0, BLOCK)
-    x_ptrs, y_ptrs = x_ptr + places(index, sizes, x_strides), y_ptr + places(index, sizes, y_strides)
-    if start + BLOCK <= n:  # without a mask, so that a thread moves 16 bytes at once
+    x_ptrs, y_ptrs = x_ptr + offsets(index, sizes, x_strides), y_ptr + offsets(index, sizes, y_strides)
+    if start <= n - BLOCK:  # without a mask, so that a thread moves 16 bytes at once
         tl.store(y_ptrs, f(raised(tl.load(x_ptrs))))
     else:
         mask = index < n
@@ -52,9 +52,9 @@ def map2_kernel(  # type: ignore[no-untyped-def]
 ):
     start = tl.program_id(0).to(n.dtype) * BLOCK
     index = start + tl.arange(0, BLOCK)
-    a_ptrs, b_ptrs = a_ptr + places(index, sizes, a_strides), b_ptr + places(index, sizes, b_strides)
-    y_ptrs = y_ptr + places(index, sizes, y_strides)
-    if start + BLOCK <= n:
+    a_ptrs, b_ptrs = a_ptr + offsets(index, sizes, a_strides), b_ptr + offsets(index, sizes, b_strides)
+    y_ptrs = y_ptr + offsets(index, sizes, y_strides)
+    if start <= n - BLOCK:
         tl.store(y_ptrs, f(raised(tl.load(a_ptrs)), raised(tl.load(b_ptrs))))
     else:
         mask = index < n

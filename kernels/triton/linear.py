@@ -18,6 +18,7 @@ from kernels.triton.elementwise import raised
 from kernels.triton.launch import launch
 from kernels.triton.precision import tensor_core_precision
 from kernels.triton.splits import add_splits, partial_sums
+from kernels.triton.tiles import linear_backward_tile, linear_splits, linear_tile
 
 PHI = {None: None, "relu": relu, "sigmoid": sigmoid, "step": step}
 PHI_GRAD = {None: None, "relu": relu_grad, "sigmoid": sigmoid_grad}
@@ -35,45 +36,45 @@ def load_dz(dy_ptrs, y_ptrs, mask, PHI_GRAD: tl.constexpr):  # type: ignore[no-u
 
 
 @triton.jit
-def terms(TEAMS: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The numbers of a step's terms in a sum: (BLOCK_K), or (TEAMS, BLOCK_K) where teams of warps share it."""
+def terms(WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The terms of a sum that are one chunk: (BLOCK_K), or (WARP_SPLITS, BLOCK_K) where each warp has a split of it."""
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64)
-    if TEAMS == 1:
+    if WARP_SPLITS == 1:
         return offs_k
     else:
-        return tl.arange(0, TEAMS)[:, None] * BLOCK_K + offs_k[None, :]
+        return tl.arange(0, WARP_SPLITS)[:, None] * BLOCK_K + offs_k[None, :]
 
 
 @triton.jit
 def products(
     a_ptrs, y_ptrs, b_ptrs, mask_m, k, a_stride, y_stride, b_stride,
-    PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
+    PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The sums (rows, columns) of a b over k, from a's and b's first `terms` on; where b is masked it is 1."""
     dtype: tl.constexpr = tl.float64 if a_ptrs.dtype.element_ty == tl.float64 else tl.float32
     BLOCK_M: tl.constexpr = a_ptrs.shape[-2]
     BLOCK_N: tl.constexpr = b_ptrs.shape[-1]
-    STEP: tl.constexpr = TEAMS * BLOCK_K
-    acc = tl.zeros([BLOCK_M, BLOCK_N] if TEAMS == 1 else [TEAMS, BLOCK_M, BLOCK_N], dtype)
-    step = tl.cast(STEP, tl.int64)
-    for _ in range(k // STEP):
+    CHUNK: tl.constexpr = WARP_SPLITS * BLOCK_K
+    acc = tl.zeros([BLOCK_M, BLOCK_N] if WARP_SPLITS == 1 else [WARP_SPLITS, BLOCK_M, BLOCK_N], dtype)
+    chunk = tl.cast(CHUNK, tl.int64)
+    for _ in range(k // CHUNK):
         a, b = load_dz(a_ptrs, y_ptrs, None, PHI_GRAD), tl.load(b_ptrs, mask_m, other=None if mask_m is None else 1.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
-        a_ptrs += step * a_stride
-        b_ptrs += step * b_stride
+        a_ptrs += chunk * a_stride
+        b_ptrs += chunk * b_stride
         if PHI_GRAD is not None:
-            y_ptrs += step * y_stride
-    if k % STEP != 0:
-        mask_k = terms(TEAMS, BLOCK_K) < k % STEP
+            y_ptrs += chunk * y_stride
+    if k % CHUNK != 0:
+        mask_k = terms(WARP_SPLITS, BLOCK_K) < k % CHUNK
         mask_a, mask_b = tl.expand_dims(mask_k, -2), tl.expand_dims(mask_k, -1)
         if mask_m is not None:
             mask_b &= mask_m
         a, b = load_dz(a_ptrs, y_ptrs, mask_a, PHI_GRAD), tl.load(b_ptrs, mask_b, other=1.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
-    return acc if TEAMS == 1 else tl.sum(acc, 0)
+    return acc if WARP_SPLITS == 1 else tl.sum(acc, 0)
 
 
-def forward_kernel(  # type: ignore[no-untyped-def]
+def linear_forward_kernel(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, y_ptr, n,
     x_stride_n, x_stride_i, weight_stride_o, weight_stride_i, bias_stride, y_stride_n, y_stride_o,
     I: tl.constexpr, O: tl.constexpr, PHI: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
@@ -99,31 +100,31 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 
 
 ANY_ALIGNMENT = ["x_stride_n", "x_stride_i", "y_stride_n", "y_stride_o"]
-tensor_core_kernel = triton.jit(
-    forward_kernel, do_not_specialize=["n"], do_not_specialize_on_alignment=[*ANY_ALIGNMENT, "weight_stride_i"]
+forward_on_tensor_cores = triton.jit(
+    linear_forward_kernel, do_not_specialize=["n"], do_not_specialize_on_alignment=[*ANY_ALIGNMENT, "weight_stride_i"]
 )
 # Not knowing that the elements of a row of the weights may be neighbours, Triton loads columns, which the lanes of a warp
 # then read from shared memory without bank conflicts. Operands of the tensor cores it arranges for them anyway.
-fma_kernel = triton.jit(
-    forward_kernel, do_not_specialize=["n", "weight_stride_i"], do_not_specialize_on_alignment=ANY_ALIGNMENT
+forward_in_fma_units = triton.jit(
+    linear_forward_kernel, do_not_specialize=["n", "weight_stride_i"], do_not_specialize_on_alignment=ANY_ALIGNMENT
 )
 
 
 @triton.jit
 def weight_grad_tile(  # type: ignore[no-untyped-def]
-    dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, share, tile, dy_strides, y_strides, x_strides,
+    dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, split_rows, tile, dy_strides, y_strides, x_strides,
     O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dweight (O, I) = dz^T x and dbias (O) = dz^T 1, summed over a share of the rows."""
+    """A tile of dweight (O, I) = dz^T x and dbias (O) = dz^T 1, summed over a split of the rows."""
     COLUMNS: tl.constexpr = I if dbias_ptr is None else I + 1  # of [x, 1]
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     TILES_I: tl.constexpr = (COLUMNS + BLOCK_I - 1) // BLOCK_I
     offs_o = (tile // TILES_I % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)[:, None]
     offs_i = (tile % TILES_I * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)[None, :]
     split = (tile // (TILES_I * TILES_O)).to(tl.int64)
-    offs_n = split * share + terms(TEAMS, BLOCK_K)
-    row, k = offs_o % O, tl.minimum(share, n - split * share)
+    offs_n = split * split_rows + terms(WARP_SPLITS, BLOCK_K)
+    row, k = offs_o % O, tl.minimum(split_rows, n - split * split_rows)
     dy_ptrs = dy_ptr + row * dy_strides[1] + tl.expand_dims(offs_n, -2) * dy_strides[0]
     y_ptrs = None
     if PHI_GRAD is not None:
@@ -131,25 +132,25 @@ def weight_grad_tile(  # type: ignore[no-untyped-def]
     x_ptrs = x_ptr + tl.expand_dims(offs_n, -1) * x_strides[0] + offs_i * x_strides[1]
     acc = products(
         dy_ptrs, y_ptrs, x_ptrs, offs_i < I, k, dy_strides[0], y_strides[0], x_strides[0],
-        PHI_GRAD, PRECISION, TEAMS, BLOCK_K,
+        PHI_GRAD, PRECISION, WARP_SPLITS, BLOCK_K,
     )  # fmt: skip
-    part = split * (O * COLUMNS)
-    tl.store(dweight_ptr + part + offs_o * I + offs_i, acc, (offs_o < O) & (offs_i < I))
+    of_split = split * (O * COLUMNS)
+    tl.store(dweight_ptr + of_split + offs_o * I + offs_i, acc, (offs_o < O) & (offs_i < I))
     if dbias_ptr is not None:
-        tl.store(dbias_ptr + part + offs_o + tl.zeros_like(offs_i), acc, (offs_o < O) & (offs_i == I))
+        tl.store(dbias_ptr + of_split + offs_o + tl.zeros_like(offs_i), acc, (offs_o < O) & (offs_i == I))
 
 
 @triton.jit
 def input_grad_tile(  # type: ignore[no-untyped-def]
     dy_ptr, y_ptr, weight_ptr, dx_ptr, n, tile, dy_strides, y_strides, weight_strides, dx_strides,
     O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of dx (N, I) = dz weight."""
     TILES_I: tl.constexpr = (I + BLOCK_I - 1) // BLOCK_I
     offs_n = ((tile // TILES_I).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
     offs_i = (tile % TILES_I * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)[None, :]
-    offs_o = terms(TEAMS, BLOCK_K)
+    offs_o = terms(WARP_SPLITS, BLOCK_K)
     row = tl.minimum(offs_n, n - 1)
     dy_ptrs = dy_ptr + row * dy_strides[0] + tl.expand_dims(offs_o, -2) * dy_strides[1]
     y_ptrs = None
@@ -158,21 +159,21 @@ def input_grad_tile(  # type: ignore[no-untyped-def]
     weight_ptrs = weight_ptr + tl.expand_dims(offs_o, -1) * weight_strides[0] + offs_i % I * weight_strides[1]
     acc = products(
         dy_ptrs, y_ptrs, weight_ptrs, None, O, dy_strides[1], y_strides[1], weight_strides[0],
-        PHI_GRAD, PRECISION, TEAMS, BLOCK_K,
+        PHI_GRAD, PRECISION, WARP_SPLITS, BLOCK_K,
     )  # fmt: skip
     tl.store(dx_ptr + offs_n * dx_strides[0] + offs_i * dx_strides[1], acc, (offs_n < n) & (offs_i < I))
 
 
 @triton.jit(
-    do_not_specialize=["n", "share", "weight_tiles"],
+    do_not_specialize=["n", "split_rows", "weight_tiles"],
     do_not_specialize_on_alignment=["dbias_ptr", *ANY_ALIGNMENT, "dy_stride_n", "dy_stride_o", "dx_stride_n", "dx_stride_i"],
 )  # fmt: skip
-def backward_kernel(  # type: ignore[no-untyped-def]
-    dy_ptr, y_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, dbias_ptr, n, share, weight_tiles,
+def linear_backward_kernel(  # type: ignore[no-untyped-def]
+    dy_ptr, y_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, dbias_ptr, n, split_rows, weight_tiles,
     dy_stride_n, dy_stride_o, y_stride_n, y_stride_o, x_stride_n, x_stride_i, weight_stride_o, weight_stride_i,
     dx_stride_n, dx_stride_i,
     O: tl.constexpr, I: tl.constexpr, X: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, TEAMS: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """All gradients in one launch, a tile a program; those of the weights first, whose sums are the longer ones.
 
@@ -187,13 +188,13 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     if tile < weight_tiles:
         if dweight_ptr is not None:
             weight_grad_tile(
-                dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, share, tile, dy_strides, y_strides, x_strides,
-                O, X, PHI_GRAD, PRECISION, BLOCK_O, BLOCK_I, TEAMS, BLOCK_K,
+                dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, split_rows, tile, dy_strides, y_strides, x_strides,
+                O, X, PHI_GRAD, PRECISION, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K,
             )  # fmt: skip
     elif dx_ptr is not None:
         input_grad_tile(
             dy_ptr, y_ptr, weight_ptr, dx_ptr, n, tile - weight_tiles, dy_strides, y_strides, weight_strides, dx_strides,
-            O, I, PHI_GRAD, PRECISION, BLOCK_N, BLOCK_I, TEAMS, BLOCK_K,
+            O, I, PHI_GRAD, PRECISION, BLOCK_N, BLOCK_I, WARP_SPLITS, BLOCK_K,
         )  # fmt: skip
 
 
@@ -203,8 +204,8 @@ def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activatio
     y = new_rows(input, o)
     if n and o:
         precision = tensor_cores(input.dtype)
-        kernel = tensor_core_kernel if precision else fma_kernel
-        block_n, block_o, block_i, warps, stages = forward_tile(input.dtype, precision, o)
+        kernel = forward_on_tensor_cores if precision else forward_in_fma_units
+        block_n, block_o, block_i, warps, stages = linear_tile(input.dtype, precision, o)
         bias_stride = 0 if bias is None else bias.stride(0)
         launch(
             kernel, cdiv(n, block_n) * cdiv(o, block_o),
@@ -242,17 +243,17 @@ def linear_backward(
     dweight = dy.new_empty((o, i) if need_weight else (0, 0))
     dbias = dy.new_empty(o if need_bias else 0)
     precision = tensor_cores(dy.dtype)
-    block_n, block_o, block_i, teams, block_k, warps = backward_tile(dy.dtype, precision, o, i)
+    block_n, block_o, block_i, warp_splits, block_k, warps = linear_backward_tile(dy.dtype, precision, o, i)
     tiles = cdiv(o, block_o) * cdiv(x + need_bias, block_i)
-    splits, share = shares(n, max(tiles, 1), teams)
+    splits, split_rows = linear_splits(n, max(tiles, 1), warp_splits)
     partials = partial_sums(dweight, dbias, splits) if tiles else (None, None)
     input_tiles = cdiv(n, block_n) * cdiv(i, block_i) if need_input else 0
     if tiles or input_tiles:
         launch(
-            backward_kernel, splits * tiles + input_tiles,
-            dy, y, input, weight, dinput if need_input and i else None, *partials, n, share, splits * tiles,
+            linear_backward_kernel, splits * tiles + input_tiles,
+            dy, y, input, weight, dinput if need_input and i else None, *partials, n, split_rows, splits * tiles,
             *strides(dy), *strides(y), *strides(input), *((0, 0) if weight is None else weight.stride()),
-            *strides(dinput), o, i, x, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, teams, block_k,
+            *strides(dinput), o, i, x, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, warp_splits, block_k,
             num_warps=warps, num_stages=1,
         )  # fmt: skip
     if tiles:
@@ -270,45 +271,3 @@ def strides(rows: Tensor | None) -> tuple[int | None, ...]:
 def tensor_cores(dtype: torch.dtype) -> str | None:
     """How tl.dot multiplies on the tensor cores, None where it does so in the multiply-add units."""
     return tensor_core_precision(dtype, torch.backends.cuda.matmul.fp32_precision)
-
-
-def forward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int) -> tuple[int, ...]:
-    """(BLOCK_N, BLOCK_O, BLOCK_I, warps, stages), by the layer alone: no batch size compiles anew.
-
-    Few columns take small tiles, so that a small batch has enough of them, and that little is padding.
-    """
-    few = o < 512
-    if tensor_cores:
-        side = 32 if few else 64
-        return side, side, 64 // dtype.itemsize, 4, 2  # a third stage would spill a register on sm_90 and sm_100
-    if dtype != torch.float32:  # their operands take more registers
-        return (16, 32, 16, 4, 1) if few else (32, 64, 16, 4, 1)
-    if o <= 16:
-        return 32, 16, 16, 1, 2
-    return (16, 32, 16, 1, 2) if few else (64, 64, 16, 8, 2)  # four warps would spill a register on sm_75
-
-
-def backward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) -> tuple[int, ...]:
-    """(BLOCK_N, BLOCK_O, BLOCK_I, TEAMS, BLOCK_K, warps), by the layer alone.
-
-    A small layer has few tiles: the warps of a program share their sums, instead of programs that leave parts in memory.
-    There is one stage: what is changed after loading goes through registers anyway, loading ahead would only add a way
-    through shared memory.
-    """
-    if o * i >= 1 << 18 and (tensor_cores or dtype == torch.float32):
-        return 64, 64, 64, 1, 64 // dtype.itemsize, 8
-    if o <= 16:  # terms of dx, too few to share
-        return 32, 16, 32, 1, 16, 4 if tensor_cores else 1
-    # wider operands take more registers
-    block_n, block_o = (32, 32) if tensor_cores == "ieee" else (32, 16) if tensor_cores else (16, 32)
-    return block_n, block_o, 32, 4, 16, 4
-
-
-PROGRAMS = 128  # of the weight gradient, about: one for each multiprocessor
-LEAST_ROWS = 256  # of a team's split: fewer are summed sooner than parts are added up
-
-
-def shares(n: int, tiles: int, teams: int) -> tuple[int, int]:
-    """(splits, rows of each) of n rows."""
-    rows = max(cdiv(n, max(PROGRAMS // tiles, 1)), LEAST_ROWS * teams)
-    return max(cdiv(n, rows), 1), rows

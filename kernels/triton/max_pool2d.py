@@ -24,7 +24,7 @@ def max_pool2d_kernel(  # type: ignore[no-untyped-def]
     """y and positions (N, C, OH, OW), n elements, of input (N, C, H, W)."""
     index = tl.program_id(0).to(n.dtype) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n
-    image, channel, i, j = split(index, C, OUT)
+    image, channel, i, j = pixel(index, C, OUT)
     row, column = i * STRIDE[0] - PADDING[0], j * STRIDE[1] - PADDING[1]
     down, right = tl.cast(strides[2], tl.int64), tl.cast(strides[3], tl.int64)
     plane_ptrs = input_ptr + image.to(tl.int64) * strides[0] + channel.to(tl.int64) * strides[1]
@@ -52,7 +52,7 @@ def max_pool2d_input_grad_kernel(  # type: ignore[no-untyped-def]
     """dx (N, C, H, W), n elements: the dy (N, C, OH, OW) of the windows that have their maximum there."""
     index = tl.program_id(0).to(n.dtype) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n
-    image, channel, h, w = split(index, C, SIZE)
+    image, channel, h, w = pixel(index, C, SIZE)
     row, column = h + PADDING[0], w + PADDING[1]
     last_i, last_j = row // STRIDE[0], column // STRIDE[1]  # the last window that starts at or before (h, w)
     down, right = tl.cast(strides[2], tl.int64), tl.cast(strides[3], tl.int64)
@@ -83,7 +83,7 @@ def max_pool2d_gather_kernel(  # type: ignore[no-untyped-def]
     """y (N, C, OH, OW), n elements: what lies in input (N, C, H, W) at the positions of its windows."""
     index = tl.program_id(0).to(n.dtype) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n
-    image, channel, i, j = split(index, C, OUT)
+    image, channel, i, j = pixel(index, C, OUT)
     position = tl.load(positions_ptr + index, mask, other=0).to(tl.int32)
     taken = mask & (position < KERNEL[0] * KERNEL[1])  # behind ReLU a window may have given nothing: then 0
     h = i * STRIDE[0] - PADDING[0] + position // KERNEL[1] * DILATION[0]
@@ -94,7 +94,7 @@ def max_pool2d_gather_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def split(index, C: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def pixel(index, C: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """(image, channel, row, column) of the elements number `index` of contiguous images (N, C, *SIZE)."""
     plane, place = index // (SIZE[0] * SIZE[1]), (index % (SIZE[0] * SIZE[1])).to(tl.int32)
     return plane // C, plane % C, place // SIZE[1], place % SIZE[1]

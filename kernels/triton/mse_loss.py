@@ -1,4 +1,4 @@
-"""Mean squared error in Triton: programs sum shares of the squares, a last one adds up the shares in a fixed order."""
+"""Mean squared error in Triton: each program sums up a split of the squares, a last one adds up the splits in order."""
 
 import torch
 import triton
@@ -6,11 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.sizes import cdiv
-from kernels.triton.elementwise import addressing, map2, places, raised
+from kernels.triton.elementwise import addressing, map2, offsets, raised
 from kernels.triton.launch import launch
-
-BLOCK = 1024  # elements a program takes at a time
-PROGRAMS = 512  # at most
+from kernels.triton.tiles import MSE_LOSS_BLOCK as BLOCK
+from kernels.triton.tiles import MSE_LOSS_SPLITS as MOST_SPLITS
+from kernels.triton.tiles import mse_loss_splits
 
 
 @triton.jit
@@ -19,28 +19,28 @@ def squared_error(input, target):  # type: ignore[no-untyped-def]
     return (input - target) * (input - target)
 
 
-@triton.jit(do_not_specialize=["n", "share", "divisor"])
+@triton.jit(do_not_specialize=["n", "length", "divisor"])
 def mse_loss_kernel(  # type: ignore[no-untyped-def]
-    input_ptr, target_ptr, loss_ptr, n, share, divisor, sizes, input_strides, target_strides, BLOCK: tl.constexpr
+    input_ptr, target_ptr, loss_ptr, n, length, divisor, sizes, input_strides, target_strides, BLOCK: tl.constexpr
 ):
-    """loss[p] = sum of the squared errors of program p's share, divided."""
+    """loss[p] = sum of the squared errors of split p, which has `length` elements, divided."""
     dtype: tl.constexpr = tl.float64 if input_ptr.dtype.element_ty == tl.float64 else tl.float32
-    start = tl.program_id(0).to(n.dtype) * share
+    start = tl.program_id(0).to(n.dtype) * length
     acc = tl.zeros([BLOCK], dtype)
-    for block in range(start, tl.minimum(start + share, n), BLOCK):
+    for block in range(start, start + tl.minimum(length, n - start), BLOCK):
         index = block + tl.arange(0, BLOCK)
         mask = index < n
-        input = raised(tl.load(input_ptr + places(index, sizes, input_strides), mask, other=0))
-        target = raised(tl.load(target_ptr + places(index, sizes, target_strides), mask, other=0))
+        input = raised(tl.load(input_ptr + offsets(index, sizes, input_strides), mask, other=0))
+        target = raised(tl.load(target_ptr + offsets(index, sizes, target_strides), mask, other=0))
         acc += squared_error(input, target)
     tl.store(loss_ptr + tl.program_id(0), tl.sum(acc) / divisor.to(dtype))
 
 
-@triton.jit(do_not_specialize=["shares", "divisor"])
-def add_shares_kernel(share_ptr, loss_ptr, shares, divisor, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """loss = sum of the shares, divided."""
+@triton.jit(do_not_specialize=["splits", "divisor"])
+def mse_loss_add_splits_kernel(split_ptr, loss_ptr, splits, divisor, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """loss = sum of the splits, divided."""
     index = tl.arange(0, BLOCK)
-    total = tl.sum(tl.load(share_ptr + index, index < shares, other=0))
+    total = tl.sum(tl.load(split_ptr + index, index < splits, other=0))
     tl.store(loss_ptr, total / divisor.to(total.dtype))
 
 
@@ -62,11 +62,11 @@ def mse_loss_backward_kernel(  # type: ignore[no-untyped-def]
     """dinput = 2 (input - target) dloss / divisor; dloss may have the strides 0."""
     index = tl.program_id(0).to(n.dtype) * BLOCK + tl.arange(0, BLOCK)
     mask = index < n
-    dloss = raised(tl.load(dloss_ptr + places(index, sizes, dloss_strides), mask))
-    input = raised(tl.load(input_ptr + places(index, sizes, input_strides), mask))
-    target = raised(tl.load(target_ptr + places(index, sizes, target_strides), mask))
+    dloss = raised(tl.load(dloss_ptr + offsets(index, sizes, dloss_strides), mask))
+    input = raised(tl.load(input_ptr + offsets(index, sizes, input_strides), mask))
+    target = raised(tl.load(target_ptr + offsets(index, sizes, target_strides), mask))
     dinput = (input - target) * (dloss * (2 / divisor.to(dloss.dtype)))
-    tl.store(dinput_ptr + places(index, sizes, dinput_strides), dinput, mask)
+    tl.store(dinput_ptr + offsets(index, sizes, dinput_strides), dinput, mask)
 
 
 def mse_loss_forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
@@ -75,15 +75,15 @@ def mse_loss_forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
         return map2(squared_error, input, target)
     n = input.numel()
     divisor = n if reduction == "mean" else 1
-    programs, share = shares(n)
+    splits, length = mse_loss_splits(n)
     loss = input.new_empty(())
     arguments = addressing(input, target)
-    if programs == 1:
-        launch(mse_loss_kernel, 1, input, target, loss, n, share, divisor, *arguments, BLOCK)
+    if splits == 1:
+        launch(mse_loss_kernel, 1, input, target, loss, n, length, divisor, *arguments, BLOCK)
     else:
-        parts = input.new_empty(programs, dtype=torch.promote_types(input.dtype, torch.float32))
-        launch(mse_loss_kernel, programs, input, target, parts, n, share, 1, *arguments, BLOCK)
-        launch(add_shares_kernel, 1, parts, loss, programs, divisor, PROGRAMS)
+        partials = input.new_empty(splits, dtype=torch.promote_types(input.dtype, torch.float32))
+        launch(mse_loss_kernel, splits, input, target, partials, n, length, 1, *arguments, BLOCK)
+        launch(mse_loss_add_splits_kernel, 1, partials, loss, splits, divisor, MOST_SPLITS)
     return loss
 
 
@@ -95,10 +95,3 @@ def mse_loss_backward(dloss: Tensor, input: Tensor, target: Tensor, reduction: s
         divisor = n if reduction == "mean" else 1
         launch(mse_loss_backward_kernel, cdiv(n, BLOCK), dloss, input, target, dinput, n, divisor, *arguments, BLOCK)
     return dinput
-
-
-def shares(n: int) -> tuple[int, int]:
-    """(programs, elements each of them sums): one program for a small loss, to save the second launch."""
-    blocks = cdiv(n, BLOCK)
-    programs = 1 if blocks <= 16 else min(PROGRAMS, blocks)
-    return programs, max(cdiv(blocks, programs), 1) * BLOCK

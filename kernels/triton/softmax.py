@@ -6,8 +6,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.sizes import cdiv
-from kernels.triton.elementwise import collapsed, places, raised
+from kernels.triton.elementwise import collapsed, offsets, raised
 from kernels.triton.launch import launch
+from kernels.triton.tiles import softmax_tile
 
 
 @triton.jit(do_not_specialize=["n_rows", "n"], do_not_specialize_on_alignment=["x_stride", "y_stride"])
@@ -18,7 +19,7 @@ def softmax_kernel(  # type: ignore[no-untyped-def]
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     rows = tl.program_id(0).to(n_rows.dtype) * ROWS + tl.arange(0, ROWS)
     mask_rows = (rows < n_rows)[:, None]
-    x_rows, y_rows = x_ptr + places(rows, sizes, x_strides)[:, None], y_ptr + places(rows, sizes, y_strides)[:, None]
+    x_rows, y_rows = x_ptr + offsets(rows, sizes, x_strides)[:, None], y_ptr + offsets(rows, sizes, y_strides)[:, None]
     maxima = tl.full([ROWS, BLOCK], float("-inf"), dtype)
     sums = tl.zeros([ROWS, BLOCK], dtype)
     for start in range(0, n, BLOCK):
@@ -58,8 +59,11 @@ def softmax_backward_kernel(  # type: ignore[no-untyped-def]
     dtype: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
     rows = tl.program_id(0).to(n_rows.dtype) * ROWS + tl.arange(0, ROWS)
     mask_rows = (rows < n_rows)[:, None]
-    dy_rows, y_rows = dy_ptr + places(rows, sizes, dy_strides)[:, None], y_ptr + places(rows, sizes, y_strides)[:, None]
-    dx_rows = dx_ptr + places(rows, sizes, dx_strides)[:, None]
+    dy_rows, y_rows = (
+        dy_ptr + offsets(rows, sizes, dy_strides)[:, None],
+        y_ptr + offsets(rows, sizes, y_strides)[:, None],
+    )
+    dx_rows = dx_ptr + offsets(rows, sizes, dx_strides)[:, None]
     products = tl.zeros([ROWS, BLOCK], dtype)
     for start in range(0, n, BLOCK):
         offs = (start + tl.arange(0, BLOCK)).to(tl.int64)[None, :]
@@ -90,12 +94,6 @@ def softmax_backward(dy: Tensor, y: Tensor, dim: int) -> Tensor:
     return dx
 
 
-def tile(n: int) -> tuple[int, int]:
-    """(rows, columns of a block) of a program, for rows of length n."""
-    block = min(1 << (n - 1).bit_length(), 1024)
-    return max(512 // block, 1), block
-
-
 def _launch(kernel: triton.JITFunction, dim: int, *tensors: Tensor) -> None:
     """Runs the kernel on the rows along dim of tensors of one shape."""
     shape = tensors[0].shape or (1,)
@@ -104,6 +102,6 @@ def _launch(kernel: triton.JITFunction, dim: int, *tensors: Tensor) -> None:
     strides = [tensor.stride() or (1,) for tensor in tensors]
     n_rows, n = tensors[0].numel() // shape[dim], shape[dim]
     rows = collapsed(shape[:dim] + shape[dim + 1 :], *(s[:dim] + s[dim + 1 :] for s in strides))
-    rows_of_a_program, block = tile(n)
+    rows_of_a_program, block = softmax_tile(n)
     programs, lengths = cdiv(n_rows, rows_of_a_program), [s[dim] for s in strides]
     launch(kernel, programs, *tensors, n_rows, n, *rows, *lengths, rows_of_a_program, block)

@@ -26,7 +26,7 @@ def test_no_kernel_spills(target: str, precision: str, tensor_cores: bool) -> No
     from benchmarks.exercise import operations
 
     rows = build(target, precision, operations(PRECISIONS[precision]).values())
-    assert {row.kernel for row in rows} >= {"correlate_kernel", "add_splits_kernel"}
+    assert {row.kernel for row in rows} >= {"conv2d_forward_kernel", "add_splits_kernel"}
     assert [row for row in rows if not row.fits] == []
     assert any(row.tensor_cores for row in rows) == tensor_cores
 
@@ -72,7 +72,7 @@ def test_multiply_adds_are_fused_whatever_the_environment_says(
     assert {name for name, variants in compiled.items() if not variants} == set()
     assert all(kernel.metadata.enable_fp_fusion for variants in compiled.values() for kernel in variants)
     # tl.dot, on the multiply-add units, says no fma of its own
-    assert all(re.search(r"\bfma\.rn\.f32", kernel.asm["ptx"]) for kernel in compiled["backward_kernel"])
+    assert all(re.search(r"\bfma\.rn\.f32", kernel.asm["ptx"]) for kernel in compiled["linear_backward_kernel"])
 
 
 def test_one_function_launches_all_kernels() -> None:

@@ -43,7 +43,7 @@ def test_tensor_cores_issue_no_more_instructions_than_direct_sums(
     dtype: torch.dtype, channels: int, maps: int, size: int, kernel_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kernels.check.run import precision
-    from kernels.triton import conv2d, conv2d_forward, conv2d_input_grad, conv2d_weight_grad
+    from kernels.triton import conv2d_forward, conv2d_input_grad, conv2d_weight_grad, tiles
 
     x, out = torch.randn(8, channels, size, size).to(dtype), size - kernel_size + 1
     weight, dy = (
@@ -66,6 +66,6 @@ def test_tensor_cores_issue_no_more_instructions_than_direct_sums(
         return counts
 
     chosen = instructions()
-    monkeypatch.setattr(conv2d, "GATHERING", math.inf)
+    monkeypatch.setattr(tiles, "GATHERING", math.inf)
     direct = instructions()
     assert {name: count for name, count in chosen.items() if count > direct[name]} == {}

@@ -45,7 +45,7 @@ def test_as_many_maps_as_tensor_cores_want(operation: Any, precision: Any, geome
     tf32 = precision == "tf32"  # whole numbers are exact in it
     dtype = torch.float32 if tf32 else precision
     groups = geometry.get("groups", 1)
-    shapes = ((2, 2 * groups, 7, 8), (20 * groups, 2, 3, 3), (20 * groups,))
+    shapes = ((2, 31 * groups, 7, 8), (31 * groups, 31, 3, 3), (31 * groups,))
     inputs = [torch.randint(-3, 4, shape).to(dtype).requires_grad_() for shape in shapes]
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
         check(operation, *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).to(dtype))

@@ -1,0 +1,318 @@
+"""How each operation is cut into tiles, splits and chunks: by rules on shapes and dtypes, with nothing tuned at run time.
+
+The numbers of programs and splits follow from the batch; whatever a kernel is compiled for does not.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from kernels.sizes import Pair, cdiv, output_size
+from kernels.triton.precision import tensor_core_precision
+
+PROGRAMS = 128  # of a weight gradient, about: one for each multiprocessor
+
+# ------------------------------------------------------------ convolutions
+
+BLOCK_M = 32  # places of a warp of direct sums, one a lane; a program is one warp: small batches need many programs
+MOST_ROWS = 7  # of a place
+COLUMN = 16  # rows of a place that is a whole column: which taps fall outside the source is then known when compiling
+MOST_MAPS = 8  # that a program of direct sums computes, or takes the gradient of
+MOST_SUMS = 64  # of a lane: the outputs of its place, for each map
+UNROLLED = 8  # rows of a window
+WEIGHT_ROWS = 2  # of a place in a weight gradient
+WEIGHT_SUMS = 80  # of a lane in a direct weight gradient, the bias's included
+WEIGHT_TAPS = 25  # of them for one output map
+SPLITS = 512  # at most
+GATHERING = 28  # multiply-adds of direct sums in the instructions that gather a value for the tensor cores, at most
+DOT_MAPS, WEIGHT_DOT_MAPS = (
+    64,
+    32,
+)  # that use a gathered value, at most: a weight gradient has sums for each tap as well
+
+
+class Geometry(NamedTuple):
+    """A convolution without its batch: from a source (N, groups channels, *size) to an output (N, groups features, *out).
+
+    With u = i stride + k dilation - padding, output i takes at tap k the source at u / spread, where that is whole.
+    """
+
+    groups: int
+    features: int  # output maps of a group
+    channels: int  # source maps of a group
+    size: Pair
+    out: Pair
+    kernel: Pair
+    stride: Pair
+    spread: Pair
+    dilation: Pair
+    padding: Pair
+
+    def turned(self) -> "Geometry":
+        """That of the input gradient, which goes from the output to the source."""
+        dilation, padding = (-self.dilation[0], -self.dilation[1]), (-self.padding[0], -self.padding[1])
+        return Geometry(
+            self.groups, self.channels, self.features, self.out, self.size, self.kernel, self.spread, self.stride,
+            dilation, padding,
+        )  # fmt: skip
+
+
+class Tile(NamedTuple):
+    """What a program of a convolution, or of its input gradient, computes: block_m places of block_o maps."""
+
+    dtype: Any  # of the sums
+    dot: str | None  # how the tensor cores multiply; None for direct sums
+    inside: tuple[bool, bool]  # whether all rows, all columns under the windows are the source's
+    outputs: Pair  # rows and columns of a place
+    block_m: int
+    block_o: int
+    block_kh: int  # rows of a window that direct sums take at a time
+    block_k: int  # a chunk of the flattened window, on the tensor cores
+    blocks: Pair  # tiles that share their places: of each group, its maps
+    row_shifts: tuple[int, ...]  # the distinct rows under a place's windows, from its first output's row on
+    row_of: tuple[tuple[int, ...], ...]  # where in row_shifts the row is that output row i has at kh; -1 for none
+
+
+class WeightTile(NamedTuple):
+    """What a program of a weight gradient computes: block_o maps of some taps, in chunks of block_m places."""
+
+    dtype: Any
+    dot: str | None
+    inside: tuple[bool, bool]
+    outputs: Pair
+    block_m: int
+    block_o: int
+    block_c: int  # taps of direct sums, as the two that follow
+    block_kh: int
+    block_kw: int
+    block_k: int  # taps of the flattened window, on the tensor cores
+    blocks: tuple[int, ...]  # tiles of a split: of each group, its maps, then the taps
+    row_shifts: tuple[int, ...]  # the distinct rows under a place's windows, and the columns
+    column_shifts: tuple[int, ...]
+    value_of: tuple[tuple[int, ...], ...]  # where among the values (channels, columns, rows) tap t of output p is
+    tap_offsets: tuple[int, ...]  # of the taps in dweight, from the tile's first on
+
+
+@functools.lru_cache(maxsize=256)
+def geometry(
+    weight_shape: tuple[int, ...],
+    size: tuple[int, ...],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    pooled: bool = False,
+) -> Geometry:
+    """That of a forward pass; of one with pooling, over the outputs that 2x2 windows cover."""
+    o, c, *kernel = weight_shape
+    out = output_size(size, kernel, stride, padding, dilation)
+    if pooled:
+        out = (out[0] // 2 * 2, out[1] // 2 * 2)
+    pairs = (size, out, kernel, stride, (1, 1), dilation, padding)
+    return Geometry(groups, o // groups, c, *map(tuple, pairs))  # type: ignore[arg-type]
+
+
+def dot_precision(g: Geometry, dtype: torch.dtype, most_maps: int = DOT_MAPS) -> str | None:
+    """How tl.dot multiplies; None where direct sums take fewer instructions, or there are no tensor cores.
+
+    A gathered value serves the maps of a tile, at most `most_maps`. Where they are few, or many of the gathered taps are
+    padding, direct sums win: docs/conv2d.md has the counts.
+    """
+    taps = g.channels * math.prod(g.kernel)
+    block = power_of_2(taps, 16, 32)
+    served = min(
+        g.features / cdiv(g.features, most_maps), 32
+    )  # of more maps the weights take as many instructions as the values
+    if taps * served < GATHERING * cdiv(taps, block) * block:
+        return None
+    return tensor_core_precision(dtype, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+
+
+def warps(*dots: str | None) -> int:
+    """Of a program: one of direct sums, four where some of its sums are products."""
+    return 4 if any(dots) else 1
+
+
+@functools.lru_cache(maxsize=256)
+def tile(
+    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, pooled: bool = False, outputs: Pair | None = None
+) -> Tile:
+    """The tile of a convolution or input gradient, whose source may lie behind pooling.
+
+    Where `outputs` are not given a place is a pixel, for direct sums some rows of a column.
+    """
+    double = dtype == torch.float64  # sums and values take two registers each
+    sums = MOST_SUMS // 2 if double else MOST_SUMS
+    inside, block_kh = all_inside(g), divisor(g.kernel[0], UNROLLED)
+    rows = None  # of the source, where it is known when compiling which of them a place takes
+    if outputs is None:
+        # as many rows as leave none over; a taller place loads less for each output
+        few = double or g.spread[0] > 1  # neighbours share few rows
+        outputs = (divisor(g.out[0], 1 if dot else MOST_ROWS // 3 if few else MOST_ROWS), 1)
+        if not dot and not inside[0] and g.out[0] <= COLUMN and block_kh == g.kernel[0]:
+            outputs, inside = (g.out[0], 1), (True, inside[1])
+            rows = range(0, g.size[0] * g.spread[0], g.spread[0])
+            sums //= math.prod(g.spread)  # as few as meet the source
+    row_shifts, row_of = under(outputs[0], g.stride[0], block_kh, g.dilation[0], g.padding[0], rows)
+    most_maps = max(min(MOST_MAPS, sums // math.prod(outputs)), 1)
+    # looking up positions, or gathering for several outputs, takes registers
+    most_k = 16 if pooled or outputs != (1, 1) else 32
+    block_o = power_of_2(g.features, 8, DOT_MAPS) if dot else even(g.features, most_maps)
+    return Tile(
+        tl.float64 if double else tl.float32, dot, inside, outputs,
+        block_m=BLOCK_M * (warps if not dot else 2 if outputs == (1, 1) else 1), block_o=block_o, block_kh=block_kh,
+        block_k=power_of_2(g.channels * math.prod(g.kernel), 16, most_k), blocks=(g.groups, cdiv(g.features, block_o)),
+        row_shifts=row_shifts, row_of=row_of,
+    )  # fmt: skip
+
+
+def programs(n: int, g: Geometry, t: Tile) -> int:
+    """The programs of a convolution of n images."""
+    return cdiv(n * math.prod(g.out) // math.prod(t.outputs), t.block_m) * math.prod(t.blocks)
+
+
+@functools.lru_cache(maxsize=256)
+def weight_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, pooled: bool) -> WeightTile:
+    """The tile of a weight gradient; with pooling a place of direct sums is one of its windows."""
+    double = dtype == torch.float64
+    sums = WEIGHT_SUMS * 2 // 3 if double else WEIGHT_SUMS  # they take two registers each
+    kh, kw = g.kernel
+    block_kw = divisor(kw, WEIGHT_TAPS)
+    block_kh = divisor(kh, WEIGHT_TAPS // block_kw)
+    block_c = divisor(g.channels, max(1, WEIGHT_TAPS // 2 // (block_kh * block_kw)))
+    # several rows where their windows overlap: then they share what is loaded, else each would take registers of its own
+    rows = divisor(g.out[0], WEIGHT_ROWS) if block_kh > g.stride[0] else 1
+    outputs = (1, 1) if dot else (2, 2) if pooled else (rows, 1)
+    row_shifts, row_of = under(outputs[0], g.stride[0], block_kh, g.dilation[0], g.padding[0])
+    column_shifts, column_of = under(outputs[1], g.stride[1], block_kw, g.dilation[1], g.padding[1])
+    taps = [(c, p, q) for c in range(block_c) for p in range(block_kh) for q in range(block_kw)]
+    places = [(i, j) for j in range(outputs[1]) for i in range(outputs[0])]  # column by column
+    maps = min(MOST_MAPS, sums // (len(taps) + 1))
+    block_o = power_of_2(g.features, 16, WEIGHT_DOT_MAPS) if dot else even(g.features, maps)
+    block_k = power_of_2(g.channels * kh * kw, 16, 32)
+    blocks = (cdiv(g.channels * kh * kw, block_k),) if dot else (g.channels // block_c, kh // block_kh, kw // block_kw)
+    return WeightTile(
+        tl.float64 if double else tl.float32, dot, all_inside(g), outputs, 2 * BLOCK_M if dot else BLOCK_M * warps,
+        block_o, block_c, block_kh, block_kw, block_k, (g.groups, cdiv(g.features, block_o), *blocks),
+        row_shifts, column_shifts,
+        value_of=tuple(
+            tuple((c * len(column_shifts) + column_of[j][q]) * len(row_shifts) + row_of[i][p] for i, j in places)
+            for c, p, q in taps
+        ),
+        tap_offsets=tuple((c * kh + p) * kw + q for c, p, q in taps),
+    )  # fmt: skip
+
+
+def weight_splits(n: int, g: Geometry, t: WeightTile) -> tuple[int, int, int]:
+    """(splits, chunks of each, programs) of the weight gradient of n images.
+
+    A program has the least number of chunks that pays for adding up its lanes' sums while there are fewer than PROGRAMS,
+    then ample ones: each split costs memory traffic, too.
+    """
+    tiles, outputs = math.prod(t.blocks), math.prod(t.outputs)
+    chunks = cdiv(n * (math.prod(g.out) // outputs), t.block_m)
+    least, ample = (4, 16) if t.dot else (32 // outputs, 80 // outputs)
+    splits = min(max(min(chunks // least, PROGRAMS // tiles), chunks // ample, 1), SPLITS)
+    of_split = cdiv(chunks, splits)
+    splits = max(cdiv(chunks, max(of_split, 1)), 1)
+    return splits, of_split, splits * tiles
+
+
+def all_inside(g: Geometry) -> tuple[bool, bool]:
+    """Whether all rows, and all columns, under the windows are the source's: none beyond its edges, nor between them."""
+    rows, columns = (
+        spread == 1 and min(0, (k - 1) * d) >= p and (o - 1) * s + max(0, (k - 1) * d) - p < n
+        for o, n, k, s, spread, d, p in zip(g.out, g.size, *g[5:], strict=True)
+    )
+    return rows, columns
+
+
+def under(
+    outputs: int, stride: int, taps: int, dilation: int, padding: int, source: range | None = None
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """The distinct rows, or columns, under the windows of neighbouring outputs, and which of them an output has at a tap:
+    -1 for none, where only those of `source` are there."""
+    shifts = [[i * stride + k * dilation - padding for k in range(taps)] for i in range(outputs)]
+    distinct = sorted({shift for window in shifts for shift in window if source is None or shift in source})
+    index = {shift: number for number, shift in enumerate(distinct)}
+    return tuple(distinct), tuple(tuple(index.get(shift, -1) for shift in window) for window in shifts)
+
+
+def divisor(length: int, most: int) -> int:
+    """The largest divisor of `length` up to `most`; 1 for nothing."""
+    return next((part for part in range(min(length, most), 0, -1) if length % part == 0), 1)
+
+
+def even(length: int, most: int) -> int:
+    """The size, at most `most`, of tiles that cover `length`, as few and as small as possible."""
+    return cdiv(length, cdiv(length, most))
+
+
+def power_of_2(length: int, least: int, most: int) -> int:
+    """The least power of two that holds `length`, between two others."""
+    return min(max(1 << (length - 1).bit_length(), least), most)
+
+
+# ------------------------------------------------------------ linear layers
+
+LEAST_ROWS = 256  # of a split: fewer are summed sooner than splits are added up
+
+
+def linear_tile(dtype: torch.dtype, tensor_cores: str | None, o: int) -> tuple[int, ...]:
+    """(BLOCK_N, BLOCK_O, BLOCK_I, warps, stages) of a forward pass, by the layer alone.
+
+    Few columns take small tiles, so that a small batch has enough of them, and that little is padding.
+    """
+    few = o < 512
+    if tensor_cores:
+        side = 32 if few else 64
+        return side, side, 64 // dtype.itemsize, 4, 2  # a third stage would spill a register on sm_90 and sm_100
+    if dtype != torch.float32:  # their operands take more registers
+        return (16, 32, 16, 4, 1) if few else (32, 64, 16, 4, 1)
+    if o <= 16:
+        return 32, 16, 16, 1, 2
+    return (16, 32, 16, 1, 2) if few else (64, 64, 16, 8, 2)  # four warps would spill a register on sm_75
+
+
+def linear_backward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) -> tuple[int, ...]:
+    """(BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K, warps), by the layer alone.
+
+    A small layer has few tiles: each warp of a program has a split of its sums, instead of programs that leave them in memory.
+    There is one stage: what is changed after loading goes through registers anyway, loading ahead would only add a way
+    through shared memory.
+    """
+    if o * i >= 1 << 18 and (tensor_cores or dtype == torch.float32):
+        return 64, 64, 64, 1, 64 // dtype.itemsize, 8
+    if o <= 16:  # terms of dx, too few to share
+        return 32, 16, 32, 1, 16, 4 if tensor_cores else 1
+    # wider operands take more registers
+    block_n, block_o = (32, 32) if tensor_cores == "ieee" else (32, 16) if tensor_cores else (16, 32)
+    return block_n, block_o, 32, 4, 16, 4
+
+
+def linear_splits(n: int, tiles: int, warp_splits: int) -> tuple[int, int]:
+    """(splits, rows of each) of the n rows that a weight gradient of so many tiles sums up; warps split theirs again."""
+    rows = max(cdiv(n, max(PROGRAMS // tiles, 1)), LEAST_ROWS * warp_splits)
+    return max(cdiv(n, rows), 1), rows
+
+
+# ------------------------------------------------------------ the loss and softmax
+
+MSE_LOSS_BLOCK = 1024  # elements that a program takes at a time: a chunk
+MSE_LOSS_SPLITS = 512  # at most
+
+
+def mse_loss_splits(n: int) -> tuple[int, int]:
+    """(splits, elements of each): a single one for a small loss, to save the second launch."""
+    chunks = cdiv(n, MSE_LOSS_BLOCK)
+    splits = 1 if chunks <= 16 else min(MSE_LOSS_SPLITS, chunks)
+    return splits, max(cdiv(chunks, splits), 1) * MSE_LOSS_BLOCK
+
+
+def softmax_tile(n: int) -> tuple[int, int]:
+    """(rows, columns of a block) of a program, for rows of length n."""
+    block = min(1 << (n - 1).bit_length(), 1024)
+    return max(512 // block, 1), block
