@@ -2,27 +2,30 @@
 
 #include "common.cuh"
 
-// dweight (weights) and dbias (length - weights): each the sum of a column of partial (splits, length). A block has blockDim.x
-// columns; its blockDim.y threads of a column take every so-many-th row and then add up in a tree. 256 threads in all.
+constexpr int COLUMNS = THREADS / ROWS;  // of a block
+
+// dweight (weights) and dbias (length - weights): each the sum of a column of partial (splits, length). ROWS threads of a
+// column take every so-many-th split, then they add up in a tree.
 extern "C" __global__ void __launch_bounds__(THREADS) add_splits(
     const accum* partial, scalar* dweight, scalar* dbias, int64 weights, int64 length, int splits
 ) {
-    __shared__ accum sums[THREADS];
-    const int64 column = int64(blockIdx.x) * blockDim.x + threadIdx.x;
+    const int own_row = ROWS > 1 ? threadIdx.x / COLUMNS : 0, own_column = threadIdx.x % COLUMNS;
+    const int64 column = int64(blockIdx.x) * COLUMNS + own_column;
+    partial += own_row * length + column;
     accum sum = 0;
     if (column < length)
 #pragma unroll 4
-        for (int row = threadIdx.y; row < splits; row += blockDim.y) sum += partial[row * length + column];
-    if (blockDim.y > 1) {
-        accum* own = sums + (threadIdx.y * blockDim.x + threadIdx.x);
-        *own = sum;
-        for (unsigned half = blockDim.y / 2; half; half /= 2) {
+        for (int split = own_row; split < splits; split += ROWS, partial += ROWS * length) sum += *partial;
+    if constexpr (ROWS > 1) {
+        __shared__ accum sums[ROWS][COLUMNS];
+        sums[own_row][own_column] = sum;
+        for (int half = ROWS / 2; half; half /= 2) {
             __syncthreads();
-            if (threadIdx.y < half) *own += own[half * blockDim.x];
+            if (own_row < half) sums[own_row][own_column] += sums[own_row + half][own_column];
         }
-        sum = *own;
+        sum = sums[own_row][own_column];
     }
-    if (threadIdx.y || column >= length) return;
+    if (own_row || column >= length) return;
     if (column < weights) dweight[column] = narrow(sum);
     else dbias[column - weights] = narrow(sum);
 }

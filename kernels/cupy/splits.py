@@ -24,7 +24,7 @@ def add_splits(partial: Tensor | None, dweight: Tensor, dbias: Tensor) -> None:
     if partial is None:
         return
     splits, length = partial.shape
-    block = (32, THREADS // 32) if splits >= MANY else (THREADS, 1)
+    rows = 8 if splits >= MANY else 1
     results = [gradient if gradient.numel() else None for gradient in (dweight, dbias)]
     arguments = partial, *results, dweight.numel(), length, np.int32(splits)
-    launch(dweight, "splits", "add_splits", (cdiv(length, block[0]),), block, *arguments)
+    launch(dweight, "splits", "add_splits", (cdiv(length * rows, THREADS),), (THREADS,), *arguments, ROWS=rows)

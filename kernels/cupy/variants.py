@@ -33,7 +33,7 @@ VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
     ),
     "mse_loss": (FLOATS, [{}]),
     "sgd": (FLOATS, [{"RATE": DTYPES[dtype]} for dtype in FLOATS]),
-    "splits": (FLOATS, [{}]),
+    "splits": (FLOATS, [{"ROWS": rows} for rows in (1, 8)]),
     "softmax": (FLOATS, [{"LANES": lanes} for lanes in (1, 2, 4, 8, 16, 32, 256)]),
 }
 

@@ -97,13 +97,15 @@ struct Result {
     accum* partial;
     int64 length;
 
+    __device__ __forceinline__ Result of_split() const { return {dweight, dbias, partial + blockIdx.y * length, length}; }
+
     __device__ __forceinline__ void put_weight(int64 place, accum sum) const {
-        if (partial) partial[blockIdx.y * length + place] = sum;
+        if (partial) partial[place] = sum;
         else dweight[place] = narrow(sum);
     }
 
     __device__ __forceinline__ void put_bias(int map, int maps, accum sum) const {
-        if (partial) partial[blockIdx.y * length + (length - maps + map)] = sum;
+        if (partial) partial[length - maps + map] = sum;
         else dbias[map] = narrow(sum);
     }
 };
@@ -260,6 +262,6 @@ __device__ __forceinline__ void weight_grad(
                 }
         }
     }
-    put_weights(result, sums, work, s, t);
-    if (result.dbias && !work.first) put_bias(result, gradient.bias_sums, work, s);
+    put_weights(result.of_split(), sums, work, s, t);
+    if (result.dbias && !work.first) put_bias(result.of_split(), gradient.bias_sums, work, s);
 }
