@@ -1,6 +1,6 @@
 """MkDocs hook: quotes source and results, so that no page holds a copy of them, and makes a page of each linked file.
 
-A line `[source: Tile.fold](../kernels/numpy/conv2d.py)` in a page becomes that object's code, also that of a function or
+A line `[source: Folding.fold](../kernels/numpy/lowering.py)` in a page becomes that object's code, also that of a function or
 struct in a .cu or .cuh file; `[table: caption](../benchmarks/results/FILE.csv)` becomes a table. The same lines are working
 links where the page is read in the repository.
 """

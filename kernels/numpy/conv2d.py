@@ -14,6 +14,7 @@ from kernels.numpy.workspaces import Array, workspace
 from kernels.sizes import Pair
 
 EMPTY = np.empty(0)
+LARGE_IMAGE = 1 << 22  # numbers in the work arrays of one image
 
 
 def conv2d_forward(
@@ -85,7 +86,8 @@ def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Ar
 
 
 def kind_of_tile(g: Geometry) -> type[Tile] | type[DepthwiseTile]:
-    return DepthwiseTile if g.channels == g.features == 1 else Tile
+    """A depthwise convolution is lowered too, unless the lowered rows of a single image would leave the cache."""
+    return DepthwiseTile if g.channels == g.features == 1 and g.values_per_image > LARGE_IMAGE else Tile
 
 
 def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
