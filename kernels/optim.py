@@ -8,6 +8,7 @@ import torch
 import torch.optim as _torch
 from torch.autograd import profiler
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+from torch.optim.sgd import sgd as torch_sgd
 
 from kernels.backend import chosen
 from kernels.integration.distributed import in_process_group, shard
@@ -17,6 +18,7 @@ from kernels.ops.sgd import sgd
 __all__ = ["SGD"]
 
 Tensors = tuple[Any, ...]
+TORCH_OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
 
 
 def __getattr__(name: str) -> Any:
@@ -31,13 +33,11 @@ class SGD(_torch.SGD):
     """torch.optim.SGD step for step: the same arguments, errors, param_groups and state_dict.
 
     `foreach` and `fused`, which choose between torch's implementations, change nothing here. A tensor `lr` is read on
-    its device. Raises RuntimeError for `differentiable=True` and for sparse gradients.
+    its device. Where steps are differentiable, and for groups with a sparse gradient, torch's own functions run.
     """
 
     def __init__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(params, *args, **kwargs)
-        if any(group["differentiable"] for group in self.param_groups):
-            raise RuntimeError("SGD: differentiable=True is not supported; use torch.optim.SGD for it")
         self._step_supports_amp_scaling = False  # fused=True says it were: GradScaler has to unscale before our step
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -71,12 +71,26 @@ class SGD(_torch.SGD):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
+        differentiable = self.defaults["differentiable"]
+        with torch.set_grad_enabled(differentiable):
             for group in self.param_groups:
-                self._step_group(group)
+                if differentiable or any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+                    self._step_group_as_torch(group)
+                else:
+                    self._step_group(group)
         return loss
 
     _watched_step = _torch.Optimizer.profile_hook_step(_step)
+
+    def _step_group_as_torch(self, group: dict[str, Any]) -> None:
+        params: list[Any] = []
+        grads: list[Any] = []
+        buffers: list[Any] = []
+        has_sparse_grad = self._init_group(group, params, grads, buffers)
+        options = {name: group[name] for name in TORCH_OPTIONS}
+        torch_sgd(params, grads, buffers, has_sparse_grad=has_sparse_grad, foreach=False, fused=False, **options)
+        for p, buffer in zip(params, buffers, strict=False):  # without momentum there are none
+            self.state[p]["momentum_buffer"] = buffer
 
     def _step_group(self, group: dict[str, Any]) -> None:
         momentum = group["momentum"]
@@ -86,8 +100,6 @@ class SGD(_torch.SGD):
             grad = p.grad
             if grad is None:
                 continue
-            if grad.is_sparse:
-                raise RuntimeError("SGD: expected dense gradients, got a sparse one; use torch.optim.SGD for it")
             buffer, first = None, False
             if momentum:
                 state = self.state[p]

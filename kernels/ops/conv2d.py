@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
+from kernels.integration.memory_format import is_channels_last, to_channels_last
 from kernels.integration.primitive import Function, differentiable, new_image, primitive, total
 from kernels.ops.arguments import bounded, check_layer, check_padding, pair, whole
 from kernels.sizes import Pair, output_size
@@ -199,6 +200,8 @@ def conv2d(
         y = without_channels(images, weight, bias, size)
     else:
         y = convolve(images, weight, bias, *geometry, chosen())
+    if is_channels_last(images) or is_channels_last(weight):
+        y = to_channels_last(y)
     return y if input.dim() == 4 else y.squeeze(0)
 
 

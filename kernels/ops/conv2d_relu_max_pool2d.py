@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
+from kernels.integration.memory_format import is_channels_last, to_channels_last
 from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
 from kernels.ops.conv2d import gradients, in_memory_order, prepare, tangent
 from kernels.ops.max_pool2d import gather
@@ -114,4 +115,6 @@ def conv2d_relu_max_pool2d(
     if min(size) < 2:
         raise RuntimeError(f"{name}: expected the convolution's output to be at least 2 x 2, got {size}")
     y, _ = fused(images, weight, bias, *geometry, chosen())
+    if is_channels_last(images) or is_channels_last(weight):
+        y = to_channels_last(y)
     return y if input.dim() == 4 else y.squeeze(0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
+from kernels.integration.memory_format import is_channels_last, to_channels_last
 from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
 from kernels.ops.arguments import bounded, check_padding, check_tensors, pair
 from kernels.sizes import Pair, output_size
@@ -172,6 +173,8 @@ def max_pool2d(
     y, positions = pool(images, ceil_mode, *windows, chosen())
     if input.dim() == 3:
         y, positions = y.squeeze(0), positions.squeeze(0)
+    elif is_channels_last(images):
+        y, positions = to_channels_last(y), to_channels_last(positions) if return_indices else positions
     return (y, plane_indices(positions, images.shape[3], *windows)) if return_indices else y
 
 

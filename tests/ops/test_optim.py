@@ -203,13 +203,42 @@ def test_errors_are_torch_s(options: dict[str, Any]) -> None:
             SGD(parameters(), **options)
 
 
-def test_what_is_not_supported_says_so() -> None:
-    with pytest.raises(RuntimeError, match="SGD: differentiable=True"):
-        optim.SGD(parameters(), lr=0.1, differentiable=True)
-    p = torch.ones(3, requires_grad=True)
-    p.grad = torch.ones(3).to_sparse()
-    with pytest.raises(RuntimeError, match="SGD: expected dense gradients"):
-        optim.SGD([p], lr=0.1).step()
+@pytest.mark.parametrize("options", OPTIONS[::3], ids=str)
+def test_a_differentiable_step(options: dict[str, Any]) -> None:
+    """As torch's own tests look at it: what two steps make of a parameter is a function of it and of the gradients."""
+
+    def after_two_steps(SGD: Any) -> Any:
+        def run(p: Tensor, *grads: Tensor) -> Tensor:
+            p = p.clone()
+            optimiser = SGD([p], lr=0.1, differentiable=True, **options)
+            for grad in grads:
+                p.grad = grad
+                optimiser.step()
+            return p
+
+        return run
+
+    inputs = [torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    if not options["momentum"]:  # the buffer that torch makes in the first step is no function of the gradient
+        assert torch.autograd.gradcheck(after_two_steps(optim.SGD), inputs)
+    results = [after_two_steps(SGD)(*inputs) for SGD in (optim.SGD, torch.optim.SGD)]
+    torch.testing.assert_close(*results)
+    torch.testing.assert_close(*(torch.autograd.grad(r.sum(), inputs) for r in results))
+
+
+@pytest.mark.parametrize("options", ({}, {"momentum": 0.9}, {"maximize": True}), ids=str)
+def test_sparse_gradients(options: dict[str, Any]) -> None:
+    """Beside dense ones, of the same group and of another."""
+    pair = Pair(lambda: [torch.ones(4, 3).requires_grad_() for _ in range(3)], lr=0.1, **options)
+    for params, optimiser in zip(pair.params, pair.optimisers, strict=True):
+        optimiser.add_param_group({"params": [torch.ones(4).requires_grad_()]})
+        params.append(optimiser.param_groups[1]["params"][0])
+    for number in (2, 3):
+        for params, optimiser in zip(pair.params, pair.optimisers, strict=True):
+            give_gradients(params, number)
+            params[0].grad = params[0].grad.mul(torch.tensor([[1.0], [0.0], [2.0], [0.0]])).to_sparse(1)
+            optimiser.step()
+        pair.check()
 
 
 def test_everything_else_is_torch_s() -> None:
