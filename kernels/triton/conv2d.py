@@ -214,7 +214,9 @@ def conv2d_forward(
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     n = input.shape[0]
     g = geometry(weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
-    t = tiles.tile(g, input.dtype, dot := tiles.dot_precision(g, input.dtype), tiles.warps(dot))
+    t = tiles.tile(
+        g, input.dtype, dot := tiles.dot_precision(g, input.dtype), tiles.warps(dot), tiles.far_apart(g, input)
+    )
     y = input.new_empty((n, weight.shape[0], *g.out))
     if n:
         launch(
@@ -258,12 +260,12 @@ def backward(
     splits = chunks = weight_programs = input_programs = 0
     if input is not None:
         dweight, dbias = dy.new_empty((o, g.channels, *g.kernel)), dy.new_empty((o if with_bias else 0,))
-        weight_tile = tiles.weight_tile(g, dy.dtype, weight_dot, warps, pooled)
+        weight_tile = tiles.weight_tile(g, dy.dtype, weight_dot, warps, tiles.far_apart(g, dy, input), pooled)
         splits, chunks, weight_programs = tiles.weight_splits(n, g, weight_tile)
         partials = partial_sums(dweight, dbias, splits)
     if weight is not None:
         dinput = dy.new_empty((n, g.groups * g.channels, *g.size))
-        input_tile = tiles.tile(turned, dy.dtype, input_dot, warps, pooled)
+        input_tile = tiles.tile(turned, dy.dtype, input_dot, warps, tiles.far_apart(g, dy), pooled)
         input_programs = tiles.programs(n, turned, input_tile)
         group_stride, o_stride, c_stride, *tap_strides = weight_strides(weight, g)
         strides = (group_stride, c_stride, o_stride, *tap_strides)

@@ -55,7 +55,7 @@ def conv2d_relu_max_pool2d_forward(
     positions = torch.empty_like(y, dtype=torch.uint8)
     dot = tiles.dot_precision(g, input.dtype)
     outputs = (4 if g.out[0] % 4 == 0 and not dot and input.dtype != torch.float64 else 2, 2)
-    t = tiles.tile(g, input.dtype, dot, tiles.warps(dot), outputs=outputs)
+    t = tiles.tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input), outputs=outputs)
     if n:
         launch(
             conv2d_relu_max_pool2d_forward_kernel, tiles.programs(n, g, t),

@@ -27,8 +27,8 @@ def mse_loss_kernel(  # type: ignore[no-untyped-def]
     dtype: tl.constexpr = tl.float64 if input_ptr.dtype.element_ty == tl.float64 else tl.float32
     start = tl.program_id(0).to(n.dtype) * length
     acc = tl.zeros([BLOCK], dtype)
-    for block in range(start, start + tl.minimum(length, n - start), BLOCK):
-        index = block + tl.arange(0, BLOCK)
+    for chunk in range(0, tl.minimum(length, n - start), BLOCK):
+        index = start + chunk + tl.arange(0, BLOCK)
         mask = index < n
         input = raised(tl.load(input_ptr + offsets(index, sizes, input_strides), mask, other=0))
         target = raised(tl.load(target_ptr + offsets(index, sizes, target_strides), mask, other=0))

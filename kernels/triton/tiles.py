@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
+from torch import Tensor
 
 from kernels.sizes import Pair, cdiv, output_size
 from kernels.triton.precision import tensor_core_precision
@@ -73,6 +74,7 @@ class Tile(NamedTuple):
     block_k: int  # a chunk of the flattened window, on the tensor cores
     blocks: Pair  # tiles that share their places: of each group, its maps
     row_shifts: tuple[int, ...]  # the distinct rows under a place's windows, from its first output's row on
+    wide: bool  # whether offsets in a plane take 64 bits: see far_apart
     row_of: tuple[tuple[int, ...], ...]  # where in row_shifts the row is that output row i has at kh; -1 for none
 
 
@@ -92,6 +94,7 @@ class WeightTile(NamedTuple):
     blocks: tuple[int, ...]  # tiles of a split: of each group, its maps, then the taps
     row_shifts: tuple[int, ...]  # the distinct rows under a place's windows, and the columns
     column_shifts: tuple[int, ...]
+    wide: bool
     value_of: tuple[tuple[int, ...], ...]  # where among the values (channels, columns, rows) tap t of output p is
     tap_offsets: tuple[int, ...]  # of the taps in dweight, from the tile's first on
 
@@ -138,7 +141,13 @@ def warps(*dots: str | None) -> int:
 
 @functools.lru_cache(maxsize=256)
 def tile(
-    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, pooled: bool = False, outputs: Pair | None = None
+    g: Geometry,
+    dtype: torch.dtype,
+    dot: str | None,
+    warps: int,
+    wide: bool,
+    pooled: bool = False,
+    outputs: Pair | None = None,
 ) -> Tile:
     """The tile of a convolution or input gradient, whose source may lie behind pooling.
 
@@ -165,8 +174,19 @@ def tile(
         tl.float64 if double else tl.float32, dot, inside, outputs,
         block_m=BLOCK_M * (warps if not dot else 2 if outputs == (1, 1) else 1), block_o=block_o, block_kh=block_kh,
         block_k=power_of_2(g.channels * math.prod(g.kernel), 16, most_k), blocks=(g.groups, cdiv(g.features, block_o)),
-        row_shifts=row_shifts, row_of=row_of,
+        row_shifts=row_shifts, wide=wide, row_of=row_of,
     )  # fmt: skip
+
+
+def far_apart(g: Geometry, *images: Tensor) -> bool:
+    """Whether 32 bits may not do for offsets in a plane, of these images or of contiguous ones.
+
+    Rows and columns are held below 2^30 elements each, so that their sum stays below 2^31.
+    """
+    planes = [(math.prod(g.size), 1), (math.prod(g.out), 1)]
+    for image in images:
+        planes += zip(image.shape[2:], image.stride()[2:], strict=True)
+    return any(length * stride >= 1 << 30 for length, stride in planes)
 
 
 def programs(n: int, g: Geometry, t: Tile) -> int:
@@ -175,7 +195,7 @@ def programs(n: int, g: Geometry, t: Tile) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def weight_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, pooled: bool) -> WeightTile:
+def weight_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, pooled: bool) -> WeightTile:
     """The tile of a weight gradient; with pooling a place of direct sums is one of its windows."""
     double = dtype == torch.float64
     sums = WEIGHT_SUMS * 2 // 3 if double else WEIGHT_SUMS  # they take two registers each
@@ -197,7 +217,7 @@ def weight_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, po
     return WeightTile(
         tl.float64 if double else tl.float32, dot, all_inside(g), outputs, 2 * BLOCK_M if dot else BLOCK_M * warps,
         block_o, block_c, block_kh, block_kw, block_k, (g.groups, cdiv(g.features, block_o), *blocks),
-        row_shifts, column_shifts,
+        row_shifts, column_shifts, wide,
         value_of=tuple(
             tuple((c * len(column_shifts) + column_of[j][q]) * len(row_shifts) + row_of[i][p] for i, j in places)
             for c, p, q in taps

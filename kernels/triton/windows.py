@@ -27,7 +27,7 @@ def places(first, n, G: tl.constexpr, T: tl.constexpr):  # type: ignore[no-untyp
     """(image, first row, first column, mask) of block_m places from number `first` on; the mask says which images exist."""
     COLUMNS: tl.constexpr = G.out[1] // T.outputs[1]
     PLANE: tl.constexpr = G.out[0] // T.outputs[0] * COLUMNS
-    offs_m = (first % PLANE).to(tl.int32) + tl.arange(0, T.block_m)
+    offs_m = (first % PLANE).to(tl.int64 if T.wide else tl.int32) + tl.arange(0, T.block_m)
     image = first // PLANE + offs_m // PLANE
     return image, offs_m % PLANE // COLUMNS * T.outputs[0], offs_m % COLUMNS * T.outputs[1], image < n
 
@@ -85,7 +85,9 @@ def direct_sums(  # type: ignore[no-untyped-def]
     BLOCK_O: tl.constexpr = T.block_o
     BLOCK_KH: tl.constexpr = T.block_kh
     SIZE: tl.constexpr = G.size
-    row = 0 if ROWS == G.out[0] and T.inside[0] else row  # then what follows from it is known when compiling
+    row = (
+        0 if ROWS == G.out[0] and T.inside[0] and not T.wide else row
+    )  # then what follows from it is known when compiling
     sums = zeros(ROWS * COLUMNS, BLOCK_O, T)
     for c in range(G.channels):
         channel = group.to(tl.int64) * G.channels + c
