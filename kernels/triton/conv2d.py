@@ -35,7 +35,7 @@ from kernels.sizes import Pair
 from kernels.triton import tiles
 from kernels.triton.launch import launch
 from kernels.triton.splits import add_splits, partial_sums
-from kernels.triton.tiles import Geometry, geometry
+from kernels.triton.tiles import Geometry
 from kernels.triton.windows import coordinates, gather, inside, load_source, output_map, places, tile_sums, zeros
 
 
@@ -213,14 +213,14 @@ def conv2d_forward(
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     n = input.shape[0]
-    g = geometry(weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
-    t = tiles.tile(
+    g = tiles.conv2d_geometry(weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
+    t = tiles.conv2d_tile(
         g, input.dtype, dot := tiles.dot_precision(g, input.dtype), tiles.warps(dot), tiles.far_apart(g, input)
     )
     y = input.new_empty((n, weight.shape[0], *g.out))
     if n:
         launch(
-            conv2d_forward_kernel, tiles.programs(n, g, t), input, weight, bias, y, n, input.stride(),
+            conv2d_forward_kernel, tiles.conv2d_programs(n, g, t), input, weight, bias, y, n, input.stride(),
             0 if bias is None else bias.stride(0), g, t, weight_strides(weight, g), num_warps=tiles.warps(dot), num_stages=1,
         )  # fmt: skip
     return y
@@ -230,7 +230,7 @@ def conv2d_input_grad(
     dy: Tensor, weight: Tensor, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """dx (N, C, H, W) of dy (N, O, OH, OW)."""
-    g = geometry(weight.shape, tuple(input_size), tuple(stride), tuple(padding), tuple(dilation), groups)
+    g = tiles.conv2d_geometry(weight.shape, tuple(input_size), tuple(stride), tuple(padding), tuple(dilation), groups)
     return backward(dy, None, None, weight, g, False)[0]
 
 
@@ -239,7 +239,7 @@ def conv2d_weight_grad(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
     weight_shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
-    g = geometry(weight_shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
+    g = tiles.conv2d_geometry(weight_shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
     return backward(dy, None, input, None, g, with_bias)[1:]
 
 
@@ -260,13 +260,13 @@ def backward(
     splits = chunks = weight_programs = input_programs = 0
     if input is not None:
         dweight, dbias = dy.new_empty((o, g.channels, *g.kernel)), dy.new_empty((o if with_bias else 0,))
-        weight_tile = tiles.weight_tile(g, dy.dtype, weight_dot, warps, tiles.far_apart(g, dy, input), pooled)
-        splits, chunks, weight_programs = tiles.weight_splits(n, g, weight_tile)
+        weight_tile = tiles.conv2d_weight_tile(g, dy.dtype, weight_dot, warps, tiles.far_apart(g, dy, input), pooled)
+        splits, chunks, weight_programs = tiles.conv2d_weight_splits(n, g, weight_tile)
         partials = partial_sums(dweight, dbias, splits)
     if weight is not None:
         dinput = dy.new_empty((n, g.groups * g.channels, *g.size))
-        input_tile = tiles.tile(turned, dy.dtype, input_dot, warps, tiles.far_apart(g, dy), pooled)
-        input_programs = tiles.programs(n, turned, input_tile)
+        input_tile = tiles.conv2d_tile(turned, dy.dtype, input_dot, warps, tiles.far_apart(g, dy), pooled)
+        input_programs = tiles.conv2d_programs(n, turned, input_tile)
         group_stride, o_stride, c_stride, *tap_strides = weight_strides(weight, g)
         strides = (group_stride, c_stride, o_stride, *tap_strides)
     if weight_programs + input_programs:

@@ -13,7 +13,6 @@ from kernels.sizes import Pair
 from kernels.triton import tiles
 from kernels.triton.conv2d import backward, weight_strides
 from kernels.triton.launch import launch
-from kernels.triton.tiles import geometry
 from kernels.triton.windows import output_map, tile_sums
 
 
@@ -50,15 +49,17 @@ def conv2d_relu_max_pool2d_forward(
 ) -> tuple[Tensor, Tensor]:
     """(y, positions) (N, O, OH // 2, OW // 2)."""
     n = input.shape[0]
-    g = geometry(weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups, pooled=True)
+    g = tiles.conv2d_geometry(
+        weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups, pooled=True
+    )
     y = input.new_empty((n, weight.shape[0], g.out[0] // 2, g.out[1] // 2))
     positions = torch.empty_like(y, dtype=torch.uint8)
     dot = tiles.dot_precision(g, input.dtype)
     outputs = (4 if g.out[0] % 4 == 0 and not dot and input.dtype != torch.float64 else 2, 2)
-    t = tiles.tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input), outputs=outputs)
+    t = tiles.conv2d_tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input), outputs=outputs)
     if n:
         launch(
-            conv2d_relu_max_pool2d_forward_kernel, tiles.programs(n, g, t),
+            conv2d_relu_max_pool2d_forward_kernel, tiles.conv2d_programs(n, g, t),
             input, weight, bias, y, positions, n, input.stride(), 0 if bias is None else bias.stride(0),
             g, t, weight_strides(weight, g), num_warps=tiles.warps(dot), num_stages=1,
         )  # fmt: skip
@@ -78,7 +79,9 @@ def conv2d_relu_max_pool2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dinput, dweight, dbias), each empty where it is not needed."""
     need_input, need_weight, need_bias = needed
-    g = geometry(weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups, pooled=True)
+    g = tiles.conv2d_geometry(
+        weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups, pooled=True
+    )
     x, w = input if need_weight else None, weight if need_input else None
     dinput, dweight, dbias = backward(dy, positions, x, w, g, need_bias)
     if need_bias and not need_weight:

@@ -100,7 +100,7 @@ class WeightTile(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def geometry(
+def conv2d_geometry(
     weight_shape: tuple[int, ...],
     size: tuple[int, ...],
     stride: Pair,
@@ -126,9 +126,7 @@ def dot_precision(g: Geometry, dtype: torch.dtype, most_maps: int = DOT_MAPS) ->
     """
     taps = g.channels * math.prod(g.kernel)
     block = power_of_2(taps, 16, 32)
-    served = min(
-        g.features / cdiv(g.features, most_maps), 32
-    )  # of more maps the weights take as many instructions as the values
+    served = min(g.features / cdiv(g.features, most_maps), 32)  # more maps have more weights to load as well
     if taps * served < GATHERING * cdiv(taps, block) * block:
         return None
     return tensor_core_precision(dtype, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
@@ -140,7 +138,7 @@ def warps(*dots: str | None) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def tile(
+def conv2d_tile(
     g: Geometry,
     dtype: torch.dtype,
     dot: str | None,
@@ -189,13 +187,15 @@ def far_apart(g: Geometry, *images: Tensor) -> bool:
     return any(length * stride >= 1 << 30 for length, stride in planes)
 
 
-def programs(n: int, g: Geometry, t: Tile) -> int:
+def conv2d_programs(n: int, g: Geometry, t: Tile) -> int:
     """The programs of a convolution of n images."""
     return cdiv(n * math.prod(g.out) // math.prod(t.outputs), t.block_m) * math.prod(t.blocks)
 
 
 @functools.lru_cache(maxsize=256)
-def weight_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, pooled: bool) -> WeightTile:
+def conv2d_weight_tile(
+    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, pooled: bool
+) -> WeightTile:
     """The tile of a weight gradient; with pooling a place of direct sums is one of its windows."""
     double = dtype == torch.float64
     sums = WEIGHT_SUMS * 2 // 3 if double else WEIGHT_SUMS  # they take two registers each
@@ -226,7 +226,7 @@ def weight_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wi
     )  # fmt: skip
 
 
-def weight_splits(n: int, g: Geometry, t: WeightTile) -> tuple[int, int, int]:
+def conv2d_weight_splits(n: int, g: Geometry, t: WeightTile) -> tuple[int, int, int]:
     """(splits, chunks of each, programs) of the weight gradient of n images.
 
     A program has the least number of chunks that pays for adding up its lanes' sums while there are fewer than PROGRAMS,

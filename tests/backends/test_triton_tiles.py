@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="as
 def test_tensor_cores_are_taken_where_28_maps_use_a_gathered_value(
     maps: int, channels: int, size: int, kernel: int, taken: tuple[bool, bool, bool]
 ) -> None:
-    from kernels.triton.tiles import WEIGHT_DOT_MAPS, dot_precision, geometry
+    from kernels.triton.tiles import WEIGHT_DOT_MAPS, conv2d_geometry, dot_precision
 
-    g = geometry((maps, channels, kernel, kernel), (size, size), (1, 1), (0, 0), (1, 1), 1)
+    g = conv2d_geometry((maps, channels, kernel, kernel), (size, size), (1, 1), (0, 0), (1, 1), 1)
     forward, input_grad = dot_precision(g, torch.float16), dot_precision(g.turned(), torch.float16)
     weight_grad = dot_precision(g, torch.float16, WEIGHT_DOT_MAPS)
     assert (forward is not None, input_grad is not None, weight_grad is not None) == taken
