@@ -52,7 +52,7 @@ def test_multiply_adds_are_fused_whatever_the_environment_says(
 ) -> None:
     import triton._utils
 
-    from benchmarks.compile_triton import compiling_for, jit_functions
+    from benchmarks.compile.triton import compiling_for, jit_functions
     from benchmarks.exercise import geometries, operations
 
     monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)
