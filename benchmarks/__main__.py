@@ -15,6 +15,7 @@ from rich.console import Console
 import kernels
 from benchmarks import ceilings, memory, report, timing
 from benchmarks.case import BATCHES, OURS
+from benchmarks.command import RESULTS
 from benchmarks.environment import environment
 from kernels.backend import AUTOMATIC, NAMES, resolve
 from kernels.check.run import precision
@@ -67,7 +68,7 @@ def main(
     torch.manual_seed(0)
     backends = usable(backend and [each.value for each in backend], device)
     dtypes = [each.value for each in dtype or [Dtype.float32]]
-    out = out or Path(__file__).parent / "results" / device
+    out = out or RESULTS / device
     out.mkdir(parents=True, exist_ok=True)
     facts = environment(device)
     console.print(report.environment_table(facts))

@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
 
 BACKENDS = ("triton", "cupy")
+RESULTS = Path(__file__).parent / "results"
 OPTIONAL = {"cupy", "ptxsim", "triton"}
 
 

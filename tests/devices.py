@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of torch's threads: the other processes need the cores that wait
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 GPU = torch.cuda.is_available()
 GPU_DEVICE = "cuda"

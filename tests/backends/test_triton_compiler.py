@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton
     (("75", "float16", False), ("80", "float32", False), ("90", "float16", True), ("120", "tf32", True)),
 )
 def test_no_kernel_spills(target: str, precision: str, tensor_cores: bool) -> None:
-    from benchmarks.compile_triton import PRECISIONS, build
+    from benchmarks.compile.triton import PRECISIONS, build
     from benchmarks.exercise import operations
 
     rows = build(target, precision, operations(PRECISIONS[precision]).values())
@@ -32,7 +32,7 @@ def test_no_kernel_spills(target: str, precision: str, tensor_cores: bool) -> No
 
 
 def test_another_batch_size_compiles_nothing() -> None:
-    from benchmarks.compile_triton import compiling_for, jit_functions
+    from benchmarks.compile.triton import compiling_for, jit_functions
 
     net = LeNet()
 
@@ -52,7 +52,7 @@ def test_multiply_adds_are_fused_whatever_the_environment_says(
 ) -> None:
     import triton._utils
 
-    from benchmarks.compile_triton import compiling_for, jit_functions
+    from benchmarks.compile.triton import compiling_for, jit_functions
     from benchmarks.exercise import geometries, operations
 
     monkeypatch.delenv("TRITON_DEFAULT_FP_FUSION", raising=False)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton
 
 
 def test_memory_traffic_is_near_the_compulsory() -> None:
-    from benchmarks.counters import count
+    from benchmarks.counts.counters import count
 
     rows = count("triton", 64)
     assert {"linear_backward", "conv2d_relu_max_pool2d_backward"} <= {row.operation for row in rows}

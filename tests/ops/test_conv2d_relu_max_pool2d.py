@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import kernels.functional as F
+from kernels.backend import chosen
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
+MANY, IN_THE_SAME_TILES = {"numpy": 300}, 130  # images: simulated kernels choose the same tiles for 130 as for 300
 GEOMETRIES = ({}, {"stride": (1, 2), "padding": (2, 1)}, {"groups": 2, "dilation": (2, 1), "padding": "same"})
 
 
@@ -27,9 +29,11 @@ def test_whole_numbers_are_exact(data: st.DataObject) -> None:
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("batch", (1, 5, 300))
+@pytest.mark.parametrize("batch", (1, 5, "many"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
-def test_lenet_layer(dtype: torch.dtype, batch: int) -> None:
+def test_lenet_layer(dtype: torch.dtype, batch: int | str) -> None:
+    if batch == "many":
+        batch = MANY.get(chosen(), IN_THE_SAME_TILES)
     shapes = ((batch, 6, 14, 14), (16, 6, 5, 5), (16,))
     check(CONV2D_RELU_MAX_POOL2D, *(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes))
 

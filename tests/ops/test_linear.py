@@ -60,14 +60,14 @@ def test_sizes(sizes: tuple[int, int, int]) -> None:
 
 
 def layer(activation: str | None, bias: bool = True) -> nn.Linear:
-    return nn.Linear(4, 3, bias, dtype=torch.float64, activation=activation)
+    return nn.Linear(3, 2, bias, dtype=torch.float64, activation=activation)
 
 
 @pytest.mark.parametrize("bias", (False, True))
 @pytest.mark.parametrize("activation", (None, "relu", "sigmoid", "step"))
 def test_derivatives(activation: str | None, bias: bool) -> None:
     module = layer(activation, bias)
-    inputs = (torch.randn(5, 4, dtype=torch.float64, requires_grad=True), *module.parameters())
+    inputs = (torch.randn(4, 3, dtype=torch.float64, requires_grad=True), *module.parameters())
 
     def run(input: Any, *_: Any) -> Any:
         return module(input)
@@ -80,7 +80,7 @@ def test_derivatives(activation: str | None, bias: bool) -> None:
 @pytest.mark.parametrize("activation", ("relu", "sigmoid", "step"))
 def test_activation_equals_the_two_steps(activation: str, bias: bool) -> None:
     module = layer(activation, bias)
-    input = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    input = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     separate = getattr(F, activation)(torch.nn.functional.linear(input, module.weight, module.bias))
     fused = module(input)
     torch.testing.assert_close(fused, separate)

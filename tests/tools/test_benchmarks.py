@@ -121,7 +121,7 @@ def test_every_operation_has_its_benchmark():
 
 
 def test_bounds_of_torch_s_sequence():
-    from benchmarks import bounds
+    from benchmarks.counts import bounds
 
     forward = {kernel.operation: kernel for kernel in bounds.of_torch(3, training=False)}
     conv1, *_ = bounds.of_torch(3, training=False)
@@ -135,7 +135,7 @@ def test_bounds_of_torch_s_sequence():
 
 
 def test_bounds_take_the_larger_of_memory_and_arithmetic(tmp_path):
-    from benchmarks import bounds
+    from benchmarks.counts import bounds
 
     (tmp_path / "counts.csv").write_text(
         "backend,batch,operation,launches,bytes,multiply_adds,issued_per_useful\n"

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import compile_matrix
-from benchmarks.built import SHARED_LIMIT_UNASKED, Built
+from benchmarks.compile import matrix
+from benchmarks.compile.built import SHARED_LIMIT_UNASKED, Built
 from benchmarks.exercise import operations
 
 BUILT = Built("triton", "90", "float16", "a_kernel", 4, 64, 0, 1024, 49152, True)
@@ -18,7 +18,7 @@ BUILT = Built("triton", "90", "float16", "a_kernel", 4, 64, 0, 1024, 49152, True
 @pytest.mark.parametrize(("target", "precision"), (("75", "float32"), ("120", "bfloat16")))
 def test_cupys_kernels_fit(target: str, precision: str) -> None:
     pytest.importorskip("cupy")
-    from benchmarks.compile_cupy import PRECISIONS, build
+    from benchmarks.compile.cupy import PRECISIONS, build
 
     calls = operations(PRECISIONS[precision])
     rows = build(target, precision, [calls[name] for name in ("conv2d, conv1", "linear, fc3", "softmax", "SGD")])
@@ -44,9 +44,9 @@ def test_summaries_and_exit_status(
     change: dict[str, int | str], status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     rows = [BUILT, BUILT._replace(registers=32, tensor_cores=False, **change)]
-    monkeypatch.setattr(compile_matrix, "build", lambda *_: rows)
+    monkeypatch.setattr(matrix, "build", lambda *_: rows)
     app = typer.Typer()
-    app.command()(compile_matrix.main)
+    app.command()(matrix.main)
     result = CliRunner().invoke(app, ["--backend", "triton", "--out", str(tmp_path)])
     assert result.exit_code == status, result.output
     by_kernel, by_target = pd.read_csv(tmp_path / "kernels.csv"), pd.read_csv(tmp_path / "targets.csv")
@@ -58,10 +58,10 @@ def test_summaries_and_exit_status(
 
 def test_tables_keep_what_a_run_does_not_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     app = typer.Typer()
-    app.command()(compile_matrix.main)
+    app.command()(matrix.main)
     for target, registers in (("90", 64), ("gfx942", 80), ("80", 32), ("90", 48)):
         rows = [BUILT._replace(target=target, registers=registers), BUILT._replace(target=target, kernel="another")]
-        monkeypatch.setattr(compile_matrix, "build", lambda *_, rows=rows: rows)
+        monkeypatch.setattr(matrix, "build", lambda *_, rows=rows: rows)
         CliRunner().invoke(app, ["--backend", "triton", "--out", str(tmp_path)], catch_exceptions=False)
     by_kernel, by_target = pd.read_csv(tmp_path / "kernels.csv"), pd.read_csv(tmp_path / "targets.csv")
     assert [*by_kernel["target"]] == ["80", "80", "90", "90", "gfx942", "gfx942"]
@@ -71,7 +71,7 @@ def test_tables_keep_what_a_run_does_not_compile(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_unknown_is_refused() -> None:
     app = typer.Typer()
-    app.command()(compile_matrix.main)
+    app.command()(matrix.main)
     for option, value in (("--backend", "numpy"), ("--arch", "70"), ("--precision", "int8")):
         result = CliRunner().invoke(app, [option, value])
         assert result.exit_code == 2, result.output

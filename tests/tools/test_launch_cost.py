@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from benchmarks import launch_cost
+from benchmarks.counts import launch_cost
 
 
 @pytest.mark.parametrize("name", launch_cost.BACKENDS)

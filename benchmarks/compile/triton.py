@@ -18,7 +18,7 @@ from triton.runtime import JITFunction
 
 import kernels
 import kernels.triton
-from benchmarks.built import KIB, SHARED_LIMITS, TENSOR_CORES, Built
+from benchmarks.compile.built import KIB, SHARED_LIMITS, TENSOR_CORES, Built
 from benchmarks.exercise import Launches
 from kernels.check.run import precision as switches
 

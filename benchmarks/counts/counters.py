@@ -1,6 +1,6 @@
 """Counts what the kernels of a LeNet training step do, in the simulator ptxsim: no GPU, and no times.
 
-    python -m benchmarks.counters --backend triton --backend cupy --batch 64
+    python -m benchmarks.counts --backend triton --backend cupy --batch 64
 
 The kernels are compiled for sm_80 and run as PTX. Shares are of warp instructions issued; bytes are distinct ones that
 the launches of an operation touch, against the compulsory: each of its inputs and outputs once. Sectors of global memory
@@ -27,7 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 import kernels
 import kernels.flops
-from benchmarks.command import BACKENDS, one_of, run
+from benchmarks.command import BACKENDS, RESULTS, one_of
 from benchmarks.exercise import training_step
 from kernels.check.run import precision
 
@@ -177,7 +177,7 @@ def main(
         list[str] | None, typer.Option(callback=one_of(BACKENDS), help="triton or cupy; both by default")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="a batch size; repeat it for several")] = None,
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = Path(__file__).parent / "results" / "counters",
+    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "counters",
 ) -> None:
     """Prints a row an operation, and writes them to OUT/lenet.csv."""
     rows = [row for n in batch or (64, 1024) for name in backend or ("triton", "cupy") for row in count(name, n)]
@@ -187,7 +187,3 @@ def main(
     Console(width=200).print(table)
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(out / "lenet.csv", index=False, float_format="%.4g")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,10 +1,10 @@
 """Lower bounds of LeNet's time on named GPUs, from counts: no GPU, and no times that one took.
 
-    python -m benchmarks.bounds
+    python -m benchmarks.counts.bounds
 
 The model: a kernel takes at least as long as its bytes at the memory's peak rate, and at least as long as its
 multiply-adds at the float32 peak rate; kernels follow one another. Ours touch the bytes and issue the multiply-adds
-that `python -m benchmarks.counters` counted. torch's sequence is one kernel an operator, unfused, which touches every
+that `python -m benchmarks.counts` counted. torch's sequence is one kernel an operator, unfused, which touches every
 input and output once and issues no multiply-add in vain: the best that sequence could do. Launches take no time in
 this model, nor do caches save any.
 """
@@ -23,10 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.bench_lenet import torch_lenet
-from benchmarks.command import run
-from benchmarks.counters import distinct_bytes, multiply_adds
+from benchmarks.command import RESULTS, run
+from benchmarks.counts.counters import distinct_bytes, multiply_adds
 
-RESULTS = Path(__file__).parent / "results" / "counters"
+COUNTERS = RESULTS / "counters"
 
 
 class GPU(NamedTuple):
@@ -124,9 +124,9 @@ def row(contender: str, batch: int, training: bool, kernels: list[Kernel]) -> di
 
 def main(
     counters: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="what python -m benchmarks.counters wrote")
-    ] = RESULTS / "lenet.csv",
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS,
+        Path, typer.Option(exists=True, dir_okay=False, help="what python -m benchmarks.counts wrote")
+    ] = COUNTERS / "lenet.csv",
+    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = COUNTERS,
 ) -> None:
     """Prints the bounds, and writes them to OUT/bounds.csv."""
     counted = pd.read_csv(counters)

@@ -1,7 +1,7 @@
 """Compiles every kernel for GPUs that are not here: does it build, with how many registers, does it spill?
 
-    python -m benchmarks.compile_matrix            both backends, all architectures and precisions
-    python -m benchmarks.compile_matrix --backend triton --arch 90 --precision float32
+    python -m benchmarks.compile            both backends, all architectures and precisions
+    python -m benchmarks.compile --backend triton --arch 90 --precision float32
 
 Nothing runs: the launchers, unmodified, meet stand-ins of a driver, which compile what they launch. A table that is
 there keeps what a run does not compile.
@@ -17,8 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.built import Built, by_kernel, by_target
-from benchmarks.command import BACKENDS, one_of, run
+from benchmarks.command import BACKENDS, one_of
+from benchmarks.compile.built import Built, by_kernel, by_target
 from benchmarks.exercise import geometries, operations
 
 TARGETS = ("75", "80", "86", "89", "90", "100", "120", "gfx942", "gfx1100")
@@ -27,7 +27,7 @@ PRECISIONS = ("float16", "bfloat16", "tf32", "float32", "float64")
 
 def build(backend: str, targets: list[str] | None, precisions: list[str] | None) -> list[Built]:
     """The backend's kernels for these of its targets and precisions, or for all."""
-    compiler: Any = importlib.import_module(f"benchmarks.compile_{backend}")
+    compiler: Any = importlib.import_module(f"benchmarks.compile.{backend}")
     rows = []
     for target, precision in itertools.product(compiler.TARGETS, compiler.PRECISIONS):
         if target in (targets or [target]) and precision in (precisions or [precision]):
@@ -69,7 +69,3 @@ def main(
         if out:
             summary.to_csv(out / f"{name}.csv", index=False)
     raise typer.Exit(not all(row.fits for row in rows))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,7 @@
 """What a call costs on the host: the Python between a primitive and its launches, for a training step of LeNet.
 
-    python -m benchmarks.launch_cost
-    python -m benchmarks.launch_cost --backend triton --profile linear_backward
+    python -m benchmarks.counts.launch_cost
+    python -m benchmarks.counts.launch_cost --backend triton --profile linear_backward
 
 No GPU: what would start a kernel does nothing. Calls of functions, in Python and C, are exact. Times are this processor's
 and come as ratios to a stub-only call: the same primitive with a launcher that returns ready results at once.
@@ -26,7 +26,7 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from benchmarks.command import BACKENDS, one_of, run
+from benchmarks.command import BACKENDS, RESULTS, one_of, run
 from benchmarks.exercise import training_step
 from kernels.integration.primitive import _implementation
 
@@ -96,7 +96,7 @@ def no_device(backend: str) -> Iterator[None]:
     """A block in which the launchers run as on a GPU, and start nothing."""
     with contextlib.ExitStack() as stack:
         if backend == "triton":
-            from benchmarks.compile_triton import compiling_for
+            from benchmarks.compile.triton import compiling_for
 
             stack.enter_context(compiling_for(TARGET))
         else:
@@ -182,9 +182,7 @@ def main(
     ] = None,
     batch: Annotated[int, typer.Option(help="images of the step")] = 64,
     profiled: Annotated[list[str] | None, typer.Option("--profile", help="a primitive to profile instead")] = None,
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = Path(__file__).parent
-    / "results"
-    / "launch_cost",
+    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "launch_cost",
 ) -> None:
     """Prints a row for each primitive of the step, and writes them to OUT/lenet.csv."""
     rows = []

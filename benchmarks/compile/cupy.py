@@ -13,7 +13,7 @@ from cupy.cuda import nvrtc
 from joblib import Memory
 
 import kernels
-from benchmarks.built import SHARED_LIMIT_UNASKED, TENSOR_CORES, Built
+from benchmarks.compile.built import SHARED_LIMIT_UNASKED, TENSOR_CORES, Built
 from benchmarks.exercise import Launches
 
 TARGETS = ("75", "80", "86", "89", "90", "100", "120")
