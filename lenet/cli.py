@@ -3,8 +3,7 @@
 import gc
 import sys
 
-from lenet.errors import LenetError
-from lenet.rank import rank
+from lenet.messages import LenetError, rank
 
 EXTRAS = {
     "lenet": {"matplotlib", "PIL", "pooch", "sklearn", "tomlkit", "tqdm", "typer"},
@@ -24,9 +23,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def status_of(arguments: list[str] | None) -> int:
     try:
-        from lenet.commands import run
+        from lenet.commands import call
 
-        return run(sys.argv[1:] if arguments is None else arguments)
+        return call(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:
         if rank() in (None, "0"):
             print("lenet: interrupted", file=sys.stderr)

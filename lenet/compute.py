@@ -1,14 +1,16 @@
-"""Where the network runs: which backend's kernels, on which device."""
+"""Where the network runs: which backend's kernels, on which device, in which precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
 import kernels
-from lenet.errors import LenetError
+from lenet.messages import LenetError
 from lenet.model import LeNet
-from lenet.precision import autocast
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
@@ -40,3 +42,8 @@ def computing(backend: str | None, device: str | None, amp: str = "off") -> Iter
 
 def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
+
+
+def autocast(amp: str, device: torch.device) -> Any:
+    """A block, to be entered any number of times, in which convolutions and layers run in the dtype of `amp`, in AMP."""
+    return torch.autocast(device.type, AMP[amp]) if AMP[amp] else nullcontext()

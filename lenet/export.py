@@ -1,4 +1,4 @@
-"""A trained network for other programs: as ONNX, which runs without torch, and as safetensors, its weights alone."""
+"""A trained network in a file: ONNX, which runs without torch; safetensors, its weights alone; or a checkpoint."""
 
 import json
 import logging
@@ -9,14 +9,27 @@ from pathlib import Path
 import torch
 
 import kernels
-from lenet.checkpoint import load_trained, restoring
 from lenet.compute import computing
-from lenet.errors import LenetError
 from lenet.files import write_file
+from lenet.messages import LenetError
 from lenet.model import LeNet
+from lenet.run import load_checkpoint, restoring, settings_of
 from lenet.settings import Settings
 
 NEAR = 1e-4  # of the largest score: float32 sums in another order differ by less, another network by more
+
+
+def load_trained(path: Path, device: torch.device) -> tuple[LeNet, Settings]:
+    """The network of the checkpoint or safetensors file `path`, on `device`, and the settings it was trained with."""
+    model = LeNet()
+    with restoring(path):
+        if path.suffix == ".safetensors":
+            weights, settings = load_safetensors(path)
+        else:
+            checkpoint = load_checkpoint(path)
+            weights, settings = checkpoint["model"], settings_of(checkpoint, path)
+        model.load_state_dict(weights)
+    return model.to(device), settings
 
 
 def export(checkpoint: Path, path: Path) -> None:

@@ -5,10 +5,10 @@ import logging
 import torch
 from torch import Tensor
 
-from lenet.errors import LenetError
+from lenet.messages import LenetError
 from lenet.processes import ALONE, Processes
 from lenet.run import Run
-from lenet.step import Step
+from lenet.train import Step
 
 log = logging.getLogger(__name__)
 

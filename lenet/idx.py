@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lenet.errors import LenetError
+from lenet.messages import LenetError
 
 UNSIGNED_BYTE = 8
 

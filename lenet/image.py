@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lenet.data import scale
-from lenet.errors import LenetError
+from lenet.messages import LenetError
 
 FIELD = 32
 BOX = 20

@@ -1,4 +1,4 @@
-"""Pictures of a training run."""
+"""Pictures of a training run, and its curves in TensorBoard."""
 
 import io
 from collections.abc import Sequence
@@ -13,10 +13,18 @@ from torch import Tensor
 
 import kernels.functional as F
 from lenet.data import Data, class_names
-from lenet.evaluate import scores_of
 from lenet.files import write_file
 from lenet.model import LeNet
 from lenet.run import Run
+from lenet.train import scores_of
+
+TAGS = {
+    "train_loss": "loss/train",
+    "test_loss": "loss/test",
+    "train_accuracy": "accuracy/train",
+    "test_accuracy": "accuracy/test",
+    "images_per_second": "images per second",
+}
 
 
 def save_pictures(out: Path, run: Run, data: Data) -> None:
@@ -76,3 +84,19 @@ def save(path: Path, figure: Figure) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_file(path, buffer.getvalue())
+
+
+class Board:
+    """Writes the figures of every epoch into the folder tensorboard/ of `out`, after the `epochs` that are done."""
+
+    def __init__(self, out: Path, epochs: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # needs the package tensorboard
+
+        self.writer = SummaryWriter(out / "tensorboard", purge_step=epochs + 1)  # forgets epochs that are done again
+
+    def add(self, figures: dict[str, float], lr: float) -> None:
+        """One epoch's figures, as in metrics.jsonl, and the learning rate at its end; they can be seen at once."""
+        for name, tag in TAGS.items():
+            self.writer.add_scalar(tag, figures[name], int(figures["epoch"]))
+        self.writer.add_scalar("learning rate", lr, int(figures["epoch"]))
+        self.writer.flush()

@@ -1,56 +1,86 @@
-"""The training loop."""
+"""Training: the loss, a step, an epoch, the evaluation after it, and the loop around them."""
 
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lenet.board import Board
+import kernels.functional as F
+from lenet.compute import autocast
 from lenet.data import Data
-from lenet.errors import LenetError
-from lenet.evaluate import loss_and_accuracy, scores_of
-from lenet.losses import LOSSES
-from lenet.processes import Processes
+from lenet.messages import LenetError
+from lenet.model import LeNet
+from lenet.processes import ALONE, Processes, Stop, ctrl_c
 from lenet.run import Run
-from lenet.step import Step
-from lenet.stopping import Stop, ctrl_c
 
 log = logging.getLogger(__name__)
 
 
-def train(run: Run, data: Data, out: Path, step: Step | None = None, board: Board | None = None) -> None:
-    """Train `run` to its last epoch by `step`, and leave its checkpoint and metrics in the folder `out` after every one.
+class Loss(NamedTuple):
+    """`targets` takes labels (N,) int64; `value` takes scores (N, 10) and targets; `probabilities` takes scores."""
 
-    `board` is shown the figures. KeyboardInterrupt: after Ctrl-C, once the checkpoint of the step reached is written.
+    targets: Callable[[Tensor], Tensor]
+    value: Callable[[Tensor, Tensor], Tensor]
+    probabilities: Callable[[Tensor], Tensor]
+
+
+def one_hot(labels: Tensor) -> Tensor:
+    return torch.eye(10, device=labels.device)[labels]
+
+
+def proportions(scores: Tensor) -> Tensor:
+    """The scores themselves, kept positive and summing to 1: the mean of one-hot targets is a probability."""
+    return torch.nn.functional.normalize(scores.clamp(1e-6, 1), p=1, dim=1)
+
+
+LOSSES = {
+    "mse": Loss(targets=one_hot, value=F.mse_loss, probabilities=proportions),
+    "cross-entropy": Loss(
+        targets=torch.clone, value=torch.nn.functional.cross_entropy, probabilities=lambda scores: F.softmax(scores, 1)
+    ),
+}
+
+
+class Step:
+    """One step: forward, loss, backward and update, for this process's part of a batch.
+
+    Adds up, where they are computed, `loss_sum`, the loss summed over images, and `correct`, the number of images
+    classified right.
     """
-    step = step or Step(run)
-    processes = step.processes
-    images = len(data.train_labels)
-    log.info("%d images a step, %d epochs of %d images", run.settings.batch_size, run.settings.epochs, images)
-    log.info(
-        "beginning after %d epochs and %d steps, rank %d of %d", run.epoch, run.step, processes.rank, processes.size
-    )
-    if processes.first:
-        run.save(out)
-    with ctrl_c(processes) as stop:
-        while run.epoch < run.settings.epochs and not stop.agreed:
-            if train_epoch(run, data, step, stop):
-                end_epoch(run, data, processes)
-                if board:
-                    board.add(run.history[-1], run.optimizer.param_groups[0]["lr"])
-            if processes.first:
-                run.save(out)
-                log.info("%s holds %d epochs and %d steps", out / "checkpoint.pt", run.epoch, run.step)
-            stop.agree()
-    if stop.agreed:
-        if processes.first:
-            print(f"stopped after {run.epoch} epochs and {run.step} steps; --resume continues from there", flush=True)
-        raise KeyboardInterrupt
+
+    def __init__(self, run: Run, processes: Processes = ALONE) -> None:
+        self.processes = processes
+        self.optimizer, self.scaler = run.optimizer, run.scaler
+        self.model = processes.parallel(run.model)
+        self.value = LOSSES[run.settings.loss].value
+        device = next(run.model.parameters()).device
+        self.autocast = autocast(run.settings.amp, device)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, x: Tensor, target: Tensor, label: Tensor, weight: float = 1.0) -> bool:
+        """Takes a step on x (N, 1, 32, 32); False where the gradients were not finite in float16 and it was left out.
+
+        The loss counts `weight` times, which makes the gradient of parts of unlike sizes a mean over their images.
+        """
+        with self.autocast:
+            scores = self.model(x)
+            loss = self.value(scores, target) if len(x) else scores.sum()  # no images: zero, and zero gradients
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss if weight == 1 else loss * weight).backward()
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.loss_sum.add_(loss.detach(), alpha=len(x))
+        self.correct.add_((scores.argmax(1) == label).sum())
+        return self.scaler.get_scale() >= scale
 
 
 def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
@@ -62,17 +92,17 @@ def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
     order, sizes = torch.cat(parts), [len(part) for part in parts]
     images, labels = data.train_images[order], data.train_labels[order]
     targets = LOSSES[run.settings.loss].targets(labels)
-    steps = list(zip(*(tensor.split(sizes) for tensor in (images, targets, labels)), map(len, batches), strict=True))
+    inputs = list(zip(*(tensor.split(sizes) for tensor in (images, targets, labels)), map(len, batches), strict=True))
     step.loss_sum.fill_(run.loss_sum if processes.first else 0)
     step.correct.fill_(run.correct if processes.first else 0)
 
     with progress_bar(run, len(data.train_labels), processes) as bar:
-        for x, target, label, together in steps[run.step :]:
+        for x, target, label, together in inputs[run.steps_done :]:
             if step(x, target, label, len(x) * processes.size / together):
                 run.scheduler.step()
             else:
-                log.info("step %d left out: its gradients overflow float16", run.step + 1)
-            run.step += 1
+                log.info("step %d left out: its gradients overflow float16", run.steps_done + 1)
+            run.steps_done += 1
             if bar.update(together):  # true a few times a second
                 loss, accuracy = (
                     (before + (now.item() - before) * processes.size) / bar.n  # the other processes' parts will be like
@@ -84,19 +114,39 @@ def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
 
     run.loss_sum, run.correct = processes.total(step.loss_sum).item(), int(processes.total(step.correct))
     run.seconds = time.perf_counter() - start
-    return run.step == len(steps)
+    return run.steps_done == len(inputs)
+
+
+def shuffled(labels: Tensor, run: Run) -> Tensor:
+    """The indices of all images in an order that the seed and the epoch decide, so that no state need be kept."""
+    order = np.random.default_rng((run.settings.seed, run.epochs_done)).permutation(len(labels))
+    return torch.from_numpy(order).to(labels.device)
+
+
+@torch.inference_mode()
+def scores_of(model: LeNet, images: Tensor) -> Tensor:
+    """Scores (N, 10) of images (N, 1, 32, 32), a thousand at a time."""
+    return torch.cat([model(batch) for batch in images.split(1000)])
+
+
+def loss_and_accuracy(scores: Tensor, labels: Tensor, loss: str) -> tuple[float, float]:
+    """The mean loss, and the fraction of images, 0 to 1, whose highest score is that of their label."""
+    value = LOSSES[loss].value(scores, LOSSES[loss].targets(labels))
+    return value.item(), (scores.argmax(1) == labels).double().mean().item()
 
 
 def end_epoch(run: Run, data: Data, processes: Processes) -> None:
-    """Measure the network, print and keep the figures. LenetError: training has diverged."""
+    """Evaluate the network on the test set, print and keep the figures. LenetError: training has diverged."""
     images = len(data.train_labels)
     scores = torch.zeros(len(data.test_labels), 10, device=data.test_labels.device)
     processes.part(scores).copy_(scores_of(run.model, processes.part(data.test_images)))
     test_loss, test_accuracy = loss_and_accuracy(processes.total(scores), data.test_labels, run.settings.loss)
     if not (math.isfinite(run.loss_sum) and math.isfinite(test_loss)):
-        raise LenetError(f"training diverged in epoch {run.epoch + 1}: the loss is not finite; try a smaller --lr")
+        raise LenetError(
+            f"training diverged in epoch {run.epochs_done + 1}: the loss is not finite; try a smaller --lr"
+        )
     figures = {
-        "epoch": run.epoch + 1,
+        "epoch": run.epochs_done + 1,
         "train_loss": run.loss_sum / images,
         "train_accuracy": run.correct / images,
         "test_loss": test_loss,
@@ -106,27 +156,65 @@ def end_epoch(run: Run, data: Data, processes: Processes) -> None:
     }
     if processes.first:
         print(
-            f"epoch {run.epoch + 1}/{run.settings.epochs}: train loss {figures['train_loss']:.4f}, "
+            f"epoch {run.epochs_done + 1}/{run.settings.epochs}: train loss {figures['train_loss']:.4f}, "
             f"accuracy {figures['train_accuracy']:.2%}; test loss {test_loss:.4f}, accuracy {test_accuracy:.2%}; "
             f"{figures['images_per_second']:,.0f} images/s",
             flush=True,
         )
     run.history.append(figures)
-    run.epoch += 1
+    run.epochs_done += 1
     run.begin_epoch()
 
 
-def shuffled(labels: Tensor, run: Run) -> Tensor:
-    """The indices of all images in an order that the seed and the epoch decide, so that no state need be kept."""
-    order = np.random.default_rng((run.settings.seed, run.epoch)).permutation(len(labels))
-    return torch.from_numpy(order).to(labels.device)
+def train_epochs(
+    run: Run,
+    data: Data,
+    out: Path,
+    step: Step | None = None,
+    show: Callable[[dict[str, float], float], None] | None = None,
+) -> None:
+    """Take `run` to its last epoch by `step`, and leave its checkpoint and metrics in the folder `out` after every one.
+
+    `show` is called with an epoch's figures and the learning rate at its end. KeyboardInterrupt: after Ctrl-C, once the
+    checkpoint of the step reached is written.
+    """
+    step = step or Step(run)
+    processes = step.processes
+    images = len(data.train_labels)
+    log.info("%d images a step, %d epochs of %d images", run.settings.batch_size, run.settings.epochs, images)
+    log.info(
+        "beginning after %d epochs and %d steps, rank %d of %d",
+        run.epochs_done,
+        run.steps_done,
+        processes.rank,
+        processes.size,
+    )
+    if processes.first:
+        run.save(out)
+    with ctrl_c(processes) as stop:
+        while run.epochs_done < run.settings.epochs and not stop.agreed:
+            if train_epoch(run, data, step, stop):
+                end_epoch(run, data, processes)
+                if show:
+                    show(run.history[-1], run.optimizer.param_groups[0]["lr"])
+            if processes.first:
+                run.save(out)
+                log.info("%s holds %d epochs and %d steps", out / "checkpoint.pt", run.epochs_done, run.steps_done)
+            stop.agree()
+    if stop.agreed:
+        if processes.first:
+            print(
+                f"stopped after {run.epochs_done} epochs and {run.steps_done} steps; --resume continues from there",
+                flush=True,
+            )
+        raise KeyboardInterrupt
 
 
 def progress_bar(run: Run, images: int, processes: Processes) -> tqdm:
     """A bar that counts images, in the first process and on a terminal only."""
     return tqdm(
-        desc=f"epoch {run.epoch + 1}/{run.settings.epochs}",
-        initial=run.step * run.settings.batch_size,
+        desc=f"epoch {run.epochs_done + 1}/{run.settings.epochs}",
+        initial=run.steps_done * run.settings.batch_size,
         total=images,
         unit=" images",
         mininterval=0.25,

@@ -20,13 +20,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from optuna.visualization import matplotlib as visualization
 from sqlalchemy.exc import SQLAlchemyError
 
-from lenet.config import save_config
 from lenet.data import Data
-from lenet.errors import LenetError
+from lenet.messages import LenetError
 from lenet.plots import save
 from lenet.run import Run
-from lenet.settings import Settings
-from lenet.train import train
+from lenet.settings import Settings, save_config
+from lenet.train import train_epochs
 
 NAME = "lenet study 1"
 LOCK_SECONDS = 30  # that a process waits for others to write
@@ -51,8 +50,8 @@ class TrialRun(Run):
         self.trial = trial
 
     def save(self, out: Path) -> None:
-        if self.step == 0 and 0 < self.epoch < self.settings.epochs:
-            self.trial.report(self.history[-1]["test_accuracy"], self.epoch)
+        if self.steps_done == 0 and 0 < self.epochs_done < self.settings.epochs:
+            self.trial.report(self.history[-1]["test_accuracy"], self.epochs_done)
             if self.trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -70,7 +69,7 @@ def tune(settings: Settings, data: Data, device: torch.device, trials: int, out:
         run = TrialRun(replace(settings, **suggest(trial)), len(training.train_labels), device, trial)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # `report` prints a line for the whole trial
-                train(run, training, out)
+                train_epochs(run, training, out)
         except LenetError as error:  # training diverged
             raise optuna.TrialPruned from error
         return run.history[-1]["test_accuracy"]

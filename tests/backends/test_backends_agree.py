@@ -14,7 +14,7 @@ from lenet import LeNet
 from lenet.data import Data, load
 from lenet.run import Run
 from lenet.settings import Settings
-from lenet.train import train
+from lenet.train import train_epochs
 
 
 def trained(backend: str, device: torch.device, steps: int) -> tuple[list[float], list[Tensor]]:
@@ -56,7 +56,7 @@ def trained_on_digits(backend: str, out: Path) -> list[dict[str, float]]:
     run = Run(settings, len(some.train_labels), torch.device("cpu"))
     out.mkdir()
     with kernels.use_backend(backend):
-        train(run, some, out)
+        train_epochs(run, some, out)
     return run.history
 
 

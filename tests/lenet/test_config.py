@@ -7,7 +7,7 @@ import pytest
 import torch
 from lenet_helpers import Outcome, refused, same, weights
 
-from lenet.config import save_config
+from lenet.settings import save_config
 
 Cli = Callable[..., Outcome]
 HEAD = 'format = "lenet config 1"\n'

@@ -15,13 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 import kernels
 from lenet.data import Data
-from lenet.errors import LenetError
 from lenet.graph import WARM_UP, GraphedStep, check_recordable
+from lenet.messages import LenetError
 from lenet.processes import ALONE, Processes
 from lenet.run import Run
 from lenet.settings import Settings
-from lenet.step import Step
-from lenet.train import train
+from lenet.train import Step, train_epochs
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -89,7 +88,7 @@ def test_a_recorded_step_is_the_step(recorded: None, tmp_path: Path, options: di
     data, runs = some_data(11), []
     for step_type in (Step, GraphedStep):
         run = Run(settings(**options), 11, CPU)
-        train(run, data, tmp_path, step := step_type(run))
+        train_epochs(run, data, tmp_path, step := step_type(run))
         runs.append(run)
     assert step.graph.replays == 3 * 5 - WARM_UP
     plain, graphed = runs
@@ -104,10 +103,10 @@ def test_a_run_goes_on_with_a_graph(recorded: None, tmp_path: Path) -> None:
     data, weights = some_data(8), []
     for step_types in ((Step, Step), (Step, GraphedStep), (GraphedStep, Step)):
         run = Run(settings(schedule="constant", epochs=2), 8, CPU)
-        train(run, data, tmp_path, step_types[0](run))
+        train_epochs(run, data, tmp_path, step_types[0](run))
         resumed = Run(settings(schedule="constant", epochs=4), 8, CPU)
         resumed.restore(torch.load(tmp_path / "checkpoint.pt", weights_only=True), tmp_path)
-        train(resumed, data, tmp_path, step_types[1](resumed))
+        train_epochs(resumed, data, tmp_path, step_types[1](resumed))
         weights.append(resumed.model.state_dict())
     assert same(weights[0], weights[1]) and same(weights[0], weights[2])
 

@@ -15,7 +15,7 @@ import torch
 from lenet_helpers import FILES, Outcome
 
 from lenet import data
-from lenet.errors import LenetError
+from lenet.messages import LenetError
 
 needs_mnist = pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="$MNIST_DIR names no folder with MNIST")
 

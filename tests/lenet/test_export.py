@@ -10,8 +10,8 @@ import torch
 from lenet_helpers import Outcome, refused, same, weights
 
 from lenet.data import load
-from lenet.evaluate import scores_of
 from lenet.model import LeNet
+from lenet.train import scores_of
 
 Cli = Callable[..., Outcome]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from lenet_helpers import idx
 
-from lenet.errors import LenetError
 from lenet.idx import parse_idx, read_content
+from lenet.messages import LenetError
 
 BYTES = arrays(np.uint8, array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5))
 

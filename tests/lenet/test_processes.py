@@ -12,7 +12,7 @@ import pytest
 import torch
 from lenet_helpers import Outcome, metrics, weights
 
-from lenet.errors import LenetError
+from lenet.messages import LenetError
 from lenet.processes import ALONE, Processes
 
 Cli = Callable[..., Outcome]

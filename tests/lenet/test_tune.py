@@ -12,7 +12,7 @@ from lenet_helpers import Outcome, refused
 from PIL import Image
 
 from lenet.data import load
-from lenet.train import train
+from lenet.train import train_epochs
 
 pytest.importorskip("optuna")
 import optuna  # noqa: E402
@@ -114,10 +114,10 @@ def test_stopped_and_continued(
         calls += 1
         if calls == 2:
             raise end
-        train(*arguments)
+        train_epochs(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "train", ending)
+        patch.setattr(tune, "train_epochs", ending)
         if end is Killed:
             with pytest.raises(Killed):
                 cli(*search, "--trials", 3)
@@ -163,12 +163,12 @@ def test_a_study_that_is_locked_meanwhile(
     others: list[sqlite3.Connection] = []
 
     def locking(*arguments: Any) -> None:
-        train(*arguments)
+        train_epochs(*arguments)
         others.append(sqlite3.connect(tmp_path / "study" / "study.db", isolation_level=None))
         others[-1].execute("BEGIN EXCLUSIVE")
 
     monkeypatch.setattr(tune, "LOCK_SECONDS", 0.1)
-    monkeypatch.setattr(tune, "train", locking)
+    monkeypatch.setattr(tune, "train_epochs", locking)
     refused(cli(*search, "--trials", 2), "study.db", "locked")
     others[0].close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lenet_helpers import Outcome, metrics
 
-from lenet.board import TAGS
+from lenet.plots import TAGS
 
 Cli = Callable[..., Outcome]
 

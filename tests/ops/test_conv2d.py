@@ -217,3 +217,16 @@ def test_images_without_pixels(function: Any, size: Any) -> None:
         with pytest.raises(RuntimeError, match=f"{function.__name__}: expected input to have no empty dimension .*got"):
             function(torch.ones(shape), weight, padding=2)
     assert function(torch.ones(0, 2, *size), weight, padding=2).shape[:2] == (0, 3)
+    without = (torch.ones(1, 0, *size), weight[:, :0])
+    assert F.conv2d(*without, padding=2).shape == torch.nn.functional.conv2d(*without, padding=2).shape
+
+
+@pytest.mark.parametrize(
+    ("kernel", "geometry"),
+    (((2, 3), {"stride": (2**40, 2), "padding": 1}), ((1, 1), {"stride": 2, "dilation": 2**40})),
+    ids=str,
+)
+def test_numbers_beyond_32_bits(kernel: Any, geometry: dict[str, Any]) -> None:
+    """The stride of a single window and the dilation of one element say nothing, however large."""
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((2, 3, 5, 6), (4, 3, *kernel), (4,))]
+    check(CONV2D, *inputs, **geometry)

@@ -1,9 +1,17 @@
-"""What `lenet` is doing, through the standard library's logging, on stderr."""
+"""What a user is told: errors he can mend, and the log."""
 
 import logging
+import os
 import sys
 
-from lenet.rank import rank
+
+class LenetError(Exception):
+    """Bad input; its text is the one line the command line prints before it exits with status 2."""
+
+
+def rank() -> str | None:
+    """The rank of this process where several were started together, as the environment tells without torch."""
+    return os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
 
 
 def log_to_stderr(level: str) -> None:
