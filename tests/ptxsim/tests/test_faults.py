@@ -63,7 +63,7 @@ def test_misaligned(cuda_module):
 
 
 def test_null_pointer(cuda_module):
-    fault = fault_of(cuda_module, "add", (1,), (32,), None, floats(32), np.zeros(32, np.float32), np.int32(32))
+    fault = fault_of(cuda_module, "add", (1,), (32,), 0, floats(32), np.zeros(32, np.float32), np.int32(32))
     assert fault.kind == "null-access"
 
 
