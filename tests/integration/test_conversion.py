@@ -80,6 +80,8 @@ low_optimiser.step()  # makes its momentum buffer
 torch.set_num_threads(4)
 before = len(os.listdir("/proc/self/task"))
 for _ in range(2):
+    for leaf in (x, *parameters):
+        leaf.grad = None  # else torch adds the new gradient to the old one, on threads of its own
     with torch.autocast("cpu", dtype):
         y = F.linear(x, *parameters)
     y.backward(dy)
