@@ -88,7 +88,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
             f"softmax: the implicit choice of dim is deprecated; took dim={dim}, pass it to say so",
             stacklevel=_stacklevel - 1,  # torch's counts one function more
         )
-    dim = int(whole("softmax", "dim", dim))  # torch.compile and make_fx take it as a constant, as in torch's softmax
+    dim = whole("softmax", "dim", dim)
     if not isinstance(dtype, torch.dtype | type | None):
         raise TypeError(f"softmax: expected dtype to be a torch.dtype, got {dtype!r}")
     least = -max(input.dim(), 1)

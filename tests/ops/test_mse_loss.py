@@ -128,3 +128,14 @@ def test_errors(change: dict[str, Any], error: Any, named: str) -> None:
 def test_shapes_that_do_not_broadcast() -> None:
     with pytest.raises(RuntimeError, match=r"\b2\b.*\b3\b|\b3\b.*\b2\b"):
         F.mse_loss(torch.ones(2), torch.ones(3))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_weight_has_the_shape_of_input_before_broadcasting() -> None:
+    input, target = torch.rand(4, 3), torch.rand(2, 4, 3)
+    for function in (F.mse_loss, torch.nn.functional.mse_loss):
+        with pytest.raises(ValueError):
+            function(input, target, weight=torch.ones(2, 4, 3))
+    weight = torch.rand(4, 3)
+    ours, theirs = (f(input, target, weight=weight) for f in (F.mse_loss, torch.nn.functional.mse_loss))
+    torch.testing.assert_close(ours, theirs)
