@@ -210,7 +210,9 @@ def test_odd_values(argument: str) -> None:
         ours, theirs = (results(call, library, value) for library in (OURS, TORCHS))
         if isinstance(theirs, AttributeError):  # torch's where it has no check
             theirs = TypeError(str(theirs))
-        if argument.lower() == "softmax dim" and isinstance(value, str):  # a dimension's name to older versions of torch
+        if argument.lower() == "softmax dim" and isinstance(
+            value, str
+        ):  # a dimension's name to older versions of torch
             assert isinstance(ours, TypeError), f"{argument}={value!r}: {ours!r}"
             continue
         if is_told_apart(argument, value, theirs):
