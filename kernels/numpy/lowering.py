@@ -224,7 +224,7 @@ class Windows:
         self._rows, self._shape = rows, (groups, count, k * c, m)
         self._places = first + np.arange(count)[:, None] * stride + np.arange(k) * dilation
         self._view = None
-        if dilation == 1 or k == 1:
+        if k and (dilation == 1 or k == 1):  # no rows, k = 0, may lie beyond the array
             group, row, *inner = rows.strides
             self._view = view(rows, first * row, self._shape, (group, row * stride, *inner))
 
