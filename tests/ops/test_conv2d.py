@@ -137,7 +137,11 @@ def test_many_images(batch: int) -> None:
 
 @pytest.mark.large
 @pytest.mark.parametrize("groups", (1, 2))
-@pytest.mark.parametrize("geometry", ({"stride": 5}, {"stride": (30, 1), "padding": 4}, {"stride": (1, 2), "dilation": 2, "padding": 3}), ids=str)
+@pytest.mark.parametrize(
+    "geometry",
+    ({"stride": 5}, {"stride": (30, 1), "padding": 4}, {"stride": (1, 2), "dilation": 2, "padding": 3}),
+    ids=str,
+)
 def test_rows_that_few_windows_meet(geometry: dict[str, Any], groups: int) -> None:
     """At an image's edge fewer rows of the window count, and beyond the last window none."""
     shapes = ((40, 2 * groups, 17, 12), (4 * groups, 2, 3, 3), (4 * groups,))
