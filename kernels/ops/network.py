@@ -1,0 +1,47 @@
+"""What a backend is told of a network that it runs as one kernel, forward, loss, backward and update.
+
+    [Conv2d -> ReLU -> MaxPool2d(2)]* -> Flatten -> [Linear -> ReLU]* -> Linear
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kernels.sizes import Pair
+
+
+class Convolution(NamedTuple):
+    """y (N, O, OH // 2, OW // 2) = max_pool2d(relu(conv2d(x, weight, bias, padding=padding)), 2)."""
+
+    weight: Tensor  # (O, C, KH, KW)
+    bias: Tensor | None  # (O)
+    padding: Pair
+
+
+class Linear(NamedTuple):
+    """y (N, O) = x weight^T + bias, and ReLU of it in every layer but the last."""
+
+    weight: Tensor  # (O, I)
+    bias: Tensor | None  # (O)
+
+
+class Network(NamedTuple):
+    """The layers in order; the last convolution's result is flattened to the first linear layer's input."""
+
+    convolutions: tuple[Convolution, ...]
+    linears: tuple[Linear, ...]
+
+
+class Update(NamedTuple):
+    """How a step of SGD changes one parameter, in place; the formula is that of kernels.ops.sgd."""
+
+    param: Tensor
+    momentum_buffer: Tensor | None  # None without momentum
+    lr: float
+    lr_tensor: Tensor | None  # the rate where it is a tensor: () for all steps, or (steps) with one for each
+    momentum: float
+    dampening: float
+    weight_decay: float
+    nesterov: bool
+    maximize: bool
+    first: bool  # the first step fills the buffer
