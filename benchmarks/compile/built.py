@@ -9,6 +9,7 @@ KIB = 1024
 # A block's shared memory, in bytes, by architecture. CuPy's launchers do not ask for more than every GPU gives unasked.
 SHARED_LIMITS = {"75": 64, "80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "120": 99, "gfx942": 64, "gfx1100": 64}
 SHARED_LIMIT_UNASKED = 48 * KIB
+INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?(\w+)[^;]*?(?:0x([0-9a-f]+))?\s*;", re.MULTILINE)
 TENSOR_CORES = re.compile(r"\b(mma\.sync|wmma\.mma|wgmma\.mma_async|tcgen05\.mma|v_mfma|v_wmma)")
 
 
@@ -22,14 +23,26 @@ class Built(NamedTuple):
     warps: int
     registers: int
     spilled: int
+    spills_in_loops: int
     shared: int
     shared_limit: int
     tensor_cores: bool
 
     @property
     def fits(self) -> bool:
-        """Whether a block gets its shared memory and, on NVIDIA's GPUs, no register went to memory."""
-        return self.shared <= self.shared_limit and (not self.spilled or self.target.startswith("gfx"))
+        """Whether a block gets its shared memory and, on NVIDIA's GPUs, no loop waits for a register that went to memory.
+
+        To have one block more on a multiprocessor, ptxas may keep a value that a loop does not need, a column's number
+        say, in memory while the loop runs.
+        """
+        return self.shared <= self.shared_limit and (not self.spills_in_loops or self.target.startswith("gfx"))
+
+
+def spills_in_loops(sass: str) -> int:
+    """How many instructions within loops store or load a spilled register, in the assembly that cuobjdump prints."""
+    instructions = [(int(at, 16), name, int(target or "-1", 16)) for at, name, target in INSTRUCTION.findall(sass)]
+    loops = [(target, at) for at, name, target in instructions if name == "BRA" and 0 <= target < at]
+    return sum(name in ("STL", "LDL") and any(a <= at <= b for a, b in loops) for at, name, _ in instructions)
 
 
 def by_kernel(rows: list[Built]) -> pd.DataFrame:
@@ -45,6 +58,7 @@ def by_target(kernels: pd.DataFrame) -> pd.DataFrame:
 
 def _summary(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     counted = dict.fromkeys(("variants", "spilling", "tensor_cores"), "sum")
-    most = dict.fromkeys(("registers", "spilled", "shared", "shared_limit"), "max")
+    most = dict.fromkeys(("registers", "spilled", "spills_in_loops", "shared", "shared_limit"), "max")
     summary = table.groupby(keys, sort=False).agg(counted | most).reset_index()
-    return summary[[*keys, "variants", "registers", "spilled", "spilling", "shared", "shared_limit", "tensor_cores"]]
+    figures = ("registers", "spilled", "spilling", "spills_in_loops", "shared", "shared_limit", "tensor_cores")
+    return summary[[*keys, "variants", *figures]]

@@ -38,7 +38,7 @@ def build(target: str, precision: str, calls: Iterable[Launches]) -> list[Built]
         registers, spilled, static, tensor_cores = compiled(source, options, target, nvrtc.getVersion())[name]
         rows.append(
             Built(
-                "cupy", target, precision, name, threads // 32, registers, spilled,
+                "cupy", target, precision, name, threads // 32, registers, spilled, spilled,
                 static + dynamic, SHARED_LIMIT_UNASKED, tensor_cores,
             )
         )  # fmt: skip

@@ -18,7 +18,7 @@ from triton.runtime import JITFunction
 
 import kernels
 import kernels.triton
-from benchmarks.compile.built import KIB, SHARED_LIMITS, TENSOR_CORES, Built
+from benchmarks.compile.built import KIB, SHARED_LIMITS, TENSOR_CORES, Built, spills_in_loops
 from benchmarks.exercise import Launches
 from kernels.check.run import precision as switches
 
@@ -38,10 +38,10 @@ def build(target: str, precision: str, calls: Iterable[Launches]) -> list[Built]
     rows = []
     for kernel in compiled:
         assembly = next(kernel.asm[kind] for kind in ("ptx", "amdgcn") if kind in kernel.asm)
-        registers, spilled = resources(kernel)
+        registers, spilled, in_loops = resources(kernel)
         rows.append(
             Built(
-                "triton", target, precision, kernel.metadata.name, kernel.metadata.num_warps, registers, spilled,
+                "triton", target, precision, kernel.metadata.name, kernel.metadata.num_warps, registers, spilled, in_loops,
                 kernel.metadata.shared, SHARED_LIMITS[target] * KIB, bool(TENSOR_CORES.search(assembly)),
             )
         )  # fmt: skip
@@ -56,17 +56,23 @@ def jit_functions() -> Iterator[JITFunction[Any]]:
                 yield value
 
 
-def resources(kernel: Any) -> tuple[int, int]:
-    """Registers of a thread, and the bytes (on AMD's GPUs the registers) of them that went to memory."""
+def resources(kernel: Any) -> tuple[int, int, int]:
+    """Registers of a thread; the bytes (on AMD's GPUs the registers) of them that went to memory; how often in loops."""
     if "amdgcn" in kernel.asm:
         counts = dict(re.findall(r"\.(vgpr_count|vgpr_spill_count|sgpr_spill_count):\s+(\d+)", kernel.asm["amdgcn"]))
-        return int(counts["vgpr_count"]), int(counts["vgpr_spill_count"]) + int(counts["sgpr_spill_count"])
+        spilled = int(counts["vgpr_spill_count"]) + int(counts["sgpr_spill_count"])
+        return int(counts["vgpr_count"]), spilled, spilled
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(kernel.asm["cubin"])
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return int(re.search(r"REG:(\d+)", usage)[1]), int(re.search(r"STACK:(\d+)", usage)[1])  # type: ignore[index]
+        usage = _cuobjdump("--dump-resource-usage", path)
+        registers, spilled = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))  # type: ignore[index]
+        return registers, spilled, spills_in_loops(_cuobjdump("--dump-sass", path)) if spilled else 0
+
+
+def _cuobjdump(what: str, path: Path) -> str:
+    command = [knobs.nvidia.cuobjdump.path, what, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @contextlib.contextmanager

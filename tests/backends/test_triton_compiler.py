@@ -1,16 +1,18 @@
-"""What Triton makes of the kernels for GPUs that are not here: no spills, tensor cores where they may be used, no
-compilation for another batch size, multiply-adds whatever the environment says. Nothing runs."""
+"""What Triton makes of the kernels for GPUs that are not here: no loop that waits for a spilled register, tensor cores
+where they may be used, no compilation for another batch size, multiply-adds whatever the environment says. Nothing runs."""
 
 import ast
 import os
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 import kernels
+import kernels.functional as F
 from lenet import LeNet
 
 pytest.importorskip("triton")
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton
     ("target", "precision", "tensor_cores"),
     (("75", "float16", False), ("80", "float32", False), ("90", "float16", True), ("120", "tf32", True)),
 )
-def test_no_kernel_spills(target: str, precision: str, tensor_cores: bool) -> None:
+def test_no_loop_has_spills(target: str, precision: str, tensor_cores: bool) -> None:
     from benchmarks.compile.triton import PRECISIONS, build
     from benchmarks.exercise import operations
 
@@ -29,6 +31,20 @@ def test_no_kernel_spills(target: str, precision: str, tensor_cores: bool) -> No
     assert {row.kernel for row in rows} >= {"conv2d_forward_kernel", "add_splits_kernel"}
     assert [row for row in rows if not row.fits] == []
     assert any(row.tensor_cores for row in rows) == tensor_cores
+
+
+@pytest.mark.parametrize(("target", "precision"), (("80", "float16"), ("90", "tf32"), ("120", "bfloat16")))
+def test_no_loop_of_linear_has_spills(target: str, precision: str) -> None:
+    from benchmarks.compile.triton import PRECISIONS, build
+
+    def layer(n: int, i: int, o: int) -> None:
+        sizes = ((n, i), (o, i), (o,))
+        F.linear_relu(
+            *(torch.ones(size, dtype=PRECISIONS[precision], requires_grad=True) for size in sizes)
+        ).sum().backward()
+
+    shapes = ((64, 300, 500), (64, 512, 512), (1, 100, 10), (4096, 1000, 50))
+    assert [row for row in build(target, precision, [partial(layer, *shape) for shape in shapes]) if not row.fits] == []
 
 
 def test_another_batch_size_compiles_nothing() -> None:
