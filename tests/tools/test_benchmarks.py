@@ -68,11 +68,11 @@ def test_wrong_values_get_no_time(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:torch.compile is left out")
-@pytest.mark.parametrize("dtype", ("bfloat16", "tf32"))
-def test_dtypes(dtype, run, tmp_path):
-    result = run("lenet", "kernelbench", "softmax", "--batch", "2", "--dtype", dtype, "--dtype", "float32")
+def test_dtypes(run, tmp_path):
+    dtypes = ("bfloat16", "tf32", "float32")
+    result = run("lenet", "kernelbench", "softmax", "--batch", "2", *(f"--dtype={dtype}" for dtype in dtypes))
     assert result.exit_code == 0, result.output
-    assert set(pd.read_csv(tmp_path / "lenet.csv")["dtype"]) == {dtype, "float32"}
+    assert set(pd.read_csv(tmp_path / "lenet.csv")["dtype"]) == set(dtypes)
     assert set(pd.read_csv(tmp_path / "kernelbench.csv")["dtype"]) == {"float32"}
     assert torch.get_default_dtype() == torch.float32
 
