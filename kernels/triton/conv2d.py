@@ -72,12 +72,24 @@ def conv2d_backward_kernel(  # type: ignore[no-untyped-def]
     dy_strides, input_strides,
     G: tl.constexpr, WEIGHT_T: tl.constexpr, INPUT_G: tl.constexpr, INPUT_T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """All gradients in one launch: those of weight and bias by the first programs, dinput by the others.
+    """All gradients in one launch: see `gradients_tile`."""
+    gradients_tile(
+        dy_ptr, positions_ptr, input_ptr, weight_ptr, dinput_ptr, dweight_ptr, dbias_ptr, n, chunks, weight_programs,
+        tl.program_id(0), dy_strides, input_strides, G, WEIGHT_T, INPUT_G, INPUT_T, W,
+    )  # fmt: skip
+
+
+@triton.jit
+def gradients_tile(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, input_ptr, weight_ptr, dinput_ptr, dweight_ptr, dbias_ptr, n, chunks, weight_programs,
+    program, dy_strides, input_strides,
+    G: tl.constexpr, WEIGHT_T: tl.constexpr, INPUT_G: tl.constexpr, INPUT_T: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """A program's tile: of the gradients of weight and bias for the first programs, of dinput for the others.
 
     A tile is None where its gradient is not wanted. dweight (groups features, channels KH KW) and dbias (groups features) lie
     one behind the other for each split.
     """
-    program = tl.program_id(0)
     if program < weight_programs:
         if WEIGHT_T is not None:
             WEIGHT_GRAD: tl.constexpr = direct_weight_grad if WEIGHT_T.dot is None else weight_grad_products

@@ -22,8 +22,19 @@ def conv2d_relu_max_pool2d_forward_kernel(  # type: ignore[no-untyped-def]
     G: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """y and positions (N, groups features, *out / 2) of input (N, groups channels, *size): G.out is an even size."""
+    convolve_and_pool(
+        input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, tl.program_id(0), input_strides, bias_stride, G, T, W
+    )
+
+
+@triton.jit
+def convolve_and_pool(  # type: ignore[no-untyped-def]
+    input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, program, input_strides, bias_stride,
+    G: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """A program's tile of y and positions."""
     sums, image, row, column, mask_m, group, first_o = tile_sums(
-        input_ptr, None, input_strides, weight_ptr, n, tl.program_id(0), G, T, W
+        input_ptr, None, input_strides, weight_ptr, n, program, G, T, W
     )
     ROWS: tl.constexpr = T.outputs[0]
     for m in tl.static_range(len(sums[0])):
@@ -55,8 +66,7 @@ def conv2d_relu_max_pool2d_forward(
     y = input.new_empty((n, weight.shape[0], g.out[0] // 2, g.out[1] // 2))
     positions = torch.empty_like(y, dtype=torch.uint8)
     dot = tiles.dot_precision(g, input.dtype)
-    outputs = (4 if g.out[0] % 4 == 0 and not dot and input.dtype != torch.float64 else 2, 2)
-    t = tiles.conv2d_tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input), outputs=outputs)
+    t = tiles.pooled_tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input))
     if n:
         launch(
             conv2d_relu_max_pool2d_forward_kernel, tiles.conv2d_programs(n, g, t),

@@ -81,21 +81,34 @@ def linear_forward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """y (N, O) = phi(x weight^T + bias) of x (N, I), weight (O, I) and bias (O)."""
+    x_stride_n = I if x_stride_n is None else x_stride_n
+    forward_tile(
+        x_ptr, weight_ptr, bias_ptr, y_ptr, n, tl.program_id(0),
+        (x_stride_n, x_stride_i), (weight_stride_o, weight_stride_i), bias_stride, (y_stride_n, y_stride_o),
+        I, O, PHI, PRECISION, BLOCK_N, BLOCK_O, BLOCK_I,
+    )  # fmt: skip
+
+
+@triton.jit
+def forward_tile(  # type: ignore[no-untyped-def]
+    x_ptr, weight_ptr, bias_ptr, y_ptr, n, tile, x_strides, weight_strides, bias_stride, y_strides,
+    I: tl.constexpr, O: tl.constexpr, PHI: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """A tile of y."""
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    tile = tl.program_id(0)
     offs_n = (tile // TILES_O).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_o = tile % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
     offs_i = tl.arange(0, BLOCK_I).to(tl.int64)
-    x_stride_n = I if x_stride_n is None else x_stride_n
     row, column = tl.minimum(offs_n, n - 1)[:, None], tl.minimum(offs_o, O - 1)[None, :]
-    x_ptrs = x_ptr + row * x_stride_n + offs_i[None, :] * x_stride_i
-    weight_ptrs = weight_ptr + column.to(tl.int64) * weight_stride_o + offs_i[:, None] * weight_stride_i
-    acc = products(x_ptrs, None, weight_ptrs, None, I, x_stride_i, 0, weight_stride_i, None, PRECISION, 1, BLOCK_I)
+    x_ptrs = x_ptr + row * x_strides[0] + offs_i[None, :] * x_strides[1]
+    weight_ptrs = weight_ptr + column.to(tl.int64) * weight_strides[0] + offs_i[:, None] * weight_strides[1]
+    acc = products(x_ptrs, None, weight_ptrs, None, I, x_strides[1], 0, weight_strides[1], None, PRECISION, 1, BLOCK_I)
     if bias_ptr is not None:
         acc += raised(tl.load(bias_ptr + column * bias_stride))
     if PHI is not None:
         acc = PHI(acc)
-    y_ptrs = y_ptr + offs_n[:, None] * y_stride_n + offs_o[None, :].to(tl.int64) * y_stride_o
+    y_ptrs = y_ptr + offs_n[:, None] * y_strides[0] + offs_o[None, :].to(tl.int64) * y_strides[1]
     tl.store(y_ptrs, acc, (offs_n < n)[:, None] & (offs_o < O)[None, :])
 
 
@@ -175,16 +188,27 @@ def linear_backward_kernel(  # type: ignore[no-untyped-def]
     O: tl.constexpr, I: tl.constexpr, X: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
     BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """All gradients in one launch, a tile a program; those of the weights first, whose sums are the longer ones.
-
-    X is I, or 0 where the bias is all that dweight's tiles are needed for.
-    """
+    """All gradients in one launch, a tile a program; X is I, or 0 where the bias is all that dweight's tiles are needed for."""
     dy_strides = (O if dy_stride_n is None else dy_stride_n, dy_stride_o)
     y_strides = (O if y_stride_n is None else y_stride_n, y_stride_o)
     x_strides = (I if x_stride_n is None else x_stride_n, x_stride_i)
     weight_strides = (weight_stride_o, weight_stride_i)
     dx_strides = (I if dx_stride_n is None else dx_stride_n, dx_stride_i)
-    tile = tl.program_id(0)
+    gradients_tile(
+        dy_ptr, y_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, dbias_ptr, n, split_rows, weight_tiles, tl.program_id(0),
+        dy_strides, y_strides, x_strides, weight_strides, dx_strides,
+        O, I, X, PHI_GRAD, PRECISION, BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def gradients_tile(  # type: ignore[no-untyped-def]
+    dy_ptr, y_ptr, x_ptr, weight_ptr, dx_ptr, dweight_ptr, dbias_ptr, n, split_rows, weight_tiles, tile,
+    dy_strides, y_strides, x_strides, weight_strides, dx_strides,
+    O: tl.constexpr, I: tl.constexpr, X: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A tile: of the weights' gradients first, whose sums are the longer ones, then of dx."""
     if tile < weight_tiles:
         if dweight_ptr is not None:
             weight_grad_tile(

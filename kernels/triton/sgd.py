@@ -34,25 +34,32 @@ def sgd_kernel(  # type: ignore[no-untyped-def]
     offs = offset + tl.arange(0, BLOCK)
     mask = offs < n
 
+    g = raised(tl.load(g_ptr + offs, mask))
+    rate = lr if lr_ptr is None else tl.load(lr_ptr)
+    buffer_ptr = None if len(b_ptrs) == 0 else b_ptr
+    update(p_ptr, g, buffer_ptr, offs, mask, rate, momentum, dampening, weight_decay, FIRST, NESTEROV, MAXIMIZE)
+
+
+@triton.jit
+def update(  # type: ignore[no-untyped-def]
+    p_ptr, g, b_ptr, offs, mask, rate, momentum, dampening, weight_decay, first, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr
+):  # fmt: skip
+    """Updates the elements offs of a parameter, whose gradient is g, and of its momentum buffer, which `first` fills."""
     p = raised(tl.load(p_ptr + offs, mask))
-    g = raised(tl.load(g_ptr + offs, mask)).to(p.dtype)
+    g = g.to(p.dtype)
     if MAXIMIZE:
         g = -g
     if weight_decay != 0:
         g += tl.full([], weight_decay, p.dtype) * p
-    if len(b_ptrs) > 0:
-        if FIRST:
+    if b_ptr is not None:
+        if first:
             b = g
         else:
             b = tl.full([], momentum, p.dtype) * raised(tl.load(b_ptr + offs, mask)).to(p.dtype)
             b += (1 - tl.full([], dampening, p.dtype)) * g
         tl.store(b_ptr + offs, b, mask)
         g = g + tl.full([], momentum, p.dtype) * b if NESTEROV else b
-    if lr_ptr is None:
-        rate = tl.full([], lr, p.dtype)
-    else:
-        rate = tl.load(lr_ptr).to(p.dtype)
-    tl.store(p_ptr + offs, p - rate * g, mask)
+    tl.store(p_ptr + offs, p - tl.cast(rate, p.dtype) * g, mask)
 
 
 def sgd(

@@ -18,15 +18,22 @@ def add_splits_kernel(
     """dweight (weights) and dbias (biases): partials (splits, weights + biases) added up in a fixed order."""
     offs_e = tl.program_id(0).to(tl.int64) * BLOCK_E + tl.arange(0, BLOCK_E)
     mask_e = offs_e < weights + biases
-    acc = tl.zeros((BLOCK_S, BLOCK_E), partials_ptr.dtype.element_ty)
-    for first in tl.range(0, splits, BLOCK_S, loop_unroll_factor=4):  # so that several loads are on their way
-        offs_s = (first + tl.arange(0, BLOCK_S))[:, None]
-        partials = partials_ptr + offs_s.to(tl.int64) * (weights + biases) + offs_e[None, :]
-        acc += tl.load(partials, mask=(offs_s < splits) & mask_e[None, :], other=0)
-    total = tl.sum(acc, 0).to(dweight_ptr.dtype.element_ty)
+    total = sum_of_splits(partials_ptr, offs_e, mask_e, splits, weights + biases, BLOCK_S, BLOCK_E)
+    total = total.to(dweight_ptr.dtype.element_ty)
     tl.store(dweight_ptr + offs_e, total, mask=offs_e < weights)
     if dbias_ptr is not None:
         tl.store(dbias_ptr + (offs_e - weights), total, mask=mask_e & (offs_e >= weights))
+
+
+@triton.jit
+def sum_of_splits(partials_ptr, offs_e, mask_e, splits, elements, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    """The sums (BLOCK_E) over the splits of partials (splits, elements) at the elements offs_e."""
+    acc = tl.zeros((BLOCK_S, BLOCK_E), partials_ptr.dtype.element_ty)
+    for first in tl.range(0, splits, BLOCK_S, loop_unroll_factor=4):  # so that several loads are on their way
+        offs_s = (first + tl.arange(0, BLOCK_S))[:, None]
+        partials = partials_ptr + offs_s.to(tl.int64) * elements + offs_e[None, :]
+        acc += tl.load(partials, mask=(offs_s < splits) & mask_e[None, :], other=0)
+    return tl.sum(acc, 0)
 
 
 def partial_sums(dweight: Tensor, dbias: Tensor, splits: int) -> tuple[Tensor, Tensor | None]:

@@ -176,6 +176,12 @@ def conv2d_tile(
     )  # fmt: skip
 
 
+def pooled_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool) -> Tile:
+    """The tile of a convolution with pooling: a place is one of its windows or, for direct sums, two above each other."""
+    two = g.out[0] % 4 == 0 and not dot and dtype != torch.float64
+    return conv2d_tile(g, dtype, dot, warps, wide, outputs=(4 if two else 2, 2))
+
+
 def far_apart(g: Geometry, *images: Tensor) -> bool:
     """Whether 32 bits may not do for offsets in a plane, of these images or of contiguous ones.
 
