@@ -1,0 +1,435 @@
+"""A whole network as one kernel in Triton: a cooperative launch whose programs pass through the layers together.
+
+    for each step:
+        for each convolution:         y, positions = max_pool2d(relu(conv2d(x)))
+        for each linear layer:        y = relu(x weight^T + bias)
+        loss, and its gradient by the scores
+        for each layer from the last: dweight and dbias of each split, and dx
+        for each parameter:           its gradient = the sum of the splits, by which SGD changes it
+
+Each line is a phase: its tiles, which are the operations' own, are dealt out to the programs, and no program begins the next
+phase before all are done with this one. What the phases hand on lies in memory, small enough to stay in the L2 cache. A tile
+does not depend on the number of programs, so neither does any sum.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+
+from kernels.ops.network import Network, Update
+from kernels.sizes import cdiv
+from kernels.triton import conv2d, linear, tiles
+from kernels.triton.activations import relu, relu_grad
+from kernels.triton.conv2d import weight_strides
+from kernels.triton.conv2d_relu_max_pool2d import convolve_and_pool
+from kernels.triton.launch import launch
+from kernels.triton.sgd import update
+from kernels.triton.splits import sum_of_splits
+
+WARPS = 4  # of a program
+PROGRAMS = 2  # on a multiprocessor, whose registers do for them: 2 WARPS 32 threads of 255
+ROWS = 32  # of a tile of the loss
+BLOCK_S, BLOCK_E = 8, 128  # splits and elements that are added up at a time
+
+
+class ConvolutionPlan(NamedTuple):
+    """How a convolution is computed, and its gradients: what the kernels of conv2d and the fused operation are told."""
+
+    is_convolution: bool
+    g: Any
+    t: Any
+    strides: tuple[int, ...]  # of the weights
+    weight_t: Any
+    turned: Any
+    input_t: Any  # None for the first layer, whose input needs no gradient
+    turned_strides: tuple[int, ...]
+
+
+class LinearPlan(NamedTuple):
+    """The same for a linear layer."""
+
+    is_convolution: bool
+    i: int
+    o: int
+    precision: str
+    forward: tuple[int, int, int]  # BLOCK_N, BLOCK_O, BLOCK_I
+    backward: tuple[int, int, int, int, int]  # BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K
+    is_last: bool  # of the network: without ReLU
+
+
+class Layer(NamedTuple):
+    """A layer's parameters and memory: its result y, the gradient dy of it, and what the splits of a gradient sum up to."""
+
+    weight: Any
+    bias: Any
+    y: Any
+    positions: Any  # of a convolution
+    dy: Any
+    partials: Any  # (splits, elements): those of the weight, then of the bias
+    splits: int
+    elements: int
+    weight_tiles: int  # in all splits
+    length: int  # of a split: chunks of places for a convolution, rows for a linear layer
+
+
+class Parameter(NamedTuple):
+    """A parameter of n elements, and how a step changes it; its gradient begins at `offset` in its layer's."""
+
+    pointer: Any
+    buffer: Any
+    rate: Any  # None, or where lr is
+    rate_stride: int  # 0 where it serves all steps
+    offset: int
+    n: int
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+
+
+class Rule(NamedTuple):
+    """What is known of it when compiling; `first` says that the first step fills the momentum buffer."""
+
+    layer: int
+    first: bool
+    nesterov: bool
+    maximize: bool
+
+
+@triton.jit
+def wait_for_all(arrived_ptr, phases):  # type: ignore[no-untyped-def]
+    """Ends a phase: returns when every program has called it so many times, and all see what the others have stored."""
+    tl.debug_barrier()
+    tl.atomic_add(arrived_ptr, 1, sem="release")
+    target = phases * tl.num_programs(0)
+    while tl.atomic_add(arrived_ptr, 0, sem="acquire") < target:
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def convolution_phase(x_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+    G: tl.constexpr = P.g
+    T: tl.constexpr = P.t
+    PLANE: tl.constexpr = (G.out[0] // T.outputs[0]) * (G.out[1] // T.outputs[1])
+    BLOCKS: tl.constexpr = T.blocks[0] * T.blocks[1]
+    for number in range(tl.program_id(0), tl.cdiv(n * PLANE, T.block_m) * BLOCKS, tl.num_programs(0)):
+        tile = tl.cast(number, tl.int32)
+        convolve_and_pool(
+            x_ptr, layer.weight, layer.bias, layer.y, layer.positions, n, tile, image_strides(G), 1, G, T, P.strides
+        )
+
+
+@triton.jit
+def image_strides(G: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a convolution's contiguous input."""
+    return G.channels * G.size[0] * G.size[1], G.size[0] * G.size[1], G.size[1], 1
+
+
+@triton.jit
+def linear_phase(x_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+    PHI: tl.constexpr = None if P.is_last else relu
+    BLOCK_N: tl.constexpr = P.forward[0]
+    BLOCK_O: tl.constexpr = P.forward[1]
+    BLOCK_I: tl.constexpr = P.forward[2]
+    for number in range(tl.program_id(0), tl.cdiv(n, BLOCK_N) * tl.cdiv(P.o, BLOCK_O), tl.num_programs(0)):
+        tile = tl.cast(number, tl.int32)
+        linear.forward_tile(
+            x_ptr, layer.weight, layer.bias, layer.y, n, tile, (P.i, 1), (P.i, 1), 1, (P.o, 1),
+            P.i, P.o, PHI, P.precision, BLOCK_N, BLOCK_O, BLOCK_I,
+        )  # fmt: skip
+
+
+@triton.jit
+def loss_phase(  # type: ignore[no-untyped-def]
+    layer, targets_ptr, losses_ptr, correct_ptr, n,
+    CLASSES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, LOSS: tl.constexpr,
+):  # fmt: skip
+    """dscores (n, CLASSES) of the last layer's scores, and of each tile of images its part of the mean loss and how many are classified right."""
+    offs_c = tl.arange(0, BLOCK_C)[None, :]
+    for number in range(tl.program_id(0), tl.cdiv(n, BLOCK_N), tl.num_programs(0)):
+        tile = tl.cast(number, tl.int32)
+        image = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        mask_n = image < n
+        mask = mask_n[:, None] & (offs_c < CLASSES)
+        place = image[:, None].to(tl.int64) * CLASSES + offs_c
+        scores = tl.load(layer.y + place, mask, other=0)
+        highest = tl.argmax(tl.where(offs_c < CLASSES, scores, -float("inf")), 1)
+        if LOSS == "mse":
+            target = tl.load(targets_ptr + place, mask, other=0)
+            label = tl.argmax(tl.where(offs_c < CLASSES, target, -float("inf")), 1)
+            count = (n * CLASSES).to(scores.dtype)
+            error = scores - target
+            dscores = 2 * error / count
+            loss = tl.sum(tl.sum(error * error, 1), 0) / count
+        else:
+            label = tl.load(targets_ptr + image, mask_n, other=0).to(tl.int32)
+            count = n.to(scores.dtype)
+            shifted = tl.where(offs_c < CLASSES, scores, -float("inf"))
+            shifted -= tl.max(shifted, 1)[:, None]
+            total = tl.sum(tl.exp(shifted), 1)
+            of_label = offs_c == label[:, None]
+            dscores = (tl.exp(shifted) / total[:, None] - tl.where(of_label, 1.0, 0.0)) / count
+            each = tl.log(total) - tl.sum(tl.where(of_label, shifted, 0.0), 1)
+            loss = tl.sum(tl.where(mask_n, each, 0.0), 0) / count
+        tl.store(layer.dy + place, dscores, mask)
+        tl.store(losses_ptr + tile, loss)
+        tl.store(correct_ptr + tile, tl.sum(((highest == label) & mask_n).to(tl.int32), 0))
+
+
+@triton.jit
+def linear_gradient_phase(x_ptr, dx_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+    PHI_GRAD: tl.constexpr = None if P.is_last else relu_grad
+    BLOCK_N: tl.constexpr = P.backward[0]
+    BLOCK_O: tl.constexpr = P.backward[1]
+    BLOCK_I: tl.constexpr = P.backward[2]
+    WARP_SPLITS: tl.constexpr = P.backward[3]
+    BLOCK_K: tl.constexpr = P.backward[4]
+    dbias_ptr = None if layer.bias is None else layer.partials + P.o * P.i
+    count = layer.weight_tiles
+    if dx_ptr is not None:
+        count += tl.cdiv(n, BLOCK_N) * tl.cdiv(P.i, BLOCK_I)
+    for number in range(tl.program_id(0), count, tl.num_programs(0)):
+        tile = tl.cast(number, tl.int32)
+        linear.gradients_tile(
+            layer.dy, layer.y, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, layer.length, layer.weight_tiles, tile,
+            (P.o, 1), (P.o, 1), (P.i, 1), (P.i, 1), (P.i, 1),
+            P.o, P.i, P.i, PHI_GRAD, P.precision, BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K,
+        )  # fmt: skip
+
+
+@triton.jit
+def convolution_gradient_phase(x_ptr, dx_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+    G: tl.constexpr = P.g
+    WEIGHT_T: tl.constexpr = P.weight_t
+    TURNED: tl.constexpr = P.turned
+    INPUT_T: tl.constexpr = P.input_t
+    WEIGHTS: tl.constexpr = G.features * G.channels * G.kernel[0] * G.kernel[1]
+    PLANE: tl.constexpr = (G.out[0] // 2) * (G.out[1] // 2)
+    dy_strides = (G.features * PLANE, PLANE, G.out[1] // 2, 1)
+    dbias_ptr = None if layer.bias is None else layer.partials + WEIGHTS
+    count = layer.weight_tiles
+    if INPUT_T is not None:
+        PLACES: tl.constexpr = (TURNED.out[0] // INPUT_T.outputs[0]) * (TURNED.out[1] // INPUT_T.outputs[1])
+        count += tl.cdiv(n * PLACES, INPUT_T.block_m) * (INPUT_T.blocks[0] * INPUT_T.blocks[1])
+    for number in range(tl.program_id(0), count, tl.num_programs(0)):
+        tile = tl.cast(number, tl.int32)
+        conv2d.gradients_tile(
+            layer.dy, layer.positions, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, layer.length,
+            layer.weight_tiles, tile, dy_strides, image_strides(G), G, WEIGHT_T, TURNED, INPUT_T, P.turned_strides,
+        )  # fmt: skip
+
+
+@triton.jit
+def update_phase(layer, param, step, RULE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+    for number in range(tl.program_id(0), tl.cdiv(param.n, BLOCK_E), tl.num_programs(0)):
+        tile = tl.cast(number, tl.int32)
+        offs_e = tile * BLOCK_E + tl.arange(0, BLOCK_E)
+        mask_e = offs_e < param.n
+        g = sum_of_splits(layer.partials + param.offset, offs_e, mask_e, layer.splits, layer.elements, BLOCK_S, BLOCK_E)
+        rate = param.lr if param.rate is None else tl.load(param.rate + step * param.rate_stride)
+        update(
+            param.pointer, g, param.buffer, offs_e, mask_e, rate, param.momentum, param.dampening, param.weight_decay,
+            RULE.first and step == 0, RULE.nesterov, RULE.maximize,
+        )  # fmt: skip
+
+
+@triton.jit
+def sum_of_tiles(part_ptr, tiles, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    acc = tl.zeros([BLOCK], part_ptr.dtype.element_ty)
+    for first in range(0, tiles, BLOCK):
+        index = first + tl.arange(0, BLOCK)
+        acc += tl.load(part_ptr + index, index < tiles, other=0)
+    return tl.sum(acc, 0)
+
+
+@triton.jit
+def forward_phases(images_ptr, layers, arrived_ptr, phases, n, PLANS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The layers in order, for n images: each takes from memory what the one before has left there."""
+    for at in tl.static_range(len(PLANS)):
+        x_ptr = images_ptr if at == 0 else layers[at - 1].y
+        if PLANS[at].is_convolution:
+            convolution_phase(x_ptr, layers[at], n, PLANS[at])
+        else:
+            linear_phase(x_ptr, layers[at], n, PLANS[at])
+        wait_for_all(arrived_ptr, phases + at + 1)
+
+
+@triton.jit(do_not_specialize=["n"])
+def network_forward_kernel(images_ptr, layers, arrived_ptr, n, PLANS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The last layer's y, the scores (n, classes), of images (n, C, H, W)."""
+    forward_phases(images_ptr, layers, arrived_ptr, 0, n, PLANS)
+
+
+@triton.jit(do_not_specialize=["total", "batch", "steps"])
+def network_step_kernel(  # type: ignore[no-untyped-def]
+    images_ptr, targets_ptr, losses_ptr, correct_ptr, layers, params, loss_parts_ptr, correct_parts_ptr, arrived_ptr,
+    total, batch, steps, PLANS: tl.constexpr, RULES: tl.constexpr, IMAGE: tl.constexpr, LOSS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """So many steps on images (total, IMAGE elements each) and targets, `batch` of them each; the last may have fewer."""
+    LAYERS: tl.constexpr = len(PLANS)
+    CLASSES: tl.constexpr = PLANS[LAYERS - 1].o
+    TARGET: tl.constexpr = CLASSES if LOSS == "mse" else 1  # elements
+    for step in range(steps):
+        phases = step * (2 * LAYERS + 2)
+        first = tl.cast(step, tl.int64) * batch
+        n = tl.minimum(batch, total - first).to(tl.int32)
+        images = images_ptr + first * IMAGE
+        forward_phases(images, layers, arrived_ptr, phases, n, PLANS)
+        phases += LAYERS + 1
+        loss_phase(
+            layers[LAYERS - 1], targets_ptr + first * TARGET, loss_parts_ptr, correct_parts_ptr, n,
+            CLASSES, BLOCK_C, BLOCK_N, LOSS,
+        )  # fmt: skip
+        wait_for_all(arrived_ptr, phases)
+        for behind in tl.static_range(LAYERS):
+            x_ptr = images if behind == LAYERS - 1 else layers[LAYERS - 2 - behind].y
+            dx_ptr = None if behind == LAYERS - 1 else layers[LAYERS - 2 - behind].dy
+            if PLANS[LAYERS - 1 - behind].is_convolution:
+                convolution_gradient_phase(x_ptr, dx_ptr, layers[LAYERS - 1 - behind], n, PLANS[LAYERS - 1 - behind])
+            else:
+                linear_gradient_phase(x_ptr, dx_ptr, layers[LAYERS - 1 - behind], n, PLANS[LAYERS - 1 - behind])
+            wait_for_all(arrived_ptr, phases + behind + 1)
+        for i in tl.static_range(len(RULES)):
+            update_phase(layers[RULES[i].layer], params[i], step, RULES[i], BLOCK_S, BLOCK_E)
+        if tl.program_id(0) == 0:
+            loss_tiles = tl.cdiv(n, BLOCK_N)
+            tl.store(losses_ptr + step, sum_of_tiles(loss_parts_ptr, loss_tiles, BLOCK_E))
+            tl.store(correct_ptr + step, sum_of_tiles(correct_parts_ptr, loss_tiles, BLOCK_E))
+        wait_for_all(arrived_ptr, phases + LAYERS + 1)
+
+
+def network_forward(network: Network, images: Tensor) -> Tensor:
+    """Scores (N, classes) of images (N, C, H, W)."""
+    n = len(images)
+    plans = plans_of(network, images)
+    layers = buffers(network, plans, images, n, training=False)
+    if n:
+        start(network_forward_kernel, images, images.contiguous(), layers, arrived(images), n, plans)
+    return layers[-1].y
+
+
+def network_step(
+    network: Network,
+    images: Tensor,
+    targets: Tensor,
+    loss: str,
+    updates: Sequence[Update],
+    order: Tensor | None,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """(losses, correct) (steps), of a step for each `batch_size` of the images, taken in this order."""
+    if order is not None:
+        images, targets = images[order], targets[order]
+    total, steps = len(images), cdiv(len(images), batch_size)
+    batch = min(batch_size, total)
+    plans = plans_of(network, images)
+    layers = buffers(network, plans, images, batch, training=True)
+    losses, correct = images.new_empty(steps), images.new_empty(steps, dtype=torch.int64)
+    loss_parts = images.new_empty(cdiv(batch, ROWS))
+    params, rules, number = [], [], 0
+    for l, layer in enumerate(layers):  # noqa: E741
+        offset = 0
+        for param in (layer.weight, layer.bias):
+            if param is not None:
+                u = updates[number]
+                number += 1
+                rate_stride = u.lr_tensor.numel() > 1 if u.lr_tensor is not None else 0
+                numbers = (u.lr, u.momentum, u.dampening, u.weight_decay)
+                params.append(
+                    Parameter(
+                        param,
+                        u.momentum_buffer,
+                        u.lr_tensor,
+                        int(rate_stride),
+                        offset,
+                        param.numel(),
+                        *map(float, numbers),
+                    )
+                )
+                rules.append(Rule(l, u.first, u.nesterov, u.maximize))
+                offset += param.numel()
+    if steps:
+        classes = plans[-1].o
+        start(
+            network_step_kernel, images, images.contiguous(), targets.contiguous(), losses, correct, layers, tuple(params),
+            loss_parts, torch.empty_like(loss_parts, dtype=torch.int32), arrived(images), total, batch, steps,
+            plans, tuple(rules), images[0].numel(), loss, tiles.power_of_2(classes, 2, 1 << 16), ROWS, BLOCK_S, BLOCK_E,
+        )  # fmt: skip
+    return losses, correct
+
+
+def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | LinearPlan, ...]:
+    """How each layer is computed: by the rules of its operation, but all with the same number of warps."""
+    plans: list[ConvolutionPlan | LinearPlan] = []
+    size, dtype = tuple(images.shape[2:]), images.dtype
+    for weight, _, padding in network.convolutions:
+        g = tiles.conv2d_geometry(weight.shape, size, (1, 1), tuple(padding), (1, 1), 1, pooled=True)
+        dot, weight_dot = tiles.dot_precision(g, dtype), tiles.dot_precision(g, dtype, tiles.WEIGHT_DOT_MAPS)
+        turned = g.turned()
+        of_group, o_stride, c_stride, *of_taps = weight_strides(weight, g)
+        weight_t = tiles.conv2d_weight_tile(g, dtype, weight_dot, WARPS, False, True)
+        input_t = tiles.conv2d_tile(turned, dtype, tiles.dot_precision(turned, dtype), WARPS, False, True)
+        plans.append(
+            ConvolutionPlan(
+                True, g, tiles.pooled_tile(g, dtype, dot, WARPS, False), weight_strides(weight, g), weight_t, turned,
+                input_t if plans else None, (of_group, c_stride, o_stride, *of_taps),
+            )
+        )  # fmt: skip
+        size = (g.out[0] // 2, g.out[1] // 2)
+    for number, (weight, _) in enumerate(network.linears):
+        o, i = weight.shape
+        precision = linear.tensor_cores(dtype)
+        forward, backward = tiles.linear_tile(dtype, precision, o), tiles.linear_backward_tile(dtype, precision, o, i)
+        is_last = number == len(network.linears) - 1
+        plans.append(LinearPlan(False, i, o, precision or "ieee", forward[:3], backward[:5], is_last))
+    return tuple(plans)
+
+
+def buffers(
+    network: Network, plans: Sequence[ConvolutionPlan | LinearPlan], images: Tensor, n: int, training: bool
+) -> tuple[Layer, ...]:
+    """The memory that the phases for n images need, by layer."""
+    layers = []
+    for plan, (weight, bias, *_) in zip(plans, (*network.convolutions, *network.linears), strict=True):
+        positions = dy = partials = None
+        splits = weight_tiles = length = 0
+        if isinstance(plan, ConvolutionPlan):
+            y = images.new_empty((n, len(weight), plan.g.out[0] // 2, plan.g.out[1] // 2))
+            positions = torch.empty_like(y, dtype=torch.uint8)
+            if training:
+                splits, length, weight_tiles = tiles.conv2d_weight_splits(n, plan.g, plan.weight_t)
+        else:
+            y = images.new_empty((n, plan.o))
+            if training:
+                _, block_o, block_i, warp_splits, _ = plan.backward
+                of_split = cdiv(plan.o, block_o) * cdiv(plan.i + (bias is not None), block_i)
+                splits, length = tiles.linear_splits(n, of_split, warp_splits)
+                weight_tiles = splits * of_split
+        elements = weight.numel() + (0 if bias is None else bias.numel())
+        if training:
+            dy, partials = torch.empty_like(y), images.new_empty(splits * elements)
+        layers.append(Layer(weight, bias, y, positions, dy, partials, splits, elements, weight_tiles, length))
+    return tuple(layers)
+
+
+def arrived(images: Tensor) -> Tensor:
+    """The counter of `wait_for_all`."""
+    return torch.zeros(1, dtype=torch.int32, device=images.device)
+
+
+def start(kernel: Any, like: Tensor, *arguments: Any) -> None:
+    launch(kernel, programs(like), *arguments, num_warps=WARPS, num_stages=1, launch_cooperative_grid=True)
+
+
+def programs(like: Tensor) -> int:
+    """As many as are sure to run side by side."""
+    if knobs.runtime.interpret:
+        return 1  # which runs them one after the other
+    return PROGRAMS * (torch.cuda.get_device_properties(like.device).multi_processor_count if like.is_cuda else 1)
