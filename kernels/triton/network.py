@@ -34,6 +34,7 @@ from kernels.triton.splits import sum_of_splits
 WARPS = 4  # of a program
 PROGRAMS = 2  # on a multiprocessor, whose registers do for them: 2 WARPS 32 threads of 255
 ROWS = 32  # of a tile of the loss
+WEIGHT_SUMS = 60  # of a lane in a convolution's weight gradient: the loop over steps takes registers as well
 BLOCK_S, BLOCK_E = 8, 128  # splits and elements that are added up at a time
 
 
@@ -268,7 +269,7 @@ def network_forward_kernel(images_ptr, layers, arrived_ptr, n, PLANS: tl.constex
 
 @triton.jit(do_not_specialize=["total", "batch", "steps"])
 def network_step_kernel(  # type: ignore[no-untyped-def]
-    images_ptr, targets_ptr, losses_ptr, correct_ptr, layers, params, loss_parts_ptr, correct_parts_ptr, arrived_ptr,
+    images_ptr, targets_ptr, losses_ptr, correct_ptr, layers, parameters, loss_parts_ptr, correct_parts_ptr, arrived_ptr,
     total, batch, steps, PLANS: tl.constexpr, RULES: tl.constexpr, IMAGE: tl.constexpr, LOSS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -297,7 +298,7 @@ def network_step_kernel(  # type: ignore[no-untyped-def]
                 linear_gradient_phase(x_ptr, dx_ptr, layers[LAYERS - 1 - behind], n, PLANS[LAYERS - 1 - behind])
             wait_for_all(arrived_ptr, phases + behind + 1)
         for i in tl.static_range(len(RULES)):
-            update_phase(layers[RULES[i].layer], params[i], step, RULES[i], BLOCK_S, BLOCK_E)
+            update_phase(layers[RULES[i].layer], parameters[i], step, RULES[i], BLOCK_S, BLOCK_E)
         if tl.program_id(0) == 0:
             loss_tiles = tl.cdiv(n, BLOCK_N)
             tl.store(losses_ptr + step, sum_of_tiles(loss_parts_ptr, loss_tiles, BLOCK_E))
@@ -333,7 +334,7 @@ def network_step(
     layers = buffers(network, plans, images, batch, training=True)
     losses, correct = images.new_empty(steps), images.new_empty(steps, dtype=torch.int64)
     loss_parts = images.new_empty(cdiv(batch, ROWS))
-    params, rules, number = [], [], 0
+    parameters, rules, number = [], [], 0
     for l, layer in enumerate(layers):  # noqa: E741
         offset = 0
         for param in (layer.weight, layer.bias):
@@ -342,7 +343,7 @@ def network_step(
                 number += 1
                 rate_stride = u.lr_tensor.numel() > 1 if u.lr_tensor is not None else 0
                 numbers = (u.lr, u.momentum, u.dampening, u.weight_decay)
-                params.append(
+                parameters.append(
                     Parameter(
                         param,
                         u.momentum_buffer,
@@ -358,7 +359,7 @@ def network_step(
     if steps:
         classes = plans[-1].o
         start(
-            network_step_kernel, images, images.contiguous(), targets.contiguous(), losses, correct, layers, tuple(params),
+            network_step_kernel, images, images.contiguous(), targets.contiguous(), losses, correct, layers, tuple(parameters),
             loss_parts, torch.empty_like(loss_parts, dtype=torch.int32), arrived(images), total, batch, steps,
             plans, tuple(rules), images[0].numel(), loss, tiles.power_of_2(classes, 2, 1 << 16), ROWS, BLOCK_S, BLOCK_E,
         )  # fmt: skip
@@ -374,7 +375,7 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
         dot, weight_dot = tiles.dot_precision(g, dtype), tiles.dot_precision(g, dtype, tiles.WEIGHT_DOT_MAPS)
         turned = g.turned()
         of_group, o_stride, c_stride, *of_taps = weight_strides(weight, g)
-        weight_t = tiles.conv2d_weight_tile(g, dtype, weight_dot, WARPS, False, True)
+        weight_t = tiles.conv2d_weight_tile(g, dtype, weight_dot, WARPS, False, True, WEIGHT_SUMS)
         input_t = tiles.conv2d_tile(turned, dtype, tiles.dot_precision(turned, dtype), WARPS, False, True)
         plans.append(
             ConvolutionPlan(

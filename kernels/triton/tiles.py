@@ -200,11 +200,11 @@ def conv2d_programs(n: int, g: Geometry, t: Tile) -> int:
 
 @functools.lru_cache(maxsize=256)
 def conv2d_weight_tile(
-    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, pooled: bool
+    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, pooled: bool, sums: int = WEIGHT_SUMS
 ) -> WeightTile:
-    """The tile of a weight gradient; with pooling a place of direct sums is one of its windows."""
+    """The tile of a weight gradient, of so many sums at most; with pooling a place of direct sums is one of its windows."""
     double = dtype == torch.float64
-    sums = WEIGHT_SUMS * 2 // 3 if double else WEIGHT_SUMS  # they take two registers each
+    sums = sums * 2 // 3 if double else sums  # they take two registers each
     kh, kw = g.kernel
     block_kw = divisor(kw, WEIGHT_TAPS)
     block_kh = divisor(kh, WEIGHT_TAPS // block_kw)

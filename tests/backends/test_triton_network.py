@@ -1,0 +1,81 @@
+"""A network as one kernel in Triton: its programs wait for each other, and their number changes no bit."""
+
+import os
+
+import pytest
+import torch
+from devices import running
+
+from kernels.ops.network import Convolution, Linear, Network, Update
+
+pytest.importorskip("triton")
+
+
+def network() -> tuple[Network, list[torch.Tensor]]:
+    """Two convolutions and two linear layers, and their parameters."""
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.randn(shape) * 0.3
+
+    convolutions = (
+        Convolution(values(3, 2, 3, 3), values(3), (1, 1)),
+        Convolution(values(4, 3, 3, 3), None, (0, 0)),
+    )
+    linears = (Linear(values(7, 16), values(7)), Linear(values(5, 7), values(5)))
+    return Network(convolutions, linears), [
+        t for layer in (*convolutions, *linears) for t in layer[:2] if t is not None
+    ]
+
+
+def trained(programs: int, monkeypatch: pytest.MonkeyPatch, loss: str) -> list[torch.Tensor]:
+    """The losses, counts and parameters after three steps on seven images, by so many programs."""
+    from kernels.triton import network as by_triton
+
+    monkeypatch.setattr(by_triton, "programs", lambda like: programs)
+    torch.manual_seed(0)
+    layers, params = network()
+    images = torch.randn(7, 2, 12, 12)
+    targets = torch.randn(7, 5) if loss == "mse" else torch.randint(5, (7,))
+    updates = [
+        Update(p, torch.empty_like(p), 0.1, None, 0.9, 0.1, 0.01, nesterov=False, maximize=False, first=True)
+        for p in params
+    ]
+    losses, correct = by_triton.network_step(layers, images, targets, loss, updates, torch.randperm(7), 3)
+    return [losses, correct, *params]
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets; run pytest --compiled")
+@pytest.mark.parametrize("loss", ("mse", "cross_entropy"))
+def test_the_number_of_programs_changes_no_bit(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running("triton"):
+        one, *others = (trained(programs, monkeypatch, loss) for programs in (1, 3, 20))
+    assert all(torch.equal(expected, found) for other in others for expected, found in zip(one, other, strict=True))
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets; run pytest --compiled")
+@pytest.mark.parametrize("target", ("80",))
+def test_no_loop_has_spills(target: str) -> None:
+    from benchmarks.compile.triton import build
+    from kernels.triton.network import network_forward, network_step
+
+    def values(*shape: int) -> torch.Tensor:
+        return torch.zeros(shape)
+
+    layers = Network(
+        (Convolution(values(6, 1, 5, 5), values(6), (0, 0)), Convolution(values(16, 6, 5, 5), values(16), (0, 0))),
+        (
+            Linear(values(120, 400), values(120)),
+            Linear(values(84, 120), values(84)),
+            Linear(values(10, 84), values(10)),
+        ),
+    )
+    params = [tensor for layer in (*layers.convolutions, *layers.linears) for tensor in layer[:2]]
+    updates = [Update(p, p.clone(), 0.1, None, 0.9, 0.0, 0.0, False, False, False) for p in params]
+    images = values(64, 1, 32, 32)
+    calls = [
+        lambda: network_forward(layers, images),
+        lambda: network_step(layers, images, values(64, 10), "mse", updates, None, 64),
+    ]
+    rows = build(target, "float32", calls)
+    assert {row.kernel for row in rows} >= {"network_forward_kernel", "network_step_kernel"}
+    assert [row for row in rows if not row.fits] == []
