@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
 
 import kernels
 from benchmarks import ceilings, memory, report, timing
 from benchmarks.case import BATCHES, OURS
 from benchmarks.command import RESULTS
 from benchmarks.environment import environment
+from benchmarks.report import console
 from kernels.backend import AUTOMATIC, NAMES, resolve
 from kernels.check.run import precision
 from lenet.files import write_file
@@ -38,7 +38,6 @@ class Name(str, Enum):
     kernelbench = "kernelbench"
 
 
-console = Console()
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -83,7 +82,7 @@ def main(
             if results.empty:
                 continue
             results = report.with_shares(results, roof)
-            console.print(report.times_table(name.value, results))
+            console.print(report.times_table(name.value, results, console.width))
             measured.append(results)
             where = facts["device"] if device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
             write_file(out / f"{name.value}.md", report.markdown(name.value, results, facts).encode())

@@ -1,6 +1,7 @@
 """Tables for the terminal and for Markdown, and charts."""
 
 import io
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +10,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from benchmarks.case import TORCH
 from benchmarks.ceilings import Ceilings
 from benchmarks.timing import BUSY
+
+console = Console(width=None if sys.stdout.isatty() else 1000)  # in a pipe or a file nothing is cut or wrapped
 
 
 def environment_table(environment: dict[str, str | int]) -> Table:
@@ -51,16 +56,28 @@ def lines(times: pd.DataFrame) -> Iterator[list[str]]:
             labels = ["", ""]
 
 
-def times_table(title: str, times: pd.DataFrame) -> Table:
-    """The lines for a terminal; what is wrong or a loss is red, and a column without a number is left out."""
+LEAST = ("cold ms", "10-90 %", "of the roof")  # needed: what a narrow terminal goes without, in this order
+
+
+def times_table(title: str, times: pd.DataFrame, width: int) -> Table:
+    """The lines for a terminal of so many columns; what is wrong or a loss is red.
+
+    A column without a number is left out, and where there is no room for all those that are needed least.
+    """
     rows = list(lines(times))
     shown = [i for i in range(len(HEAD)) if i < 5 or any(row[i] for row in rows)]
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for i in shown:
-        table.add_column(HEAD[i], justify="right" if i in (1, *range(3, len(HEAD))) else "left", no_wrap=i > 2)
-    for row in rows:
-        red = row[-1].startswith("loss") or row[3] == "WRONG"
-        table.add_row(*(f"[red]{row[i]}" if red and i > 2 and row[i] else row[i] for i in shown))
+    for left_out in ("", *LEAST):
+        shown = [i for i in shown if HEAD[i] != left_out]
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for i in shown:
+            right = i in (1, *range(3, len(HEAD)))
+            least = {0: 18, 2: 13}.get(i)  # the names, which may go on in the next line
+            table.add_column(HEAD[i], justify="right" if right else "left", no_wrap=not least, min_width=least)
+        for row in rows:
+            red = row[-1].startswith("loss") or row[3] == "WRONG"
+            table.add_row(*(f"[red]{row[i]}" if red and i > 2 and row[i] else row[i] for i in shown))
+        if Measurement.get(console, console.options.update(width=1000), table).minimum <= width:
+            break
     return table
 
 

@@ -14,12 +14,12 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command import BACKENDS, one_of
 from benchmarks.compile.built import Built, by_kernel, by_target
 from benchmarks.exercise import geometries, operations
+from benchmarks.report import console
 
 TARGETS = ("75", "80", "86", "89", "90", "100", "120", "gfx942", "gfx1100")
 PRECISIONS = ("float16", "bfloat16", "tf32", "float32", "float64")
@@ -65,7 +65,7 @@ def main(
         table = Table(*summary.columns, title=name)
         for row in summary.itertuples(index=False):
             table.add_row(*map(str, row))
-        Console(width=160).print(table)
+        console.print(table)
         if out:
             summary.to_csv(out / f"{name}.csv", index=False)
     raise typer.Exit(not all(row.fits for row in rows))

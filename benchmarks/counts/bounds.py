@@ -16,7 +16,6 @@ from typing import Annotated, Any, NamedTuple
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.bench_lenet import torch_lenet
 from benchmarks.command import RESULTS, run
 from benchmarks.counts.counters import distinct_bytes, multiply_adds
+from benchmarks.report import console
 
 COUNTERS = RESULTS / "counters"
 
@@ -140,7 +140,7 @@ def main(
     table = Table(*frame.columns)
     for values in frame.itertuples(index=False):
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
-    Console(width=200).print(table)
+    console.print(table)
     out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "bounds.csv", index=False, float_format="%.4g")
 

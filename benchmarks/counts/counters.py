@@ -18,7 +18,6 @@ from unittest import mock
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,6 +28,7 @@ import kernels
 import kernels.flops
 from benchmarks.command import BACKENDS, RESULTS, one_of
 from benchmarks.exercise import training_step
+from benchmarks.report import console
 from kernels.check.run import precision
 
 
@@ -184,6 +184,6 @@ def main(
     table = Table(*Row._fields)
     for each in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each))
-    Console(width=200).print(table)
+    console.print(table)
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(out / "lenet.csv", index=False, float_format="%.4g")

@@ -21,13 +21,13 @@ from unittest import mock
 
 import pandas as pd
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from benchmarks.command import BACKENDS, RESULTS, one_of, run
 from benchmarks.exercise import training_step
+from benchmarks.report import console
 from kernels.integration.primitive import _implementation
 
 TARGET = "90"  # that Triton compiles for
@@ -200,7 +200,7 @@ def main(
     table = Table(*Row._fields)
     for each in rows:
         table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value or "") for value in each))
-    Console(width=120).print(table)
+    console.print(table)
     out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(out / "lenet.csv", index=False, float_format="%.1f")
 

@@ -58,8 +58,8 @@ class LinearPlan(NamedTuple):
     i: int
     o: int
     precision: str
-    forward: tuple[int, int, int]  # BLOCK_N, BLOCK_O, BLOCK_I
-    backward: tuple[int, int, int, int, int]  # BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K
+    forward: tuple[int, ...]  # BLOCK_N, BLOCK_O, BLOCK_I
+    backward: tuple[int, ...]  # BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K
     is_last: bool  # of the network: without ReLU
 
 
@@ -329,41 +329,39 @@ def network_step(
     if order is not None:
         images, targets = images[order], targets[order]
     total, steps = len(images), cdiv(len(images), batch_size)
-    batch = min(batch_size, total)
+    batch, classes = min(batch_size, total), len(network.linears[-1].weight)
     plans = plans_of(network, images)
     layers = buffers(network, plans, images, batch, training=True)
+    parameters, rules = parameters_of(layers, updates)
     losses, correct = images.new_empty(steps), images.new_empty(steps, dtype=torch.int64)
-    loss_parts = images.new_empty(cdiv(batch, ROWS))
-    parameters, rules, number = [], [], 0
-    for l, layer in enumerate(layers):  # noqa: E741
+    loss_parts, correct_parts = (
+        images.new_empty(cdiv(batch, ROWS), dtype=each) for each in (images.dtype, torch.int32)
+    )
+    if steps:
+        start(
+            network_step_kernel, images, images.contiguous(), targets.contiguous(), losses, correct, layers, parameters,
+            loss_parts, correct_parts, arrived(images), total, batch, steps,
+            plans, rules, images[0].numel(), loss, tiles.power_of_2(classes, 2, 1 << 16), ROWS, BLOCK_S, BLOCK_E,
+        )  # fmt: skip
+    return losses, correct
+
+
+def parameters_of(layers: Sequence[Layer], updates: Sequence[Update]) -> tuple[tuple[Parameter, ...], tuple[Rule, ...]]:
+    """What the kernel is told of each parameter, weights before biases, layer by layer."""
+    parameters, rules, left = [], [], iter(updates)
+    for number, layer in enumerate(layers):
         offset = 0
         for param in (layer.weight, layer.bias):
             if param is not None:
-                u = updates[number]
-                number += 1
-                rate_stride = u.lr_tensor.numel() > 1 if u.lr_tensor is not None else 0
-                numbers = (u.lr, u.momentum, u.dampening, u.weight_decay)
+                u = next(left)
+                stride = 0 if u.lr_tensor is None or u.lr_tensor.dim() == 0 else 1
+                numbers = map(float, (u.lr, u.momentum, u.dampening, u.weight_decay))
                 parameters.append(
-                    Parameter(
-                        param,
-                        u.momentum_buffer,
-                        u.lr_tensor,
-                        int(rate_stride),
-                        offset,
-                        param.numel(),
-                        *map(float, numbers),
-                    )
+                    Parameter(param, u.momentum_buffer, u.lr_tensor, stride, offset, param.numel(), *numbers)
                 )
-                rules.append(Rule(l, u.first, u.nesterov, u.maximize))
+                rules.append(Rule(number, u.first, u.nesterov, u.maximize))
                 offset += param.numel()
-    if steps:
-        classes = plans[-1].o
-        start(
-            network_step_kernel, images, images.contiguous(), targets.contiguous(), losses, correct, layers, tuple(parameters),
-            loss_parts, torch.empty_like(loss_parts, dtype=torch.int32), arrived(images), total, batch, steps,
-            plans, tuple(rules), images[0].numel(), loss, tiles.power_of_2(classes, 2, 1 << 16), ROWS, BLOCK_S, BLOCK_E,
-        )  # fmt: skip
-    return losses, correct
+    return tuple(parameters), tuple(rules)
 
 
 def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | LinearPlan, ...]:
@@ -398,7 +396,8 @@ def buffers(
 ) -> tuple[Layer, ...]:
     """The memory that the phases for n images need, by layer."""
     layers = []
-    for plan, (weight, bias, *_) in zip(plans, (*network.convolutions, *network.linears), strict=True):
+    for plan, layer in zip(plans, (*network.convolutions, *network.linears), strict=True):
+        weight, bias = layer.weight, layer.bias
         positions = dy = partials = None
         splits = weight_tiles = length = 0
         if isinstance(plan, ConvolutionPlan):
