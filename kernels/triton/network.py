@@ -12,6 +12,7 @@ phase before all are done with this one. What the phases hand on lies in memory,
 does not depend on the number of programs, so neither does any sum.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,10 +73,15 @@ class Layer(NamedTuple):
     positions: Any  # of a convolution
     dy: Any
     partials: Any  # (splits, elements): those of the weight, then of the bias
-    splits: int
     elements: int
-    weight_tiles: int  # in all splits
-    length: int  # of a split: chunks of places for a convolution, rows for a linear layer
+
+
+class Cut(NamedTuple):
+    """How the sums of a layer's weight gradient are split."""
+
+    splits: Any
+    length: Any  # of a split: chunks of places for a convolution, rows for a linear layer
+    tiles: Any  # of all splits
 
 
 class Parameter(NamedTuple):
@@ -111,6 +117,11 @@ def wait_for_all(arrived_ptr, phases):  # type: ignore[no-untyped-def]
     while tl.atomic_add(arrived_ptr, 0, sem="acquire") < target:
         pass
     tl.debug_barrier()
+
+
+@triton.jit
+def cut_of(cuts_ptr, layer):  # type: ignore[no-untyped-def]
+    return tl.load(cuts_ptr + 3 * layer), tl.load(cuts_ptr + 3 * layer + 1), tl.load(cuts_ptr + 3 * layer + 2)
 
 
 @triton.jit
@@ -184,7 +195,7 @@ def loss_phase(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def linear_gradient_phase(x_ptr, dx_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+def linear_gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
     PHI_GRAD: tl.constexpr = None if P.is_last else relu_grad
     BLOCK_N: tl.constexpr = P.backward[0]
     BLOCK_O: tl.constexpr = P.backward[1]
@@ -192,20 +203,20 @@ def linear_gradient_phase(x_ptr, dx_ptr, layer, n, P: tl.constexpr):  # type: ig
     WARP_SPLITS: tl.constexpr = P.backward[3]
     BLOCK_K: tl.constexpr = P.backward[4]
     dbias_ptr = None if layer.bias is None else layer.partials + P.o * P.i
-    count = layer.weight_tiles
+    count = weight_tiles
     if dx_ptr is not None:
         count += tl.cdiv(n, BLOCK_N) * tl.cdiv(P.i, BLOCK_I)
     for number in range(tl.program_id(0), count, tl.num_programs(0)):
         tile = tl.cast(number, tl.int32)
         linear.gradients_tile(
-            layer.dy, layer.y, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, layer.length, layer.weight_tiles, tile,
+            layer.dy, layer.y, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, length, weight_tiles, tile,
             (P.o, 1), (P.o, 1), (P.i, 1), (P.i, 1), (P.i, 1),
             P.o, P.i, P.i, PHI_GRAD, P.precision, BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K,
         )  # fmt: skip
 
 
 @triton.jit
-def convolution_gradient_phase(x_ptr, dx_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+def convolution_gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
     G: tl.constexpr = P.g
     WEIGHT_T: tl.constexpr = P.weight_t
     TURNED: tl.constexpr = P.turned
@@ -214,25 +225,33 @@ def convolution_gradient_phase(x_ptr, dx_ptr, layer, n, P: tl.constexpr):  # typ
     PLANE: tl.constexpr = (G.out[0] // 2) * (G.out[1] // 2)
     dy_strides = (G.features * PLANE, PLANE, G.out[1] // 2, 1)
     dbias_ptr = None if layer.bias is None else layer.partials + WEIGHTS
-    count = layer.weight_tiles
+    count = weight_tiles
     if INPUT_T is not None:
         PLACES: tl.constexpr = (TURNED.out[0] // INPUT_T.outputs[0]) * (TURNED.out[1] // INPUT_T.outputs[1])
         count += tl.cdiv(n * PLACES, INPUT_T.block_m) * (INPUT_T.blocks[0] * INPUT_T.blocks[1])
     for number in range(tl.program_id(0), count, tl.num_programs(0)):
         tile = tl.cast(number, tl.int32)
         conv2d.gradients_tile(
-            layer.dy, layer.positions, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, layer.length,
-            layer.weight_tiles, tile, dy_strides, image_strides(G), G, WEIGHT_T, TURNED, INPUT_T, P.turned_strides,
+            layer.dy, layer.positions, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, length,
+            weight_tiles, tile, dy_strides, image_strides(G), G, WEIGHT_T, TURNED, INPUT_T, P.turned_strides,
         )  # fmt: skip
 
 
 @triton.jit
-def update_phase(layer, param, step, RULE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+    if P.is_convolution:
+        convolution_gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P)
+    else:
+        linear_gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P)
+
+
+@triton.jit
+def update_phase(layer, splits, param, step, RULE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
     for number in range(tl.program_id(0), tl.cdiv(param.n, BLOCK_E), tl.num_programs(0)):
         tile = tl.cast(number, tl.int32)
         offs_e = tile * BLOCK_E + tl.arange(0, BLOCK_E)
         mask_e = offs_e < param.n
-        g = sum_of_splits(layer.partials + param.offset, offs_e, mask_e, layer.splits, layer.elements, BLOCK_S, BLOCK_E)
+        g = sum_of_splits(layer.partials + param.offset, offs_e, mask_e, splits, layer.elements, BLOCK_S, BLOCK_E)
         rate = param.lr if param.rate is None else tl.load(param.rate + step * param.rate_stride)
         update(
             param.pointer, g, param.buffer, offs_e, mask_e, rate, param.momentum, param.dampening, param.weight_decay,
@@ -269,7 +288,7 @@ def network_forward_kernel(images_ptr, layers, arrived_ptr, n, PLANS: tl.constex
 
 @triton.jit(do_not_specialize=["total", "batch", "steps"])
 def network_step_kernel(  # type: ignore[no-untyped-def]
-    images_ptr, targets_ptr, losses_ptr, correct_ptr, layers, parameters, loss_parts_ptr, correct_parts_ptr, arrived_ptr,
+    images_ptr, targets_ptr, losses_ptr, correct_ptr, layers, cuts_ptr, parameters, loss_parts_ptr, correct_parts_ptr, arrived_ptr,
     total, batch, steps, PLANS: tl.constexpr, RULES: tl.constexpr, IMAGE: tl.constexpr, LOSS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
@@ -292,13 +311,14 @@ def network_step_kernel(  # type: ignore[no-untyped-def]
         for behind in tl.static_range(LAYERS):
             x_ptr = images if behind == LAYERS - 1 else layers[LAYERS - 2 - behind].y
             dx_ptr = None if behind == LAYERS - 1 else layers[LAYERS - 2 - behind].dy
-            if PLANS[LAYERS - 1 - behind].is_convolution:
-                convolution_gradient_phase(x_ptr, dx_ptr, layers[LAYERS - 1 - behind], n, PLANS[LAYERS - 1 - behind])
-            else:
-                linear_gradient_phase(x_ptr, dx_ptr, layers[LAYERS - 1 - behind], n, PLANS[LAYERS - 1 - behind])
+            _, length, weight_tiles = cut_of(cuts_ptr, LAYERS - 1 - behind)
+            gradient_phase(
+                x_ptr, dx_ptr, layers[LAYERS - 1 - behind], length, weight_tiles, n, PLANS[LAYERS - 1 - behind]
+            )
             wait_for_all(arrived_ptr, phases + behind + 1)
         for i in tl.static_range(len(RULES)):
-            update_phase(layers[RULES[i].layer], parameters[i], step, RULES[i], BLOCK_S, BLOCK_E)
+            splits, _, _ = cut_of(cuts_ptr, RULES[i].layer)
+            update_phase(layers[RULES[i].layer], splits, parameters[i], step, RULES[i], BLOCK_S, BLOCK_E)
         if tl.program_id(0) == 0:
             loss_tiles = tl.cdiv(n, BLOCK_N)
             tl.store(losses_ptr + step, sum_of_tiles(loss_parts_ptr, loss_tiles, BLOCK_E))
@@ -310,7 +330,7 @@ def network_forward(network: Network, images: Tensor) -> Tensor:
     """Scores (N, classes) of images (N, C, H, W)."""
     n = len(images)
     plans = plans_of(network, images)
-    layers = buffers(network, plans, images, n, training=False)
+    layers = layers_of(network, plans, images, n, ())
     if n:
         start(network_forward_kernel, images, images.contiguous(), layers, arrived(images), n, plans)
     return layers[-1].y
@@ -331,22 +351,23 @@ def network_step(
     total, steps = len(images), cdiv(len(images), batch_size)
     batch, classes = min(batch_size, total), len(network.linears[-1].weight)
     plans = plans_of(network, images)
-    layers = buffers(network, plans, images, batch, training=True)
-    parameters, rules = parameters_of(layers, updates)
+    cuts = cuts_of(plans, tuple(bias is not None for _, bias in parameters_of(network)), batch)
+    layers = layers_of(network, plans, images, batch, cuts)
+    parameters, rules = rules_of(layers, updates)
     losses, correct = images.new_empty(steps), images.new_empty(steps, dtype=torch.int64)
     loss_parts, correct_parts = (
         images.new_empty(cdiv(batch, ROWS), dtype=each) for each in (images.dtype, torch.int32)
     )
     if steps:
         start(
-            network_step_kernel, images, images.contiguous(), targets.contiguous(), losses, correct, layers, parameters,
+            network_step_kernel, images, images.contiguous(), targets.contiguous(), losses, correct, layers, on_device(cuts, images.device), parameters,
             loss_parts, correct_parts, arrived(images), total, batch, steps,
             plans, rules, images[0].numel(), loss, tiles.power_of_2(classes, 2, 1 << 16), ROWS, BLOCK_S, BLOCK_E,
         )  # fmt: skip
     return losses, correct
 
 
-def parameters_of(layers: Sequence[Layer], updates: Sequence[Update]) -> tuple[tuple[Parameter, ...], tuple[Rule, ...]]:
+def rules_of(layers: Sequence[Layer], updates: Sequence[Update]) -> tuple[tuple[Parameter, ...], tuple[Rule, ...]]:
     """What the kernel is told of each parameter, weights before biases, layer by layer."""
     parameters, rules, left = [], [], iter(updates)
     for number, layer in enumerate(layers):
@@ -391,32 +412,50 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
     return tuple(plans)
 
 
-def buffers(
-    network: Network, plans: Sequence[ConvolutionPlan | LinearPlan], images: Tensor, n: int, training: bool
-) -> tuple[Layer, ...]:
-    """The memory that the phases for n images need, by layer."""
-    layers = []
-    for plan, layer in zip(plans, (*network.convolutions, *network.linears), strict=True):
-        weight, bias = layer.weight, layer.bias
-        positions = dy = partials = None
-        splits = weight_tiles = length = 0
+@functools.lru_cache(maxsize=256)
+def cuts_of(plans: tuple[ConvolutionPlan | LinearPlan, ...], biased: tuple[bool, ...], n: int) -> tuple[Cut, ...]:
+    """By layer, for batches of n images."""
+    cuts = []
+    for plan, with_bias in zip(plans, biased, strict=True):
         if isinstance(plan, ConvolutionPlan):
-            y = images.new_empty((n, len(weight), plan.g.out[0] // 2, plan.g.out[1] // 2))
-            positions = torch.empty_like(y, dtype=torch.uint8)
-            if training:
-                splits, length, weight_tiles = tiles.conv2d_weight_splits(n, plan.g, plan.weight_t)
+            cuts.append(Cut(*tiles.conv2d_weight_splits(n, plan.g, plan.weight_t)))
         else:
-            y = images.new_empty((n, plan.o))
-            if training:
-                _, block_o, block_i, warp_splits, _ = plan.backward
-                of_split = cdiv(plan.o, block_o) * cdiv(plan.i + (bias is not None), block_i)
-                splits, length = tiles.linear_splits(n, of_split, warp_splits)
-                weight_tiles = splits * of_split
+            _, block_o, block_i, warp_splits, _ = plan.backward
+            of_split = cdiv(plan.o, block_o) * cdiv(plan.i + with_bias, block_i)
+            splits, rows = tiles.linear_splits(n, of_split, warp_splits)
+            cuts.append(Cut(splits, rows, splits * of_split))
+    return tuple(cuts)
+
+
+@functools.lru_cache(maxsize=256)
+def on_device(cuts: tuple[Cut, ...], device: torch.device) -> Tensor:
+    """The cuts as (layers, 3) int32: what a batch decides, Triton would compile anew if it were in a tuple of numbers."""
+    return torch.tensor(cuts, dtype=torch.int32, device=device)
+
+
+def layers_of(
+    network: Network, plans: Sequence[ConvolutionPlan | LinearPlan], like: Tensor, n: int, cuts: Sequence[Cut]
+) -> tuple[Layer, ...]:
+    """By layer, the memory for n images; without cuts only what the forward pass needs."""
+    layers = []
+    for number, (plan, (weight, bias)) in enumerate(zip(plans, parameters_of(network), strict=True)):
+        positions = dy = partials = None
+        if isinstance(plan, ConvolutionPlan):
+            y = like.new_empty((n, len(weight), plan.g.out[0] // 2, plan.g.out[1] // 2))
+            positions = torch.empty_like(y, dtype=torch.uint8)
+        else:
+            y = like.new_empty((n, plan.o))
         elements = weight.numel() + (0 if bias is None else bias.numel())
-        if training:
-            dy, partials = torch.empty_like(y), images.new_empty(splits * elements)
-        layers.append(Layer(weight, bias, y, positions, dy, partials, splits, elements, weight_tiles, length))
+        if cuts:
+            dy, partials = torch.empty_like(y), like.new_empty(cuts[number].splits * elements)
+        layers.append(Layer(weight, bias, y, positions, dy, partials, elements))
     return tuple(layers)
+
+
+def parameters_of(network: Network) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of each layer."""
+    layers: list[Any] = [*network.convolutions, *network.linears]
+    return [(layer.weight, layer.bias) for layer in layers]
 
 
 def arrived(images: Tensor) -> Tensor:

@@ -79,3 +79,19 @@ def test_no_loop_has_spills(target: str) -> None:
     rows = build(target, "float32", calls)
     assert {row.kernel for row in rows} >= {"network_forward_kernel", "network_step_kernel"}
     assert [row for row in rows if not row.fits] == []
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets; run pytest --compiled")
+def test_another_batch_size_compiles_nothing() -> None:
+    from benchmarks.compile.triton import compiling_for
+    from kernels.triton import network as by_triton
+
+    layers, params = network()
+    updates = [Update(p, p.clone(), 0.1, None, 0.9, 0.0, 0.0, False, False, False) for p in params]
+    kernels = by_triton.network_forward_kernel, by_triton.network_step_kernel
+    with compiling_for("80") as device:
+        for batch in (1, 16, 65, 300):
+            images, targets = torch.zeros(2 * batch, 2, 12, 12), torch.zeros(2 * batch, 5)
+            by_triton.network_forward(layers, images)
+            by_triton.network_step(layers, images, targets, "mse", updates, None, batch)
+            assert [len(kernel.device_caches[device][0]) for kernel in kernels] == [1, 1]
