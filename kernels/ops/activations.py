@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
-from kernels.integration.primitive import Function, constant_in, differentiable, primitive, total
+from kernels.integration.autograd import Function, constant_in, differentiable, total
+from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_tensors
 
 

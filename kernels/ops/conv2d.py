@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
+from kernels.integration.autograd import Function, differentiable, total
 from kernels.integration.memory_format import is_channels_last, to_channels_last
-from kernels.integration.primitive import Function, differentiable, new_image, primitive, total
+from kernels.integration.primitive import new_image, primitive
 from kernels.ops.arguments import bounded, check_layer, check_padding, pair, whole
 from kernels.sizes import Pair, output_size
 

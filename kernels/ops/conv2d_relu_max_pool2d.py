@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
+from kernels.integration.autograd import Function, constant_in, differentiable
 from kernels.integration.memory_format import is_channels_last, to_channels_last
-from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
+from kernels.integration.primitive import new_image, primitive
 from kernels.ops.conv2d import gradients, in_memory_order, prepare, tangent
 from kernels.ops.max_pool2d import gather
 from kernels.ops.max_pool2d import input_grad as max_pool2d_grad

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
+from kernels.integration.autograd import Function, constant_in, differentiable
 from kernels.integration.memory_format import is_channels_last, to_channels_last
-from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
+from kernels.integration.primitive import new_image, primitive
 from kernels.ops.arguments import bounded, check_padding, check_tensors, pair
 from kernels.sizes import Pair, output_size
 

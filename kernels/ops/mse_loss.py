@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import full_precision
-from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.integration.autograd import Function, differentiable, total
+from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_float, check_tensors
 
 REDUCTIONS = ("none", "mean", "sum")

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import softmax_dtype
-from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.integration.autograd import Function, differentiable, total
+from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_float, check_tensors, whole
 
 
