@@ -75,10 +75,8 @@ class Implementations(dict[tuple[str, str], Callable[..., Any]]):
         return function
 
 
-on_cpu, on_cuda = (
-    Implementations("cpu"),
-    Implementations("cuda"),
-)  # global: in a closure torch.compile would refuse them
+# Not in closures: torch.compile would refuse them there.
+on_cpu, on_cuda = Implementations("cpu"), Implementations("cuda")
 
 
 def as_tuple(argument: Any) -> Any:

@@ -18,11 +18,19 @@ from kernels.ops.arguments import check_float, check_tensors, whole
 
 @primitive("(Tensor input, int dim, str backend) -> Tensor")
 def softmax_forward(input, dim, backend):  # type: ignore[no-untyped-def]
+    """y = softmax(input) along dim, in the input's shape.
+
+    Its code: softmax_forward in kernels/{numpy,triton,cupy}/softmax.py.
+    """
     return torch.empty_like(input)
 
 
 @primitive("(Tensor dy, Tensor y, int dim, str backend) -> Tensor")
 def softmax_backward(dy, y, dim, backend):  # type: ignore[no-untyped-def]
+    """dx = y (dy - sum of dy y along dim); dy and y have one shape.
+
+    Its code: softmax_backward in kernels/{numpy,triton,cupy}/softmax.py.
+    """
     return torch.empty_like(dy)
 
 
