@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 import kernels.functional as F
+import kernels.nn
 import kernels.ops
 from kernels.backend import NAMES
 from kernels.check.operations import LAYOUTS
+from kernels.numpy.lowering import Tile
 
 OPERATORS = {
     name.removeprefix("lenet_kernels::"): getattr(torch.ops.lenet_kernels, name.removeprefix("lenet_kernels::")).default
@@ -172,6 +174,29 @@ def test_a_primitive_says_where_its_code_is(name: str) -> None:
         if importlib.util.find_spec(f"kernels.{package}"):
             file = Path(kernels.__file__).parent / package / f"{said[3]}.py"
             assert name in {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_a_traceback_leads_from_the_module_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nn, operation, torch, backend: each frame says which operation it is of, and none comes back up."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Tile, "convolve", fail)
+    with pytest.raises(ZeroDivisionError) as raised:
+        kernels.nn.Conv2d(1, 2, 3)(torch.randn(2, 1, 5, 5))
+    root = Path(kernels.__file__).parent
+    frames = [(Path(entry.path), entry.name) for entry in raised.traceback]
+    ours = [(path.relative_to(root).as_posix(), name) for path, name in frames if path.is_relative_to(root)]
+    assert ours[:6] == [
+        ("nn.py", "forward"),
+        ("ops/conv2d.py", "conv2d"),
+        ("integration/autograd.py", "apply_Conv2d"),
+        ("integration/primitive.py", "conv2d_forward"),
+        ("numpy/arrays.py", "conv2d_forward_on_arrays"),
+        ("numpy/conv2d.py", "conv2d_forward"),
+    ]
+    assert all(path.startswith("numpy/") for path, _ in ours[6:])
 
 
 class Seen(TorchDispatchMode):
