@@ -4,7 +4,7 @@ from typing import Any
 
 import torch.nn.functional as _torch
 
-from kernels.mirror import torch_attribute
+from kernels.integration.mirror import torch_attribute
 from kernels.ops.activations import relu, sigmoid, step
 from kernels.ops.conv2d import conv2d
 from kernels.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d

@@ -7,7 +7,7 @@ import torch.nn as _torch
 from torch import Tensor
 
 from kernels import functional
-from kernels.mirror import torch_attribute
+from kernels.integration.mirror import torch_attribute
 from kernels.ops.linear import ACTIVATIONS, activated_linear
 
 __all__ = ["Conv2d", "Linear", "LinearReLU", "MSELoss", "MaxPool2d", "ReLU", "Sigmoid", "Softmax", "Step", "functional"]

@@ -12,7 +12,7 @@ from torch.optim.sgd import sgd as torch_sgd
 
 from kernels.backend import chosen
 from kernels.integration.distributed import in_process_group, shard
-from kernels.mirror import torch_attribute
+from kernels.integration.mirror import torch_attribute
 from kernels.ops.sgd import sgd
 
 __all__ = ["SGD"]

@@ -74,12 +74,14 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 @st.composite
 def poolings(draw: Any) -> tuple[tuple, dict[str, Any]]:
-    """Arguments of max_pool2d."""
+    """Arguments of max_pool2d: no window leaps over the image, for torch's gradient then writes beside it."""
     dtype = draw(st.sampled_from(DTYPES + INTEGERS))
     kernel, stride, dilation = draw(pairs(1, 4)), draw(st.none() | pairs(1, 4)), draw(pairs(1, 2))
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     padding = tuple(draw(st.integers(0, length // 2)) for length in kernel)
-    size = [max(1, length - 2 * p + draw(st.integers(0, 6))) for length, p in zip(reach, padding, strict=True)]
+    size = [
+        max(d, length - 2 * p + draw(st.integers(0, 6))) for d, length, p in zip(dilation, reach, padding, strict=True)
+    ]
     image = (draw(st.integers(1, 3)), *size)
     shape = image if draw(st.integers(0, 4)) == 0 else (draw(batches()), *image)
     if dtype.is_floating_point:

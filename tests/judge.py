@@ -1,4 +1,8 @@
-"""Our operations beside torch's, and the judgement: torch in float64 on the same inputs decides, gradients included."""
+"""Our operations beside torch's, and the judgement: torch in float64 on the same inputs decides, gradients included.
+
+Of convolution and pooling the NumPy backend's primitives are also judged one by one, by their formulas, as
+`python -m kernels check` judges those of every backend.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import kernels.functional as ours
-from kernels.check.tolerances import errors, rounded_between, tolerance
-
-Sizes = list[tuple[Tensor | float, Tensor | float]]
+from kernels.backend import chosen
+from kernels.check.judge import Judge, Sizes, exactly, steepness, wrong_elements
+from kernels.check.tolerances import errors, rounded_between
 
 
 class Call(NamedTuple):
@@ -75,6 +79,7 @@ class Operation(NamedTuple):
     ours: Callable[..., Any]
     torch: Callable[..., Any]
     sizes: Callable[["Operation", Call, Any], Sizes]
+    has_formulas: bool = False  # in kernels.numpy.reference, of its primitives
 
 
 def check(
@@ -96,21 +101,25 @@ def check(
                 assert_near(result.cpu(), expected, *size)
             else:
                 assert torch.equal(result.cpu(), expected)
+        if operation.has_formulas and chosen() == "numpy":
+            judge_primitives(operation, call, dy)
     return results
+
+
+def judge_primitives(operation: Operation, call: Call, dy: Tensor | None) -> None:
+    """Fails where a primitive of the call or of its gradients is not what its formula says."""
+    judge = Judge()
+    judge.exact = operation.sizes is exact
+    with judge:
+        call.differentiate(operation.ours, dy)
+    assert not judge.wrong, "\n".join(judge.wrong)
 
 
 def assert_near(result: Tensor, judged: Tensor, terms: Tensor | float = 1, magnitude: Tensor | float = 0) -> None:
     """Fails where a result of a float dtype is further from the float64 `judged` than the tolerance allows."""
-    assert result.shape == judged.shape, f"shape {tuple(result.shape)}, judged {tuple(judged.shape)}"
-    error = errors(result, judged, terms, magnitude)
-    if (wrong := error > 1).any():
-        worst = error.argmax()
-        allowed = tolerance(result.dtype, judged, terms, magnitude)
-        values = [t.expand_as(judged).flatten()[worst].item() for t in (result, judged, allowed)]
-        raise AssertionError(
-            f"{int(wrong.sum())} of {wrong.numel()} elements are wrong, worst at {int(worst)} of {tuple(judged.shape)}:"
-            " {} instead of {}, allowed {:.3g}".format(*values)
-        )
+    assert result.shape == judged.shape, f"shape {tuple(result.shape)} instead of {tuple(judged.shape)}"
+    wrong = wrong_elements(result, judged, errors(result, judged, terms, magnitude))
+    assert not wrong, wrong
 
 
 @contextlib.contextmanager
@@ -129,7 +138,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 
 def _double(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.double().contiguous()
+    return None if tensor is None else exactly(tensor)
 
 
 def _ones(tensor: Tensor | None) -> Tensor | None:
@@ -173,15 +182,14 @@ def _sigmoid_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
 def _softmax_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
     input, dim, *_ = (*call.args, *call.kwargs.values())
     (y,) = call.change(_double).run(operation.torch)
-    y, x = y.detach(), input.detach().double()
     if y.numel() == 0:
         return exact(operation, call, dy)
-    steepness = 1 + (x - x.amax(dim, keepdim=True)).abs()  # exp turns the rounding of x into a relative error
-    terms = x.shape[dim] if x.dim() else 1
-    sizes: Sizes = [(terms, y * steepness)]
+    magnitude = y.detach() * steepness(exactly(input), dim)
+    terms = y.shape[dim] if y.dim() else 1
+    sizes: Sizes = [(terms, magnitude)]
     for leaf in call.leaves:
         d = dy.double().abs() * rounded_between(leaf.dtype)
-        sizes.append((terms, y * steepness * (d + (d * y * steepness).sum(dim, keepdim=True))))
+        sizes.append((terms, magnitude * (d + (d * magnitude).sum(dim, keepdim=True))))
     return sizes
 
 
@@ -197,7 +205,7 @@ def _mse_loss_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
     return sizes
 
 
-def _then_relu_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
+def then_relu_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
     return theirs.max_pool2d(theirs.relu(theirs.conv2d(*args, **kwargs)), 2)
 
 
@@ -209,9 +217,11 @@ def _then_relu(*args: Any, **kwargs: Any) -> Tensor:
     return theirs.relu(theirs.linear(*args, **kwargs))
 
 
-CONV2D = Operation(ours.conv2d, theirs.conv2d, multilinear)
-CONV2D_RELU_MAX_POOL2D = Operation(ours.conv2d_relu_max_pool2d, _then_relu_max_pool2d, bounded_by(_then_sum_pool2d))
-MAX_POOL2D = Operation(ours.max_pool2d, theirs.max_pool2d, routed)
+CONV2D = Operation(ours.conv2d, theirs.conv2d, multilinear, has_formulas=True)
+CONV2D_RELU_MAX_POOL2D = Operation(
+    ours.conv2d_relu_max_pool2d, then_relu_max_pool2d, bounded_by(_then_sum_pool2d), has_formulas=True
+)
+MAX_POOL2D = Operation(ours.max_pool2d, theirs.max_pool2d, routed, has_formulas=True)
 LINEAR = Operation(ours.linear, theirs.linear, multilinear)
 LINEAR_RELU = Operation(ours.linear_relu, _then_relu, bounded_by(theirs.linear))
 RELU = Operation(ours.relu, theirs.relu, routed)

@@ -28,7 +28,7 @@ import kernels
 from benchmarks.command import BACKENDS, RESULTS, one_of, run
 from benchmarks.exercise import training_step
 from benchmarks.report import console
-from kernels.integration.primitive import _implementation
+from kernels.integration.primitive import Implementations
 
 TARGET = "90"  # that Triton compiles for
 LAUNCHES = itertools.count()
@@ -68,11 +68,17 @@ def step(batch: int) -> list[tuple[str, Any, Any]]:
     return watch.seen
 
 
+def launcher_of(name: str) -> Callable[..., Any]:
+    """A primitive's function in the backend that its last argument names, as torch's dispatcher calls it."""
+    functions = Implementations("cpu")
+    return lambda *arguments: functions[name, arguments[-1]](*arguments[:-1])
+
+
 def row(backend: str, name: str, arguments: Any, results: Any) -> Row:
     """The cost of a primitive's call with these arguments."""
-    launcher = _implementation(name, "cpu")
+    launcher = launcher_of(name)
     with mock.patch.object(importlib.import_module(f"kernels.{backend}"), name, lambda *_: results):
-        stub = _implementation(name, "cpu")
+        stub = launcher_of(name)
         stub(*arguments)  # keeps what it finds now
 
     def call() -> None:
@@ -192,7 +198,7 @@ def main(
                 if not profiled:
                     rows.append(row(name, primitive, arguments, results))
                 elif primitive in profiled:
-                    launcher = _implementation(primitive, "cpu")
+                    launcher = launcher_of(primitive)
                     with no_launches(name):
                         profile(lambda: launcher(*arguments))  # noqa: B023
     if profiled:

@@ -6,6 +6,7 @@ which NumPy's code is the formula, by NumPy's.
 A rule for each primitive says how many terms an output sums, and the sum of their magnitudes, as the tolerance wants.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,14 +68,20 @@ class Judge(TorchDispatchMode):
         if not error.numel():
             return
         self.error = max(self.error, error.max().item())
-        wrong = (error > 1).nonzero()
-        if len(wrong):
-            first = tuple(wrong[0].tolist())
-            self.wrong.append(
-                f"{place}: {len(wrong)} of {error.numel()} elements are wrong, the first at {first} of"
-                f" {tuple(output.shape)}: {output[first].item():.9g} instead of {expected[first].item():.9g},"
-                f" {error[first].item():.3g} tolerances off"
-            )
+        if wrong := wrong_elements(output, expected, error):
+            self.wrong.append(f"{place}: {wrong}")
+
+
+def wrong_elements(output: Tensor, expected: Tensor, error: Tensor) -> str:
+    """How many elements are wrong, whose error is above 1, and the first of them; "" where none is."""
+    wrong = (error > 1).nonzero()
+    if not len(wrong):
+        return ""
+    first = tuple(wrong[0].tolist())
+    return (
+        f"{len(wrong)} of {error.numel()} elements are wrong, the first at {first} of {tuple(output.shape)}:"
+        f" {output[first].item():.9g} instead of {expected[first].item():.9g}, {error[first].item():.3g} tolerances off"
+    )
 
 
 def exactly(tensor: Tensor) -> Tensor:
@@ -87,9 +94,14 @@ def run(name: str, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The outputs of the primitive that judges."""
     if name == "sgd":  # changes its inputs
         inputs = tree_map_only(Tensor, torch.clone, inputs)
+    return outputs_of(name, inputs, judging(name)(*map(as_tuple, inputs)))
+
+
+@functools.cache
+def judging(name: str) -> Callable[..., Any]:
+    """The function that judges a primitive: its formula, or NumPy's code where that is the formula."""
     formula = getattr(reference, name, None)
-    function = on_arrays(formula) if formula else getattr(kernels.numpy, name)
-    return outputs_of(name, inputs, function(*map(as_tuple, inputs)))
+    return on_arrays(formula) if formula else getattr(kernels.numpy, name)
 
 
 def outputs_of(name: str, inputs: tuple[Any, ...], results: Any) -> list[Tensor]:
@@ -155,10 +167,13 @@ def sigmoid_backward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> 
 
 
 def softmax_forward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
-    """exp turns the rounding of x into a relative error."""
     x, dim = inputs
-    steepness = 1 + (x - x.amax(dim, keepdim=True)).abs()
-    return [(x.shape[dim], run(name, inputs)[0] * steepness)]
+    return [(x.shape[dim], run(name, inputs)[0] * steepness(x, dim))]
+
+
+def steepness(x: Tensor, dim: int) -> Tensor:
+    """The relative error of softmax for one of x, whose rounding exp magnifies."""
+    return 1 + (x - x.amax(dim, keepdim=True)).abs()
 
 
 def softmax_backward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.integration.primitive import _needs_dispatcher, _tangent_may_come
+from kernels.integration.autograd import tangent_may_come
+from kernels.integration.dispatcher import needs_dispatcher
 
 ON_ONE_THREAD = 1 << 14  # elements; torch wakes its threads for twice as many
 
@@ -48,6 +49,6 @@ class Convert(torch.autograd.Function):
 
 def convert(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """tensor.to(dtype), differentiable; torch does it itself where its threads do not matter, or a tracer watches."""
-    if tensor.dtype == dtype or tensor.numel() <= ON_ONE_THREAD or _tangent_may_come() or _needs_dispatcher((tensor,)):
+    if tensor.dtype == dtype or tensor.numel() <= ON_ONE_THREAD or tangent_may_come() or needs_dispatcher((tensor,)):
         return tensor.to(dtype)
     return Convert.apply(tensor, dtype)

@@ -5,9 +5,9 @@ shapes, and `on_arrays` converts. `reference` has the formulas of convolution an
 """
 
 from kernels.numpy import activations, conv2d, conv2d_relu_max_pool2d, linear, max_pool2d, mse_loss, softmax
-from kernels.numpy import sgd as _sgd
 from kernels.numpy.arrays import on_arrays
 from kernels.numpy.elementwise import elementwise
+from kernels.numpy.sgd import sgd as sgd
 
 conv2d_forward = on_arrays(conv2d.conv2d_forward)
 conv2d_input_grad = on_arrays(conv2d.conv2d_input_grad)
@@ -30,7 +30,6 @@ softmax_forward = on_arrays(softmax.softmax_forward)
 softmax_backward = on_arrays(softmax.softmax_backward)
 mse_loss_forward = on_arrays(mse_loss.mse_loss_forward)
 mse_loss_backward = on_arrays(mse_loss.mse_loss_backward)
-sgd = _sgd.sgd
 
 
 def why_not(device_type: str) -> str:

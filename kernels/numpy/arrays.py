@@ -10,6 +10,7 @@ from torch import from_numpy
 
 from kernels.integration.conversion import converted
 from kernels.integration.distributed import in_process_group
+from kernels.integration.tracebacks import shown_as
 from kernels.numpy.threads import SILENT
 from kernels.numpy.workspaces import Array, scratch
 
@@ -28,6 +29,7 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name not in ("out", "return"))
 
     @functools.wraps(function)
+    @shown_as(f"{function.__name__}_on_arrays")
     def call_on_arrays(*arguments: Any) -> Any:
         tensors, rest = arguments[:count], arguments[count:]
         dtype = tensors[0].dtype

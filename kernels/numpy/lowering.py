@@ -18,6 +18,8 @@ from kernels.numpy.arrays import staged
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, output_size
 
+RUN = 128  # rows
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -131,8 +133,10 @@ class Tile:
         return split.reshape(g.groups * g.features, g.channels, *g.kernel)
 
     def bias_split(self) -> Array:
-        """These images' split of dbias (O), of `dy`."""
-        return np.add.reduce(np.add.reduce(self._dy_matrix, axis=1), axis=2).reshape(-1)
+        """These images' split of dbias (O), of `dy`: a run of rows at a time, for NumPy adds up rows one by one."""
+        rows = self._dy_matrix  # (groups, OH, features, OW n)
+        runs = [np.add.reduce(rows[:, i : i + RUN], axis=1) for i in range(0, rows.shape[1], RUN)]
+        return np.add.reduce(np.stack(runs, axis=-1).reshape(rows.shape[0] * rows.shape[2], -1), axis=1)
 
 
 class Lowering:

@@ -55,16 +55,18 @@ def conv2d_weight_grad(
 def max_pool2d_forward(
     input: Array, ceil_mode: bool, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> tuple[Array, Array]:
-    """The largest of each window, and its position row by row: the first of equal ones, but the last of several NaN."""
+    """The largest of each window, and its position row by row: the first of equal ones, but the last of several NaN.
+
+    The lowest number lies around the image; above it and to its left it never wins.
+    """
     oh, ow = output_size(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
-    x, in_image = (
-        windows(padded(image, padding, stride), kernel_size, stride, dilation)[:, :, :oh, :ow]
-        for image in (input, np.ones(input.shape, bool))
-    )
-    y, positions = np.zeros(x.shape[:4], input.dtype), np.full(x.shape[:4], -1)
+    lowest = -np.inf if input.dtype.kind == "f" else np.iinfo(input.dtype).min
+    x = windows(padded(input, padding, stride, lowest), kernel_size, stride, dilation)[:, :, :oh, :ow]
+    y, positions = np.full(x.shape[:4], lowest, input.dtype), np.full(x.shape[:4], -1)
+    (sh, sw), (ph, pw), (dh, dw), (i, j) = stride, padding, dilation, np.ogrid[:oh, :ow]
     for k, (p, q) in enumerate(np.ndindex(kernel_size)):
-        new = x[..., p, q]
-        wins = in_image[..., p, q] & ((positions < 0) | (new > y) | (new != new))
+        new, may_win = x[..., p, q], (i * sh + p * dh >= ph) & (j * sw + q * dw >= pw)
+        wins = may_win & ((positions < 0) | (new > y) | (new != new))
         y, positions = np.where(wins, new, y), np.where(wins, k, positions)
     return y, positions
 
@@ -129,10 +131,10 @@ def windows(images: Array, kernel_size: Pair, stride: Pair, dilation: Pair) -> A
     return every[:, :, ::sh, ::sw, ::dh, ::dw]
 
 
-def padded(images: Array, padding: Pair, beyond: Pair = (0, 0)) -> Array:
-    """A copy inside zeros, with more of them at the bottom and on the right."""
+def padded(images: Array, padding: Pair, beyond: Pair = (0, 0), value: float = 0) -> Array:
+    """A copy inside zeros, or another value, with more of them at the bottom and on the right."""
     (ph, pw), (bottom, right) = padding, beyond
-    return np.pad(images, ((0, 0), (0, 0), (ph, ph + bottom), (pw, pw + right)))
+    return np.pad(images, ((0, 0), (0, 0), (ph, ph + bottom), (pw, pw + right)), constant_values=value)
 
 
 def inside(images: Array, size: Pair, padding: Pair) -> Array:

@@ -14,32 +14,53 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
-from kernels.integration.primitive import Function, constant_in, differentiable, primitive, total
+from kernels.integration.autograd import Function, constant_in, differentiable, total
+from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_tensors
 
 
 @primitive("(Tensor input, str backend) -> Tensor")
 def relu_forward(input, backend):  # type: ignore[no-untyped-def]
+    """y = max(input, 0), in the input's shape, dtype and strides.
+
+    Its code: relu_forward in kernels/{numpy,triton,cupy}/activations.py.
+    """
     return torch.empty_like(input)
 
 
 @primitive("(Tensor dy, Tensor y, str backend) -> Tensor")
 def relu_backward(dy, y, backend):  # type: ignore[no-untyped-def]
+    """dx = dy where y > 0, else 0; dy and y have one shape.
+
+    Its code: relu_backward in kernels/{numpy,triton,cupy}/activations.py.
+    """
     return torch.empty_like(dy)
 
 
 @primitive("(Tensor input, str backend) -> Tensor")
 def sigmoid_forward(input, backend):  # type: ignore[no-untyped-def]
+    """y = 1 / (1 + exp(-input)), in the input's shape, dtype and strides.
+
+    Its code: sigmoid_forward in kernels/{numpy,triton,cupy}/activations.py.
+    """
     return torch.empty_like(input)
 
 
 @primitive("(Tensor dy, Tensor y, str backend) -> Tensor")
 def sigmoid_backward(dy, y, backend):  # type: ignore[no-untyped-def]
+    """dx = dy y (1 - y); dy and y have one shape.
+
+    Its code: sigmoid_backward in kernels/{numpy,triton,cupy}/activations.py.
+    """
     return torch.empty_like(dy)
 
 
 @primitive("(Tensor input, str backend) -> Tensor")
 def step_forward(input, backend):  # type: ignore[no-untyped-def]
+    """y = 1 where input > 0, else 0, in the input's shape, dtype and strides.
+
+    Its code: step_forward in kernels/{numpy,triton,cupy}/activations.py.
+    """
     return torch.empty_like(input)
 
 

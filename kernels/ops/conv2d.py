@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
+from kernels.integration.autograd import Function, differentiable, total
 from kernels.integration.memory_format import is_channels_last, to_channels_last
-from kernels.integration.primitive import Function, differentiable, new_image, primitive, total
+from kernels.integration.primitive import new_image, primitive
 from kernels.ops.arguments import bounded, check_layer, check_padding, pair, whole
 from kernels.sizes import Pair, output_size
 
@@ -26,6 +27,10 @@ from kernels.sizes import Pair, output_size
     " SymInt groups, str backend) -> Tensor"
 )
 def conv2d_forward(input, weight, bias, stride, padding, dilation, groups, backend):  # type: ignore[no-untyped-def]
+    """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O).
+
+    Its code: conv2d_forward in kernels/{numpy,triton,cupy}/conv2d.py.
+    """
     n, _, h, w = input.shape
     oh, ow = output_size((h, w), weight.shape[2:], stride, padding, dilation)
     return new_image(input, (n, weight.shape[0], oh, ow), backend)
@@ -36,6 +41,10 @@ def conv2d_forward(input, weight, bias, stride, padding, dilation, groups, backe
     " SymInt groups, str backend) -> Tensor"
 )
 def conv2d_input_grad(dy, weight, input_size, stride, padding, dilation, groups, backend):  # type: ignore[no-untyped-def]
+    """dx (N, C, H, W) of dy (N, O, OH, OW) and weight (O, C/groups, KH, KW); input_size is (H, W).
+
+    Its code: conv2d_input_grad in kernels/{numpy,triton,cupy}/conv2d.py.
+    """
     return new_image(dy, (dy.shape[0], weight.shape[1] * groups, *input_size), backend)
 
 
@@ -44,6 +53,10 @@ def conv2d_input_grad(dy, weight, input_size, stride, padding, dilation, groups,
     " SymInt[2] dilation, SymInt groups, str backend) -> (Tensor, Tensor)"
 )
 def conv2d_weight_grad(dy, input, kernel_size, with_bias, stride, padding, dilation, groups, backend):  # type: ignore[no-untyped-def]
+    """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor, of dy (N, O, OH, OW) and input (N, C, H, W).
+
+    Its code: conv2d_weight_grad in kernels/{numpy,triton,cupy}/conv2d.py.
+    """
     c_out = dy.shape[1]
     dweight = dy.new_empty((c_out, input.shape[1] // groups, *kernel_size))
     return dweight, dy.new_empty((c_out if with_bias else 0,))

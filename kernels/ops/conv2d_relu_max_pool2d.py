@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
+from kernels.integration.autograd import Function, constant_in, differentiable
 from kernels.integration.memory_format import is_channels_last, to_channels_last
-from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
+from kernels.integration.primitive import new_image, primitive
 from kernels.ops.conv2d import gradients, in_memory_order, prepare, tangent
 from kernels.ops.max_pool2d import gather
 from kernels.ops.max_pool2d import input_grad as max_pool2d_grad
@@ -30,6 +31,10 @@ WINDOWS = ((2, 2), (2, 2), (0, 0), (1, 1))  # kernel_size, stride, padding, dila
     " SymInt groups, str backend) -> (Tensor, Tensor)"
 )
 def conv2d_relu_max_pool2d_forward(input, weight, bias, stride, padding, dilation, groups, backend):  # type: ignore[no-untyped-def]
+    """y and positions (N, O, OH // 2, OW // 2) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O).
+
+    Its code: conv2d_relu_max_pool2d_forward in kernels/{numpy,triton,cupy}/conv2d_relu_max_pool2d.py.
+    """
     oh, ow = output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     y = new_image(input, (input.shape[0], weight.shape[0], oh // 2, ow // 2), backend)
     return y, torch.empty_like(y, dtype=torch.uint8)
@@ -42,7 +47,10 @@ def conv2d_relu_max_pool2d_forward(input, weight, bias, stride, padding, dilatio
 def conv2d_relu_max_pool2d_backward(  # type: ignore[no-untyped-def]
     dy, positions, input, weight, needed, stride, padding, dilation, groups, backend
 ):
-    """(dinput, dweight, dbias), each empty where it is not needed."""
+    """dinput (N, C, H, W), dweight (O, C/groups, KH, KW), dbias (O), each empty where it is not needed; dy is like y.
+
+    Its code: conv2d_relu_max_pool2d_backward in kernels/{numpy,triton,cupy}/conv2d_relu_max_pool2d.py.
+    """
     need_input, need_weight, need_bias = needed
     return (
         new_image(dy, tuple(input.shape) if need_input else (0, 0, 0, 0), backend),

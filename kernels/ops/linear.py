@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
-from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.integration.autograd import Function, differentiable, total
+from kernels.integration.primitive import primitive
 from kernels.ops.activations import relu_grad, sigmoid_grad
 from kernels.ops.arguments import check_layer
 
@@ -22,16 +23,28 @@ ACTIVATIONS = ("relu", "sigmoid", "step")
 
 @primitive("(Tensor input, Tensor weight, Tensor? bias, str? activation, str backend) -> Tensor")
 def linear_forward(input, weight, bias, activation, backend):  # type: ignore[no-untyped-def]
+    """y (N, O) of input (N, I), weight (O, I) and bias (O).
+
+    Its code: linear_forward in kernels/{numpy,triton,cupy}/linear.py.
+    """
     return new_rows(input, weight.shape[0])
 
 
 @primitive("(Tensor dy, Tensor weight, str backend) -> Tensor")
 def linear_input_grad(dy, weight, backend):  # type: ignore[no-untyped-def]
+    """dinput (N, I) of dy (N, O) and weight (O, I).
+
+    Its code: linear_input_grad in kernels/{numpy,triton,cupy}/linear.py.
+    """
     return new_rows(dy, weight.shape[1])
 
 
 @primitive("(Tensor dy, Tensor input, str backend) -> Tensor")
 def linear_weight_grad(dy, input, backend):  # type: ignore[no-untyped-def]
+    """dweight (O, I) of dy (N, O) and input (N, I).
+
+    Its code: linear_weight_grad in kernels/{numpy,triton,cupy}/linear.py.
+    """
     return dy.new_empty((dy.shape[1], input.shape[1]))
 
 
@@ -40,7 +53,10 @@ def linear_weight_grad(dy, input, backend):  # type: ignore[no-untyped-def]
     " -> (Tensor, Tensor, Tensor)"
 )
 def linear_backward(dy, y, input, weight, needed, activation, backend):  # type: ignore[no-untyped-def]
-    """(dinput, dweight, dbias), each empty where it is not needed."""
+    """(dinput (N, I), dweight (O, I), dbias (O)), each empty where it is not needed; dy and y are (N, O).
+
+    Its code: linear_backward in kernels/{numpy,triton,cupy}/linear.py.
+    """
     need_input, need_weight, need_bias = needed
     return (
         new_rows(dy, weight.shape[1]) if need_input else dy.new_empty((0, 0)),

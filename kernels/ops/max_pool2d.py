@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
+from kernels.integration.autograd import Function, constant_in, differentiable
 from kernels.integration.memory_format import is_channels_last, to_channels_last
-from kernels.integration.primitive import Function, constant_in, differentiable, new_image, primitive
+from kernels.integration.primitive import new_image, primitive
 from kernels.ops.arguments import bounded, check_padding, check_tensors, pair
 from kernels.sizes import Pair, output_size
 
@@ -32,6 +33,10 @@ def position_dtype(kernel_size: Sequence[int]) -> torch.dtype:
     " str backend) -> (Tensor, Tensor)"
 )
 def max_pool2d_forward(input, ceil_mode, kernel_size, stride, padding, dilation, backend):  # type: ignore[no-untyped-def]
+    """y and its positions in the windows, both (N, C, OH, OW), of input (N, C, H, W).
+
+    Its code: max_pool2d_forward in kernels/{numpy,triton,cupy}/max_pool2d.py.
+    """
     size = output_size(input.shape[2:], kernel_size, stride, padding, dilation, ceil_mode)
     y = new_image(input, (*input.shape[:2], *size), backend)
     return y, torch.empty_like(y, dtype=position_dtype(kernel_size))
@@ -42,6 +47,10 @@ def max_pool2d_forward(input, ceil_mode, kernel_size, stride, padding, dilation,
     " SymInt[2] dilation, str backend) -> Tensor"
 )
 def max_pool2d_input_grad(dy, positions, input_size, kernel_size, stride, padding, dilation, backend):  # type: ignore[no-untyped-def]
+    """dx (N, C, H, W) of dy and positions (N, C, OH, OW); input_size is (H, W).
+
+    Its code: max_pool2d_input_grad in kernels/{numpy,triton,cupy}/max_pool2d.py.
+    """
     return new_image(dy, (*dy.shape[:2], *input_size), backend)
 
 
@@ -50,6 +59,10 @@ def max_pool2d_input_grad(dy, positions, input_size, kernel_size, stride, paddin
     " str backend) -> Tensor"
 )
 def max_pool2d_gather(input, positions, kernel_size, stride, padding, dilation, backend):  # type: ignore[no-untyped-def]
+    """What lies at the positions (N, C, OH, OW) in the windows of input (N, C, H, W).
+
+    Its code: max_pool2d_gather in kernels/{numpy,triton,cupy}/max_pool2d.py.
+    """
     return new_image(input, tuple(positions.shape), backend)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import full_precision
-from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.integration.autograd import Function, differentiable, total
+from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_float, check_tensors
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -21,11 +22,19 @@ REDUCTIONS = ("none", "mean", "sum")
 
 @primitive("(Tensor input, Tensor target, str reduction, str backend) -> Tensor")
 def mse_loss_forward(input, target, reduction, backend):  # type: ignore[no-untyped-def]
+    """loss (), or of the input's shape without reduction; input and target have one shape.
+
+    Its code: mse_loss_forward in kernels/{numpy,triton,cupy}/mse_loss.py.
+    """
     return torch.empty_like(input) if reduction == "none" else input.new_empty(())
 
 
 @primitive("(Tensor dloss, Tensor input, Tensor target, str reduction, str backend) -> Tensor")
 def mse_loss_backward(dloss, input, target, reduction, backend):  # type: ignore[no-untyped-def]
+    """dinput of input and target of one shape; dloss is (), or of this shape without reduction.
+
+    Its code: mse_loss_backward in kernels/{numpy,triton,cupy}/mse_loss.py.
+    """
     return torch.empty_like(input)
 
 

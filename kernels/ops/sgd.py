@@ -26,4 +26,8 @@ def sgd(  # type: ignore[no-untyped-def]
     first,
     backend,
 ):
-    """Updates params and momentum_buffers; `first` fills the buffers; the rate is lr_tensor's value where it is given."""
+    """Updates params and momentum_buffers; `first` fills the buffers; the rate is lr_tensor's value where it is given.
+
+    Each gradient and each buffer has its parameter's shape; there are no buffers without momentum.
+    Its code: sgd in kernels/{numpy,triton,cupy}/sgd.py.
+    """

@@ -11,17 +11,26 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.integration.autocast import softmax_dtype
-from kernels.integration.primitive import Function, differentiable, primitive, total
+from kernels.integration.autograd import Function, differentiable, total
+from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_float, check_tensors, whole
 
 
 @primitive("(Tensor input, int dim, str backend) -> Tensor")
 def softmax_forward(input, dim, backend):  # type: ignore[no-untyped-def]
+    """y = softmax(input) along dim, in the input's shape.
+
+    Its code: softmax_forward in kernels/{numpy,triton,cupy}/softmax.py.
+    """
     return torch.empty_like(input)
 
 
 @primitive("(Tensor dy, Tensor y, int dim, str backend) -> Tensor")
 def softmax_backward(dy, y, dim, backend):  # type: ignore[no-untyped-def]
+    """dx = y (dy - sum of dy y along dim); dy and y have one shape.
+
+    Its code: softmax_backward in kernels/{numpy,triton,cupy}/softmax.py.
+    """
     return torch.empty_like(dy)
 
 

@@ -2,6 +2,10 @@
 
 import ast
 import importlib.util
+import inspect
+import pkgutil
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 import kernels.functional as F
+import kernels.nn
+import kernels.ops
 from kernels.backend import NAMES
 from kernels.check.operations import LAYOUTS
+from kernels.numpy.lowering import Tile
 
 OPERATORS = {
     name.removeprefix("lenet_kernels::"): getattr(torch.ops.lenet_kernels, name.removeprefix("lenet_kernels::")).default
@@ -139,20 +146,57 @@ def description(results: Any) -> list[tuple]:
 
 @pytest.mark.parametrize("package", NAMES)
 def test_every_backend_has_every_operator(package: str) -> None:
-    """Without a GPU a backend cannot be imported, but its __init__.py can be read."""
+    """Under its own name: without a GPU a backend cannot be imported, but its __init__.py can be read."""
     spec = importlib.util.find_spec(f"kernels.{package}")
     if spec is None:
         assert "does not contain" in next(b.why_not for b in kernels.backends() if b.name == package)
         return
-    with open(str(spec.origin)) as file:
-        tree = ast.parse(file.read())
-    names = {
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    }
-    names |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
-    names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    body = ast.parse(Path(str(spec.origin)).read_text()).body
+    aliases = [alias for node in body if isinstance(node, ast.ImportFrom) for alias in node.names]
+    names = {alias.name for alias in aliases if alias.asname in (None, alias.name)}
+    for node in body:
+        if isinstance(node, ast.Assign):  # a function of arrays of the same name, wrapped
+            wrapped = {part.attr for part in ast.walk(node.value) if isinstance(part, ast.Attribute)}
+            names |= wrapped & {target.id for target in node.targets if isinstance(target, ast.Name)}
     assert OPERATORS.keys() <= names
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_primitive_says_where_its_code_is(name: str) -> None:
+    """What a reader finds who follows a call computes nothing: the functions of its name in the backends do."""
+    modules = [
+        importlib.import_module(f"kernels.ops.{file.name}") for file in pkgutil.iter_modules(kernels.ops.__path__)
+    ]
+    (docstring,) = {vars(module)[name].__doc__ for module in modules if name in vars(module)}
+    said = re.search(r"Its code: (\w+) in kernels/\{([\w,]+)\}/(\w+)\.py\.$", inspect.cleandoc(docstring))
+    assert said and (said[1], said[2]) == (name, ",".join(NAMES))
+    for package in NAMES:
+        if importlib.util.find_spec(f"kernels.{package}"):
+            file = Path(kernels.__file__).parent / package / f"{said[3]}.py"
+            assert name in {node.name for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_a_traceback_leads_from_the_module_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nn, operation, torch, backend: each frame says which operation it is of, and none comes back up."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Tile, "convolve", fail)
+    with pytest.raises(ZeroDivisionError) as raised:
+        kernels.nn.Conv2d(1, 2, 3)(torch.randn(2, 1, 5, 5))
+    root = Path(kernels.__file__).parent
+    frames = [(Path(entry.path), entry.name) for entry in raised.traceback]
+    ours = [(path.relative_to(root).as_posix(), name) for path, name in frames if path.is_relative_to(root)]
+    assert ours[:6] == [
+        ("nn.py", "forward"),
+        ("ops/conv2d.py", "conv2d"),
+        ("integration/autograd.py", "apply_Conv2d"),
+        ("integration/primitive.py", "conv2d_forward"),
+        ("numpy/arrays.py", "conv2d_forward_on_arrays"),
+        ("numpy/conv2d.py", "conv2d_forward"),
+    ]
+    assert all(path.startswith("numpy/") for path, _ in ours[6:])
 
 
 class Seen(TorchDispatchMode):

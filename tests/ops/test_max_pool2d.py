@@ -57,6 +57,12 @@ def test_windows_of_minus_infinity_and_padding_alone() -> None:
     assert index.flatten().tolist() == [0, 1, 3, 4]
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.int32, torch.uint8), ids=str)
+def test_windows_without_a_pixel(dtype: torch.dtype) -> None:
+    """A dilated window may leap over the image: its maximum is the lowest number, at the first place behind the start."""
+    check(MAX_POOL2D, torch.ones(2, 1, 1, 3, dtype=dtype), (1, 2), 1, (0, 1), (1, 4), return_indices=True)
+
+
 @pytest.mark.large
 @pytest.mark.parametrize("ceil_mode", (False, True))
 @pytest.mark.parametrize("windows", ((2,), (3, 2, 1), ((3, 2), (2, 1), 1, (1, 2))), ids=str)

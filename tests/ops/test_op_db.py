@@ -14,7 +14,7 @@ pytestmark = [
 
 OPERATIONS = {
     "conv2d": CONV2D,
-    "max_pool2d": MAX_POOL2D,
+    "max_pool2d": MAX_POOL2D._replace(has_formulas=False),  # there are too many cases for slow formulas
     "linear": LINEAR,
     "mse_loss": MSE_LOSS,
     "relu": RELU,

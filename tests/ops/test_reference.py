@@ -7,7 +7,7 @@ import torch.nn.functional as theirs
 from cases import convolutions, poolings
 from hypothesis import given
 from hypothesis import strategies as st
-from judge import _then_relu_max_pool2d
+from judge import then_relu_max_pool2d
 from torch import Tensor
 
 from kernels.numpy import reference
@@ -32,7 +32,7 @@ def test_convolution(fused: bool, data: st.DataObject) -> None:
     args, kwargs = data.draw(convolutions(least_output=2))
     input, *others = args
     leaves = doubles(input if input.dim() == 4 else input.unsqueeze(0), *others)
-    y = (_then_relu_max_pool2d if fused else theirs.conv2d)(*leaves, **kwargs)
+    y = (then_relu_max_pool2d if fused else theirs.conv2d)(*leaves, **kwargs)
     dy = torch.randn(y.shape, **DY)
     judged = torch.autograd.grad(y, [leaf for leaf in leaves if leaf is not None], dy)
     x, weight, bias = (None if leaf is None else leaf.detach().numpy() for leaf in leaves)

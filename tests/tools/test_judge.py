@@ -3,7 +3,12 @@
 import devices
 import pytest
 import torch
-from judge import MSE_LOSS, RELU, check
+import torch.nn.functional as theirs
+from judge import CONV2D, MSE_LOSS, RELU, check
+from torch import Tensor
+
+import kernels
+from kernels.integration.primitive import on_cpu
 
 
 def test_tensors_lie_where_the_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,5 +30,18 @@ def test_judging_does_not_depend_on_where_new_tensors_lie() -> None:
 @pytest.mark.parametrize("wrong", (1.001, torch.nan, torch.inf))
 def test_wrong_results_fail(wrong: float) -> None:
     operation = RELU._replace(ours=lambda x: torch.relu(x) * wrong)
-    with pytest.raises(AssertionError, match="elements are wrong, worst at"):
+    with pytest.raises(AssertionError, match="elements are wrong, the first at"):
         check(operation, torch.randn(3, 4))
+
+
+def test_what_torch_takes_for_right_the_formula_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flipped(input: Tensor, weight: Tensor, *_: object) -> Tensor:
+        """The convolution of mathematics, with its weights mirrored."""
+        return theirs.conv2d(input, weight.flip(2, 3))
+
+    inputs = [torch.randn(shape) for shape in ((2, 1, 5, 5), (3, 1, 2, 2))]
+    with kernels.use_backend("numpy"):
+        check(CONV2D, *inputs)
+        monkeypatch.setitem(on_cpu, ("conv2d_forward", "numpy"), flipped)
+        with pytest.raises(AssertionError, match="^conv2d_forward: .* elements are wrong, the first at"):
+            check(CONV2D._replace(torch=flipped), *inputs)
