@@ -13,8 +13,8 @@ from torch import Tensor
 import kernels
 import kernels.functional as F
 import kernels.nn as nn
+from kernels.ops.arguments import REDUCTIONS
 from kernels.ops.linear import ACTIVATIONS, activated_linear
-from kernels.ops.mse_loss import REDUCTIONS
 from lenet import LeNet
 
 pytest.importorskip("onnxscript")
