@@ -52,9 +52,7 @@ def test_random(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(
-    "shape", ((3, 2500), (2, 1025), (700, 10), (40, 65), (1, 3, 40, 60), (2, 300, 17), (20000, 2)), ids=str
-)
+@pytest.mark.parametrize("shape", ((3, 40000), (2, 1025), (40, 65), (1, 3, 40, 60), (2, 300, 17), (5000, 2)), ids=str)
 def test_sizes(shape: tuple[int, ...], reduction: str) -> None:
     """Many classes and few, one block of rows and many, classes that are neighbours in memory and not."""
     input, classes = torch.randn(shape, requires_grad=True), torch.randint(shape[1], (shape[0], *shape[2:]))
@@ -150,26 +148,31 @@ def test_deprecated_flags(size_average: bool | None, reduce: bool | None) -> Non
         torch.testing.assert_close(F.cross_entropy(*arguments), torch.nn.functional.cross_entropy(*arguments))
 
 
-@pytest.mark.parametrize("smoothing", (0.0, 0.2))
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_derivatives(reduction: str, smoothing: float) -> None:
-    input, target, weight = (torch.rand(s, dtype=torch.float64, requires_grad=True) for s in ((3, 4, 2), (3, 4, 2), 4))
-    classes = torch.tensor([[0, -100], [1, 3], [3, 3]])
+def test_derivatives_of_classes(reduction: str) -> None:
+    input, classes = torch.randn(3, 4, dtype=torch.float64, requires_grad=True), torch.tensor([3, -100, 1])
 
-    def of_classes(input: Any) -> Any:
-        return F.cross_entropy(input, classes, weight.detach(), reduction=reduction, label_smoothing=smoothing)
-
-    def of_probabilities(input: Any, target: Any, weight: Any) -> Any:
-        return F.cross_entropy(input, target, weight, reduction=reduction, label_smoothing=smoothing)
-
-    for function, inputs in ((of_classes, (input,)), (of_probabilities, (input, target, weight))):
-        assert gradcheck(function, inputs)
-        assert gradgradcheck(function, inputs)
+    def loss(input: Any) -> Any:
+        return F.cross_entropy(input, classes, weight, reduction=reduction, label_smoothing=0.2)
 
     def gradient(input: Any) -> Any:
-        return torch.autograd.grad(of_classes(input).pow(2).sum(), input, create_graph=True)
+        return torch.autograd.grad(loss(input).pow(2).sum(), input, create_graph=True)
 
+    weight = torch.rand(4, dtype=torch.float64)
+    assert gradcheck(loss, input)
+    assert gradgradcheck(loss, input)
     assert gradgradcheck(gradient, input)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_derivatives_of_probabilities(reduction: str) -> None:
+    inputs = [torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (2, 3), (3,))]
+
+    def loss(input: Any, target: Any, weight: Any) -> Any:
+        return F.cross_entropy(input, target, weight, reduction=reduction, label_smoothing=0.2)
+
+    assert gradcheck(loss, inputs)
+    assert gradgradcheck(loss, inputs)
 
 
 GOOD = {"input": torch.ones(4, 3), "target": torch.tensor([0, 1, 2, 0])}
