@@ -204,7 +204,8 @@ def cross_entropy_magnitudes(
     input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """|c| and softmax(input), and what the roundings of their logarithms are parts of, all in the shape of input."""
-    c = coefficients(input, *changed(torch.abs, (target, weight)), ignore_index, label_smoothing)
+    target, weight = changed(torch.abs, (target, weight))
+    c = coefficients(input, target, weight, ignore_index, label_smoothing)
     z = input - input.amax(1, keepdim=True)
     log_sum = z.logsumexp(1, keepdim=True)
     return c, (z - log_sum).exp(), 1 + log_sum + z.abs()

@@ -22,16 +22,14 @@ class Coefficients(NamedTuple):
 
     spread: Any  # broadcasts to (C, *rows); None for zeros
     peak: Any  # broadcasts to rows
-    places: Array | None  # (*rows); None where the target is probabilities
+    places: Any  # (*rows); None where the target is probabilities
     ignored: Array | None  # (*rows); None where no row is ignored
     total: Any  # what a mean divides by
 
     def product(self, z: Array, memory: Array) -> Array:
         """The sum of c_j z_j in each row."""
-        if self.spread is None:
-            return self.peak * memory.take(self.places)
-        sums = np.add.reduce(self.spread * z, axis=0)
-        return sums if self.places is None else sums + self.peak * memory.take(self.places)
+        product = 0 if self.spread is None else np.add.reduce(self.spread * z, axis=0)
+        return product if self.places is None else product + self.peak * memory.take(self.places)
 
     def sum(self) -> Any:
         """The sum of c_j in each row."""

@@ -75,7 +75,7 @@ def real(name: str, argument: str, value: Any) -> float:
     """The value as a float: torch takes Python's and NumPy's numbers and tensors of one; TypeError for another type."""
     if type(value) is float:
         return value
-    if isinstance(value, float | int | np.floating | np.integer) or (isinstance(value, Tensor) and value.dim() == 0):
+    if isinstance(value, float | int | np.floating | np.integer | np.bool_) or (isinstance(value, Tensor) and value.dim() == 0):
         return float(value)
     raise TypeError(f"{name}: expected {argument} to be a float, got {value!r}")
 

@@ -104,7 +104,6 @@ def mse_loss(
     name = "mse_loss"
     check_tensors(name, input=input, target=target, **({} if weight is None else {"weight": weight}))
     input, target, weight = full_precision(input, target, weight)
-    reduction = known_reduction(name, size_average, reduce, reduction)
     check_device(name, input, target=target)
     shape = input.shape
     if shape != target.shape:
@@ -123,6 +122,7 @@ def mse_loss(
         raise ValueError(
             f"{name}: expected weight to have the shape of input, {tuple(shape)}, got {tuple(weight.shape)}"
         )
+    reduction = known_reduction(name, size_average, reduce, reduction)
     if input.dtype != target.dtype:
         dtype = torch.promote_types(input.dtype, target.dtype)
         input, target = input.to(dtype), target.to(dtype)
