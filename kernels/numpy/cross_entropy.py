@@ -26,7 +26,7 @@ class Coefficients(NamedTuple):
     ignored: Array | None  # (*rows); None where no row is ignored
     total: Any  # what a mean divides by
 
-    def product(self, z: Array, memory: Array) -> Array:
+    def product(self, z: Array, memory: Array) -> Any:
         """The sum of c_j z_j in each row."""
         product = 0 if self.spread is None else np.add.reduce(self.spread * z, axis=0)
         return product if self.places is None else product + self.peak * memory.take(self.places)
