@@ -319,7 +319,8 @@ def test_odd_shapes(call: tuple[str, tuple[Any, ...], dict[str, Any]]) -> None:
     input, *others = (a for a in args if isinstance(a, Tensor))
     bias_broadcasts = name.startswith("linear") and "expected bias to have shape" in str(ours)
     one_map = name.startswith("linear") and others[0].dim() == 1
-    if bias_broadcasts or one_map or (input.numel() == 0 and isinstance(ours, RuntimeError)):
+    class_in_a_row = name == "cross_entropy" and input.dim() == 1 and others[0].shape == (1,)
+    if bias_broadcasts or one_map or class_in_a_row or (input.numel() == 0 and isinstance(ours, RuntimeError)):
         return  # rows of test_differences.py
     if isinstance(ours, Exception) or isinstance(theirs, Exception):
         assert_same(ours, theirs)
