@@ -34,6 +34,7 @@ class Name(str, Enum):
     linear = "linear"
     softmax = "softmax"
     mse_loss = "mse_loss"
+    cross_entropy = "cross_entropy"
     sgd = "sgd"
     kernelbench = "kernelbench"
 

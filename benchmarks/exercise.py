@@ -100,6 +100,7 @@ def operations(dtype: torch.dtype, n: int = 64) -> dict[str, Launches]:
         "softmax": of(F.softmax, (n, 10), dim=1),
         "mse_loss, mean": of(F.mse_loss, (n, 10), (n, 10)),
         "mse_loss, none": of(F.mse_loss, (n, 10), (n, 10), reduction="none"),
+        "cross_entropy": of(lambda x: F.cross_entropy(x, torch.arange(n) % 10), (n, 10)),
         "SGD": sgd(dtype, lr=0.1),
         "SGD, momentum": sgd(dtype, lr=0.1, momentum=0.9),
     }
@@ -131,6 +132,11 @@ def geometries(dtype: torch.dtype) -> dict[str, Launches]:
     calls |= {
         "linear, twice": differentiated_twice(dtype, F.linear, (7, 3), (5, 3)),
         "max_pool2d, twice": differentiated_twice(dtype, lambda x: F.max_pool2d(x, 2), (8, 6, 28, 28)),
+        "cross_entropy of probabilities, sum": of(F.cross_entropy, (64, 20), (64, 20), (20,), reduction="sum"),
+        "cross_entropy of many rows": of(lambda x: F.cross_entropy(x, x.detach().argmax(1)), (1 << 15, 10)),
+        "cross_entropy of images, smoothed": of(
+            lambda x: F.cross_entropy(x, x.detach().argmax(1), label_smoothing=0.1, reduction="none"), (4, 1000, 3)
+        ),
         "softmax, between": of(F.softmax, (4, 1000, 3), dim=1),
         "max_pool2d, 3x3, stride 2, padding 1": of(F.max_pool2d, (8, 6, 28, 28), kernel_size=3, stride=2, padding=1),
         "max_pool2d, dilation 2": of(F.max_pool2d, (8, 6, 28, 28), kernel_size=(2, 3), stride=1, dilation=2),

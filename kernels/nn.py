@@ -10,7 +10,19 @@ from kernels import functional
 from kernels.integration.mirror import torch_attribute
 from kernels.ops.linear import ACTIVATIONS, activated_linear
 
-__all__ = ["Conv2d", "Linear", "LinearReLU", "MSELoss", "MaxPool2d", "ReLU", "Sigmoid", "Softmax", "Step", "functional"]
+__all__ = [
+    "Conv2d",
+    "CrossEntropyLoss",
+    "Linear",
+    "LinearReLU",
+    "MSELoss",
+    "MaxPool2d",
+    "ReLU",
+    "Sigmoid",
+    "Softmax",
+    "Step",
+    "functional",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -129,6 +141,20 @@ class MSELoss(_torch.MSELoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(input, target, reduction=self.reduction)
+
+
+class CrossEntropyLoss(_torch.CrossEntropyLoss):
+    """torch.nn.CrossEntropyLoss on our kernels."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+        )
 
 
 def _known_activation(activation: str) -> str:

@@ -87,6 +87,45 @@ def mse_loss_forward(input: Any, target: Any, reduction: str, backend: str) -> A
     return REDUCTIONS[reduction](op.Mul(error, error))
 
 
+def cross_entropy_forward(
+    input: Any,
+    target: Any,
+    weight: Any,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    backend: str,
+) -> Any:
+    """With the coefficients c of kernels/ops/cross_entropy.py; NotImplementedError: the number of classes is not fixed."""
+    classes = input.shape[1]
+    if not isinstance(classes, int):
+        raise NotImplementedError(f"cross_entropy: expected a fixed number of classes, got {classes}")
+    maximum = op.ReduceMax(input, [1])
+    z = op.Sub(input, maximum)
+    total = op.ReduceSum(op.Exp(z), [1])
+    zero, one = op.CastLike(0, input), op.CastLike(1, input)
+    t = target
+    if by_class := target.dtype == DataType.INT64:
+        counted = op.Not(op.Equal(target, ignore_index))
+        target = op.Where(counted, target, 0)
+        t = op.OneHot(target, classes, op.Concat(op.Unsqueeze(zero, [0]), op.Unsqueeze(one, [0]), axis=0), axis=1)
+    c = op.Add(op.Mul(t, op.CastLike(1 - label_smoothing, t)), op.CastLike(label_smoothing / classes, t))
+    if weight is not None:
+        c = op.Mul(c, op.Reshape(weight, [-1, *[1] * (len(input.shape) - 2)]))
+    terms = op.Mul(c, op.Sub(op.Log(total), z))
+    if by_class:
+        terms = op.Where(op.Equal(c, zero), zero, terms)  # where c is 0 because the class is another
+    losses = op.ReduceSum(terms, [1], keepdims=False)
+    row_weights = op.Expand(one, op.Shape(losses))
+    if by_class:
+        losses = op.Where(counted, losses, zero)
+        row_weights = op.Where(counted, row_weights if weight is None else op.Gather(weight, target), zero)
+    divisor = op.ReduceSum(row_weights, keepdims=False) if reduction == "mean" else one
+    loss = losses if reduction == "none" else op.Div(op.ReduceSum(losses, keepdims=False), divisor)
+    norm = op.Concat(*(op.Unsqueeze(op.Squeeze(rows, [1]), [0]) for rows in (maximum, total)), axis=0)
+    return loss, norm, divisor
+
+
 ACTIVATIONS = {"relu": relu_forward, "sigmoid": sigmoid_forward, "step": step_forward}
 REDUCTIONS = {
     "none": lambda squared: squared,
@@ -107,5 +146,6 @@ TRANSLATIONS = {
         step_forward,
         softmax_forward,
         mse_loss_forward,
+        cross_entropy_forward,
     )
 }

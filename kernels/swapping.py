@@ -8,6 +8,7 @@ from kernels import nn
 
 REPLACEMENTS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
     torch.nn.Conv2d: nn.Conv2d,
+    torch.nn.CrossEntropyLoss: nn.CrossEntropyLoss,
     torch.nn.Linear: nn.Linear,
     torch.nn.MSELoss: nn.MSELoss,
     torch.nn.MaxPool2d: nn.MaxPool2d,

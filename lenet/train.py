@@ -43,7 +43,7 @@ def proportions(scores: Tensor) -> Tensor:
 LOSSES = {
     "mse": Loss(targets=one_hot, value=F.mse_loss, probabilities=proportions),
     "cross-entropy": Loss(
-        targets=torch.clone, value=torch.nn.functional.cross_entropy, probabilities=lambda scores: F.softmax(scores, 1)
+        targets=torch.clone, value=F.cross_entropy, probabilities=lambda scores: F.softmax(scores, 1)
     ),
 }
 

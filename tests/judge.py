@@ -5,6 +5,7 @@ Of convolution and pooling the NumPy backend's primitives are also judged one by
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 import kernels.functional as ours
 from kernels.backend import chosen
-from kernels.check.judge import Judge, Sizes, exactly, steepness, wrong_elements
+from kernels.check.judge import Judge, Sizes, cross_entropy_magnitudes, exactly, steepness, wrong_elements
 from kernels.check.tolerances import errors, rounded_between
 
 
@@ -205,6 +206,41 @@ def _mse_loss_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
     return sizes
 
 
+def _cross_entropy_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
+    """The gradients of probabilities and weights are made of tensor operations, which round between them."""
+    dtypes = [leaf.dtype for leaf in call.leaves]
+    call = call.change(_double)
+    given = inspect.signature(theirs.cross_entropy).bind(*call.args, **call.kwargs)
+    given.apply_defaults()
+    arguments = given.arguments
+    input, target, weight = (arguments[name] for name in ("input", "target", "weight"))
+    index, smoothing = arguments["ignore_index"], max(arguments["label_smoothing"], 0)
+    if not input.numel():
+        return exact(operation, call, dy)
+    with torch.no_grad():
+        shape = input.shape if input.dim() > 1 else (1, *input.shape)
+        rows = torch.Size([shape[0], *shape[2:]])
+        x, t = input.reshape(shape), target.reshape(shape if target.is_floating_point() else rows)
+        w = torch.ones(shape[1], dtype=torch.float64) if weight is None else weight.abs()
+        c, p, of_log = cross_entropy_magnitudes(x, t, w, index, smoothing)
+        losses = (c * of_log).sum(1)
+        counted = torch.ones(rows) if t.is_floating_point() else w[t.clamp(min=0)] * (t != index)
+        divisor = counted.sum() if arguments["reduction"] == "mean" else 1
+        loss = losses if arguments["reduction"] == "none" else losses.sum() / divisor
+        loss = loss if input.dim() > 1 or not loss.dim() else loss.squeeze(0)
+        sizes: Sizes = [(shape[1] + rows.numel(), loss)]
+        for leaf, dtype in zip(call.leaves, dtypes, strict=True):
+            each = (dy.double().abs() / divisor).expand(rows).unsqueeze(1) * of_log
+            if leaf is input:
+                each = each * (p * c.sum(1, keepdim=True) + c)
+            elif leaf is target:
+                each = each * w.view(-1, *[1] * (x.dim() - 2)) * rounded_between(dtype)
+            else:
+                each = (each * (t.abs() + smoothing)).transpose(0, 1).flatten(1).sum(1) * rounded_between(dtype)
+            sizes.append((shape[1] + rows.numel(), each.reshape(leaf.shape)))
+        return sizes
+
+
 def then_relu_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
     return theirs.max_pool2d(theirs.relu(theirs.conv2d(*args, **kwargs)), 2)
 
@@ -227,4 +263,5 @@ LINEAR_RELU = Operation(ours.linear_relu, _then_relu, bounded_by(theirs.linear))
 RELU = Operation(ours.relu, theirs.relu, routed)
 SIGMOID = Operation(ours.sigmoid, torch.sigmoid, _sigmoid_sizes)
 SOFTMAX = Operation(ours.softmax, theirs.softmax, _softmax_sizes)
+CROSS_ENTROPY = Operation(ours.cross_entropy, theirs.cross_entropy, _cross_entropy_sizes)
 MSE_LOSS = Operation(ours.mse_loss, theirs.mse_loss, _mse_loss_sizes)

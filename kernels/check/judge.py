@@ -21,6 +21,7 @@ from kernels.integration.primitive import as_tuple
 from kernels.numpy import reference
 from kernels.numpy.arrays import on_arrays
 from kernels.ops.conv2d_relu_max_pool2d import WINDOWS
+from kernels.ops.cross_entropy import by_row, coefficients
 
 Sizes = list[tuple[Tensor | float, Tensor | float]]  # terms and magnitude of each float output
 
@@ -191,6 +192,40 @@ def mse_loss_backward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) ->
     return [(1, run(name, inputs)[0].abs())]
 
 
+def cross_entropy_forward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
+    """The maxima and the numbers of rows are exact, the sums are of exponentials as in softmax."""
+    input, target, weight, reduction, *options = inputs
+    loss, norm, divisor = run(name, inputs)
+    c, _, of_log = cross_entropy_magnitudes(input, target, weight, *options)
+    losses = (c * of_log).sum(1)
+    z = input - norm[0].unsqueeze(1)
+    sums = torch.stack([torch.zeros_like(norm[0]), (z.exp() * (1 + z.abs())).sum(1)])
+    classes, rows = input.shape[1], losses.numel()
+    return [
+        (classes, losses) if reduction == "none" else (classes + rows, losses.sum() / divisor),
+        (classes, sums),
+        (rows, 0 if weight is None or target.is_floating_point() else run(name, changed(torch.abs, inputs))[2]),
+    ]
+
+
+def cross_entropy_backward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
+    dloss, input, target, weight, _, divisor, *options = inputs
+    c, p, of_log = cross_entropy_magnitudes(input, target, weight, *options)
+    factor = dloss.abs() / divisor
+    return [(input.shape[1], by_row(factor) * (p * of_log * c.sum(1, keepdim=True) + c))]
+
+
+def cross_entropy_magnitudes(
+    input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """|c| and softmax(input), and what the roundings of their logarithms are parts of, all in the shape of input."""
+    target, weight = changed(torch.abs, (target, weight))
+    c = coefficients(input, target, weight, ignore_index, label_smoothing)
+    z = input - input.amax(1, keepdim=True)
+    log_sum = z.logsumexp(1, keepdim=True)
+    return c, (z - log_sum).exp(), 1 + log_sum + z.abs()
+
+
 def sgd(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
     """With magnitudes, and subtraction turned into addition: at most the four terms p, b, grad and weight_decay p."""
     params, grads, buffers, lr, lr_tensor, *rule, nesterov, _, first = inputs
@@ -217,5 +252,7 @@ SIZES: dict[str, Callable[[str, tuple[Any, ...], torch.dtype], Sizes]] = {
     "softmax_backward": softmax_backward,
     "mse_loss_forward": mse_loss_forward,
     "mse_loss_backward": mse_loss_backward,
+    "cross_entropy_forward": cross_entropy_forward,
+    "cross_entropy_backward": cross_entropy_backward,
     "sgd": sgd,
 }

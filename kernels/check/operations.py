@@ -1,5 +1,6 @@
 """What is checked: every operation and its gradients, at sizes that fill no tile, on tensors of odd memory layouts."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -166,6 +167,21 @@ def mse_loss(tensor: Inputs) -> list[Tensor]:
     return results
 
 
+def cross_entropy(tensor: Inputs) -> list[Tensor]:
+    """Few classes and many, neighbours in memory and not, with every kind of target."""
+    n, results = tensor.images, []
+    for reduction in ("none", "mean", "sum"):
+        for shape, layout in (((n, 10), "expanded"), ((3, 2051), "sliced"), ((n, 3, 7), "channels_last")):
+            options: Any = {"weight": tensor(shape[1]).detach().abs(), "reduction": reduction}
+            rows = torch.Size([shape[0], *shape[2:]])
+            classes = (torch.arange(rows.numel(), device=tensor.device) * 7 % shape[1]).view(rows)
+            for target in (classes, tensor(*shape, layout=layout).detach().softmax(1)):
+                for smoothing in (0.0, 0.1):
+                    loss = functools.partial(F.cross_entropy, target=target, label_smoothing=smoothing, **options)
+                    results += tensor.differentiated(loss, tensor(*shape, layout=layout))
+    return results
+
+
 def sgd(tensor: Inputs) -> list[Tensor]:
     """Two steps over parameters of many sizes, none and one among them; momentum, Nesterov's, and none."""
     results: list[Tensor] = []
@@ -233,6 +249,7 @@ def large_offsets(tensor: Inputs) -> list[Tensor]:
         *gradients(F.linear_relu, tensor(3, 37, layout=far), tensor(19, 37), tensor(19)),
         *gradients(lambda x: F.softmax(x, 1), tensor(3, 37, layout=far)),
         *gradients(F.mse_loss, tensor(3, 37, layout=far), tensor(3, 37)),
+        *gradients(F.cross_entropy, tensor(3, 37, layout=far), tensor(3, 37)),
     ]
 
 
@@ -262,6 +279,7 @@ OPERATIONS = {
     "step": Operation(elementwise(F.step), exact=True),
     "softmax": Operation(softmax),
     "mse_loss": Operation(mse_loss),
+    "cross_entropy": Operation(cross_entropy),
     "SGD": Operation(sgd),
     "LeNet, training step": Operation(lenet, heavy=True, dtypes=(torch.bfloat16, torch.float32)),
     "large offsets": Operation(large_offsets, dtypes=(torch.float16,)),

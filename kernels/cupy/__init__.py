@@ -8,6 +8,7 @@ except ImportError as error:
 from kernels.cupy.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
 from kernels.cupy.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
 from kernels.cupy.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
+from kernels.cupy.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from kernels.cupy.launch import missing
 from kernels.cupy.linear import linear_backward, linear_forward, linear_input_grad, linear_weight_grad
 from kernels.cupy.max_pool2d import max_pool2d_forward, max_pool2d_gather, max_pool2d_input_grad
@@ -21,6 +22,8 @@ __all__ = [
     "conv2d_relu_max_pool2d_backward",
     "conv2d_relu_max_pool2d_forward",
     "conv2d_weight_grad",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
     "linear_backward",
     "linear_forward",
     "linear_input_grad",

@@ -62,25 +62,25 @@ using accum = widened<scalar>::type;
 
 __device__ __forceinline__ scalar narrow(accum x) { return narrowing<scalar>::round(x); }
 
-// Where the elements of up to four tensors of one shape lie, whatever their strides: dimensions in the memory order of
+// Where the elements of up to five tensors of one shape lie, whatever their strides: dimensions in the memory order of
 // tensor 0, the fastest last, and merged where every tensor allows it. elementwise.py makes it.
 struct Layout {
     int64 elements, dims, flat;  // flat: one dimension in which every tensor is contiguous
     int64 size[25];              // torch's own kernels go to 25 dimensions
-    int64 stride[4][25];
+    int64 stride[5][25];
 
-    template <typename Index> __device__ __forceinline__ void locate(Index i, int64 (&offset)[4]) const {
-        for (int t = 0; t < 4; t++) offset[t] = 0;
+    template <typename Index, int N> __device__ __forceinline__ void locate(Index i, int64 (&offset)[N]) const {
+        for (int t = 0; t < N; t++) offset[t] = 0;
         for (int d = int(dims) - 1; d >= 0; d--) {
             const Index rest = i / Index(size[d]);
             const int64 at = int64(i - rest * Index(size[d]));
-            for (int t = 0; t < 4; t++) offset[t] += at * stride[t][d];
+            for (int t = 0; t < N; t++) offset[t] += at * stride[t][d];
             i = rest;
         }
     }
 
-    // The offsets of element i; 64-bit divisions cost several times as much, so only where they are needed.
-    __device__ __forceinline__ void operator()(int64 i, int64 (&offset)[4]) const {
+    // The offsets of element i in the first N tensors; 64-bit divisions cost several times as much, so only where needed.
+    template <int N> __device__ __forceinline__ void operator()(int64 i, int64 (&offset)[N]) const {
         if (elements <= 0xffffffffll) locate(unsigned(i), offset);
         else locate(i, offset);
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kernels.cupy.launch import Structure, launch
 
-DIMS, TENSORS = 25, 4
+DIMS, TENSORS = 25, 5
 BLOCK_BYTES = 256 * 16  # of a tensor that a block of threads takes
 LAYOUT = np.dtype(
     [

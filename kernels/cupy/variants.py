@@ -11,11 +11,16 @@ from kernels.ops.arguments import FLOATS
 
 Constants = dict[str, int | str]
 
+LANES = (1, 2, 4, 8, 16, 32, 256)  # that share a row
 NUMBERS = tuple(dtype for dtype in DTYPES if dtype != torch.bool)
 
 # By .cu file: the dtypes of its tensors, and its compile-time constants.
 VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
     "activations": (tuple(DTYPES), [{}]),
+    "cross_entropy": (
+        FLOATS,
+        [{"LANES": lanes, "PROBABILITIES": probabilities} for lanes in LANES for probabilities in (0, 1)],
+    ),
     "linear": (
         FLOATS,
         [
@@ -34,7 +39,7 @@ VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
     "mse_loss": (FLOATS, [{}]),
     "sgd": (FLOATS, [{"RATE": DTYPES[dtype]} for dtype in FLOATS]),
     "splits": (FLOATS, [{"ROWS": rows} for rows in (1, 8)]),
-    "softmax": (FLOATS, [{"LANES": lanes} for lanes in (1, 2, 4, 8, 16, 32, 256)]),
+    "softmax": (FLOATS, [{"LANES": lanes} for lanes in LANES]),
 }
 
 

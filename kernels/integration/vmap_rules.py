@@ -15,6 +15,7 @@ from kernels.integration.primitive import library
 from kernels.ops.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
 from kernels.ops.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
 from kernels.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
+from kernels.ops.cross_entropy import coefficients, cross_entropy_backward, cross_entropy_forward
 from kernels.ops.linear import (
     linear_backward,
     linear_forward,
@@ -135,6 +136,90 @@ def mse_loss_grad(
         factor = scale(input[0], reduction) / 2
         dloss = (dloss * factor).reshape(samples, *[1] * (input.dim() - 1)).expand(input.shape)
     return mse_loss_backward(dloss, input, target, "none", backend)
+
+
+# --- Cross-entropy: the samples are only more rows; weights of their own become part of the targets.
+
+
+def rows_of_all(
+    samples: int,
+    mapped: list[bool],
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+) -> tuple[Any, ...]:
+    """(input, target, weight, ignore_index, label_smoothing) of all samples' rows."""
+    input, target = into_batch(*each(samples, mapped, input, target))
+    if mapped[2]:
+        weight = weight.repeat_interleave(len(input) // samples, 0)  # type: ignore[union-attr]
+        target = (
+            coefficients(input, target, None, ignore_index, label_smoothing)
+            * weight[(..., *[None] * (input.dim() - 2))]
+        )
+        weight, label_smoothing = None, 0.0
+    return input, target, weight, ignore_index, label_smoothing
+
+
+@rule(cross_entropy_forward)
+def cross_entropy(
+    samples: int,
+    mapped: list[bool],
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, index, smoothing = rows_of_all(samples, mapped, input, target, weight, ignore_index, label_smoothing)
+    loss, norm, _ = cross_entropy_forward(*tensors, "none", index, smoothing, backend)
+    loss, norm = out_of_batch(samples, loss), norm.unflatten(1, (samples, -1)).movedim(1, 0)
+    divisor = norm.new_ones(samples)
+    if reduction == "mean":
+        divisor *= row_weights(samples, mapped[1:], target, weight, ignore_index, loss).flatten(1).sum(1)
+    return loss if reduction == "none" else (loss.flatten(1).sum(1) / divisor).to(loss.dtype), norm, divisor
+
+
+def row_weights(
+    samples: int, mapped: list[bool], target: Tensor, weight: Tensor | None, ignore_index: int, loss: Tensor
+) -> Tensor:
+    """What each row counts in a mean, in the shape of the losses (B, N, ...)."""
+    if target.is_floating_point():
+        return torch.ones_like(loss)
+    target, weight = each(samples, mapped, target, weight)
+    ignored = target == ignore_index
+    if weight is None:
+        return (~ignored).to(loss.dtype)
+    places = target.masked_fill(ignored, 0).flatten(1)
+    return weight.gather(1, places).view(target.shape).masked_fill(ignored, 0)
+
+
+@rule(cross_entropy_backward)
+def cross_entropy_grad(
+    samples: int,
+    mapped: list[bool],
+    dloss: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    norm: Tensor,
+    divisor: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    backend: str,
+) -> Tensor:
+    dloss, norm, divisor = each(samples, [mapped[0], *mapped[4:6]], dloss, norm, divisor)
+    *tensors, index, smoothing = rows_of_all(samples, mapped[1:], input, target, weight, ignore_index, label_smoothing)
+    ones = [1] * (norm.dim() - 2)
+    dloss = dloss if dloss.dim() > 1 else dloss.reshape(samples, *ones)
+    dlosses = (dloss / divisor.reshape(samples, *ones)).to(input.dtype).expand_as(norm[:, 0])
+    norms = norm.movedim(1, 0).flatten(1, 2)
+    one = norm.new_ones(())
+    dinput = cross_entropy_backward(*into_batch(dlosses), *tensors, norms, one, index, smoothing, backend)
+    return out_of_batch(samples, dinput)
 
 
 # --- Max-pooling: the samples are only more images.

@@ -4,7 +4,16 @@ The functions behind these names bear the same ones in their modules; they take 
 shapes, and `on_arrays` converts. `reference` has the formulas of convolution and pooling without any of its skill.
 """
 
-from kernels.numpy import activations, conv2d, conv2d_relu_max_pool2d, linear, max_pool2d, mse_loss, softmax
+from kernels.numpy import (
+    activations,
+    conv2d,
+    conv2d_relu_max_pool2d,
+    cross_entropy,
+    linear,
+    max_pool2d,
+    mse_loss,
+    softmax,
+)
 from kernels.numpy.arrays import on_arrays
 from kernels.numpy.elementwise import elementwise
 from kernels.numpy.sgd import sgd as sgd
@@ -30,6 +39,8 @@ softmax_forward = on_arrays(softmax.softmax_forward)
 softmax_backward = on_arrays(softmax.softmax_backward)
 mse_loss_forward = on_arrays(mse_loss.mse_loss_forward)
 mse_loss_backward = on_arrays(mse_loss.mse_loss_backward)
+cross_entropy_forward = on_arrays(cross_entropy.cross_entropy_forward, sums=2)
+cross_entropy_backward = on_arrays(cross_entropy.cross_entropy_backward)
 
 
 def why_not(device_type: str) -> str:

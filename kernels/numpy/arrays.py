@@ -20,10 +20,10 @@ BITS: dict[int, Any] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}  # by size
 ZERO = np.zeros((), np.float32)  # which ufuncs on floats take faster than the number
 
 
-def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
+def on_arrays(function: Callable[..., Any], sums: int = 0) -> Callable[..., Any]:
     """Lets a function whose first parameters are arrays take and return tensors there.
 
-    float16 and bfloat16 are computed in float32.
+    float16 and bfloat16 are computed in float32, and so many of the last results, the `sums`, stay in it.
     """
     hints = get_type_hints(function)
     count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name not in ("out", "return"))
@@ -35,9 +35,10 @@ def on_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
         dtype = tensors[0].dtype
         if dtype in LOW_PRECISION:
             results = call_on_arrays(*map(_raised, tensors), *rest)
-            return (
-                tuple(_lowered(r, dtype) for r in results) if isinstance(results, tuple) else _lowered(results, dtype)
-            )
+            if not isinstance(results, tuple):
+                return _lowered(results, dtype)
+            lowered = len(results) - sums
+            return *(_lowered(r, dtype) for r in results[:lowered]), *results[lowered:]
         to_array = _free_to_resize if in_process_group() else _array
         results = SILENT.copy().run(function, *map(to_array, tensors), *rest)
         return tuple(map(from_numpy, results)) if type(results) is tuple else from_numpy(results)

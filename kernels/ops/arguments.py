@@ -1,9 +1,11 @@
 """Argument checks the operations share: one error that names the operation, the argument, what it was, what is allowed."""
 
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from kernels.sizes import Pair
 LARGE = 1 << 10  # a stride or padding that is looked at twice
 MOST_PIXELS = 2**31  # of an image, where most of them are padding
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+REDUCTIONS = ("none", "mean", "sum")  # of a loss
 
 
 def check_tensors(name: str, **tensors: Any) -> None:
@@ -37,10 +40,16 @@ def check_layer(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -
 def _check_like(name: str, input: Tensor, argument: str, tensor: Tensor) -> None:
     if tensor.dtype != input.dtype:
         raise RuntimeError(f"{name}: expected {argument} to have the dtype of input, {input.dtype}, got {tensor.dtype}")
-    if tensor.device != input.device:
-        raise RuntimeError(
-            f"{name}: expected {argument} to be on the device of input, {input.device}, got {tensor.device}"
-        )
+    check_device(name, input, **{argument: tensor})
+
+
+def check_device(name: str, input: Tensor, **tensors: Tensor | None) -> None:
+    """RuntimeError where an argument is not on the device of input."""
+    for argument, tensor in tensors.items():
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"{name}: expected {argument} to be on the device of input, {input.device}, got {tensor.device}"
+            )
 
 
 def check_float(name: str, input: Tensor) -> None:
@@ -49,6 +58,28 @@ def check_float(name: str, input: Tensor) -> None:
         raise NotImplementedError(
             f"{name}: expected input to be float16, bfloat16, float32 or float64, got {input.dtype}"
         )
+
+
+def known_reduction(name: str, size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """A loss's reduction, which torch's deprecated flags override with a warning; ValueError for an unknown one."""
+    if size_average is not None or reduce is not None:
+        warnings.warn(f"{name}: size_average and reduce are deprecated, use reduction", stacklevel=3)
+        mean, reduced = (flag is None or bool(flag) for flag in (size_average, reduce))
+        return "none" if not reduced else "mean" if mean else "sum"
+    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
+        raise ValueError(f"{name}: expected reduction to be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return reduction
+
+
+def real(name: str, argument: str, value: Any) -> float:
+    """The value as a float: torch takes Python's and NumPy's numbers and tensors of one; TypeError for another type."""
+    if type(value) is float:
+        return value
+    if isinstance(value, float | int | np.floating | np.integer | np.bool_) or (
+        isinstance(value, Tensor) and value.dim() == 0
+    ):
+        return float(value)
+    raise TypeError(f"{name}: expected {argument} to be a float, got {value!r}")
 
 
 def whole(name: str, argument: str, value: Any) -> int:

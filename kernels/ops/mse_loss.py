@@ -15,9 +15,7 @@ from kernels.backend import chosen
 from kernels.integration.autocast import full_precision
 from kernels.integration.autograd import Function, differentiable, total
 from kernels.integration.primitive import primitive
-from kernels.ops.arguments import check_float, check_tensors
-
-REDUCTIONS = ("none", "mean", "sum")
+from kernels.ops.arguments import check_device, check_float, check_tensors, known_reduction
 
 
 @primitive("(Tensor input, Tensor target, str reduction, str backend) -> Tensor")
@@ -115,12 +113,7 @@ def mse_loss(
     name = "mse_loss"
     check_tensors(name, input=input, target=target, **({} if weight is None else {"weight": weight}))
     input, target, weight = full_precision(input, target, weight)
-    if size_average is not None or reduce is not None:
-        warnings.warn(f"{name}: size_average and reduce are deprecated, use reduction", stacklevel=2)
-        mean, reduced = (flag is None or bool(flag) for flag in (size_average, reduce))
-        reduction = "none" if not reduced else "mean" if mean else "sum"
-    if input.device != target.device:
-        raise RuntimeError(f"{name}: expected target to be on the device of input, {input.device}, got {target.device}")
+    check_device(name, input, target=target)
     shape = input.shape
     if shape != target.shape:
         warnings.warn(
@@ -138,8 +131,7 @@ def mse_loss(
         raise ValueError(
             f"{name}: expected weight to have the shape of input, {tuple(shape)}, got {tuple(weight.shape)}"
         )
-    if not isinstance(reduction, str) or reduction not in REDUCTIONS:
-        raise ValueError(f"{name}: expected reduction to be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    reduction = known_reduction(name, size_average, reduce, reduction)
     if input.dtype != target.dtype:
         dtype = torch.promote_types(input.dtype, target.dtype)
         input, target = input.to(dtype), target.to(dtype)

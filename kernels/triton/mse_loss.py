@@ -8,9 +8,8 @@ from torch import Tensor
 from kernels.sizes import cdiv
 from kernels.triton.elementwise import addressing, map2, offsets, raised
 from kernels.triton.launch import launch
+from kernels.triton.tiles import LOSS_SPLITS, loss_splits
 from kernels.triton.tiles import MSE_LOSS_BLOCK as BLOCK
-from kernels.triton.tiles import MSE_LOSS_SPLITS as MOST_SPLITS
-from kernels.triton.tiles import mse_loss_splits
 
 
 @triton.jit
@@ -75,7 +74,7 @@ def mse_loss_forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
         return map2(squared_error, input, target)
     n = input.numel()
     divisor = n if reduction == "mean" else 1
-    splits, length = mse_loss_splits(n)
+    splits, length = loss_splits(n, BLOCK)
     loss = input.new_empty(())
     arguments = addressing(input, target)
     if splits == 1:
@@ -83,7 +82,7 @@ def mse_loss_forward(input: Tensor, target: Tensor, reduction: str) -> Tensor:
     else:
         partials = input.new_empty(splits, dtype=torch.promote_types(input.dtype, torch.float32))
         launch(mse_loss_kernel, splits, input, target, partials, n, length, 1, *arguments, BLOCK)
-        launch(mse_loss_add_splits_kernel, 1, partials, loss, splits, divisor, MOST_SPLITS)
+        launch(mse_loss_add_splits_kernel, 1, partials, loss, splits, divisor, LOSS_SPLITS)
     return loss
 
 

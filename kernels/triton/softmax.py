@@ -11,15 +11,9 @@ from kernels.triton.launch import launch
 from kernels.triton.tiles import softmax_tile
 
 
-@triton.jit(do_not_specialize=["n_rows", "n"], do_not_specialize_on_alignment=["x_stride", "y_stride"])
-def softmax_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, y_ptr, n_rows, n, sizes, x_strides, y_strides, x_stride, y_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """y = exp(x - max) / sum of it; each lane keeps a maximum and a sum of its own, which is rescaled as that grows."""
-    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    rows = tl.program_id(0).to(n_rows.dtype) * ROWS + tl.arange(0, ROWS)
-    mask_rows = (rows < n_rows)[:, None]
-    x_rows, y_rows = x_ptr + offsets(rows, sizes, x_strides)[:, None], y_ptr + offsets(rows, sizes, y_strides)[:, None]
+@triton.jit
+def row_norm(x_rows, x_stride, n, mask_rows, dtype: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Each row's maximum and sum of exp(x - maximum): each lane keeps its own, and rescales the sum as the maximum grows."""
     maxima = tl.full([ROWS, BLOCK], float("-inf"), dtype)
     sums = tl.zeros([ROWS, BLOCK], dtype)
     for start in range(0, n, BLOCK):
@@ -31,6 +25,19 @@ def softmax_kernel(  # type: ignore[no-untyped-def]
         maxima = larger
     maximum = tl.max(maxima, 1)[:, None]
     total = tl.sum(sums * tl.exp(maxima - maximum), 1)[:, None]
+    return maximum, total
+
+
+@triton.jit(do_not_specialize=["n_rows", "n"], do_not_specialize_on_alignment=["x_stride", "y_stride"])
+def softmax_kernel(  # type: ignore[no-untyped-def]
+    x_ptr, y_ptr, n_rows, n, sizes, x_strides, y_strides, x_stride, y_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """y = exp(x - max) / sum of it."""
+    dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
+    rows = tl.program_id(0).to(n_rows.dtype) * ROWS + tl.arange(0, ROWS)
+    mask_rows = (rows < n_rows)[:, None]
+    x_rows, y_rows = x_ptr + offsets(rows, sizes, x_strides)[:, None], y_ptr + offsets(rows, sizes, y_strides)[:, None]
+    maximum, total = row_norm(x_rows, x_stride, n, mask_rows, dtype, ROWS, BLOCK)
     for start in range(0, n, BLOCK):
         offs = (start + tl.arange(0, BLOCK)).to(tl.int64)[None, :]
         mask = mask_rows & (offs < n)

@@ -325,17 +325,17 @@ def linear_splits(n: int, tiles: int, warp_splits: int) -> tuple[int, int]:
     return max(cdiv(n, rows), 1), rows
 
 
-# ------------------------------------------------------------ the loss and softmax
+# ------------------------------------------------------------ the losses and softmax
 
 MSE_LOSS_BLOCK = 1024  # elements that a program takes at a time: a chunk
-MSE_LOSS_SPLITS = 512  # at most
+LOSS_SPLITS = 512  # at most
 
 
-def mse_loss_splits(n: int) -> tuple[int, int]:
-    """(splits, elements of each): a single one for a small loss, to save the second launch."""
-    chunks = cdiv(n, MSE_LOSS_BLOCK)
-    splits = 1 if chunks <= 16 else min(MSE_LOSS_SPLITS, chunks)
-    return splits, max(cdiv(chunks, splits), 1) * MSE_LOSS_BLOCK
+def loss_splits(n: int, chunk: int) -> tuple[int, int]:
+    """(splits, elements of each) of a sum in chunks: a single one for a small loss, to save the second launch."""
+    chunks = cdiv(n, chunk)
+    splits = 1 if chunks <= 16 else min(LOSS_SPLITS, chunks)
+    return splits, max(cdiv(chunks, splits), 1) * chunk
 
 
 def softmax_tile(n: int) -> tuple[int, int]:

@@ -135,9 +135,9 @@ def test_width_of_reads() -> None:
     assert width(matrix[:, :5]) == width(matrix[:, 1:9]) == width(torch.empty(4, 3)) == width(matrix.T) == 1
 
 
-@pytest.mark.parametrize("name", ("common.cuh", "softmax.cu"))
+@pytest.mark.parametrize("name", ("common.cuh", "rows.cuh", "softmax.cu"))
 def test_errors_name_file_and_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for file in ("common.cuh", "softmax.cu"):
+    for file in ("common.cuh", "rows.cuh", "softmax.cu"):
         text = (launch.FOLDER / file).read_text()
         (tmp_path / file).write_text(text.rstrip() + ("\nint wrong = nonsense;\n" if file == name else "\n"))
     monkeypatch.setattr(launch, "FOLDER", tmp_path)

@@ -13,8 +13,8 @@ from torch import Tensor
 import kernels
 import kernels.functional as F
 import kernels.nn as nn
+from kernels.ops.arguments import REDUCTIONS
 from kernels.ops.linear import ACTIVATIONS, activated_linear
-from kernels.ops.mse_loss import REDUCTIONS
 from lenet import LeNet
 
 pytest.importorskip("onnxscript")
@@ -179,6 +179,22 @@ def test_activations(dtype: torch.dtype) -> None:
 @pytest.mark.filterwarnings("ignore:# The axis name")  # of two inputs with one batch size
 def test_mse_loss() -> None:
     compare(Function(lambda x, y: tuple(F.mse_loss(x, y, reduction=r) for r in REDUCTIONS)), (5,), inputs=2)
+
+
+@pytest.mark.filterwarnings("ignore:# The axis name")
+@pytest.mark.parametrize("smoothing", (0.0, 0.1))
+def test_cross_entropy(smoothing: float) -> None:
+    """Of probabilities and of classes, of which one is ignored and one weighs nothing."""
+    weight = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.5])
+
+    def losses(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+        classes = y.argmax(1)
+        for target, w, reduction in itertools.product((y.softmax(1), classes), (None, weight), REDUCTIONS):
+            ignore_index = 1 if target is classes else -100
+            options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": smoothing}
+            yield F.cross_entropy(x, target, w, **options)
+
+    compare(Function(lambda x, y: tuple(losses(x, y))), (5, 2), inputs=2)
 
 
 def test_every_forward_primitive_has_a_translation() -> None:

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import itertools
 import pkgutil
 import re
 from pathlib import Path
@@ -45,6 +46,8 @@ def arguments(n: int) -> dict[str, list[dict[str, Any]]]:
     pooled = torch.randn(positions.shape)
     parameters = {"params": [matrix.clone()], "grads": [torch.randn(3, 5)], "backend": ""}
     linear = {"input": rows, "weight": matrix}
+    cross_entropy = {"input": drows, "ignore_index": -100, "label_smoothing": 0.1}
+    classes, norm = torch.arange(n) % 3, {"norm": torch.rand(2, n), "divisor": torch.tensor(2.0)}
     each: dict[str, list[dict[str, Any]]] = {
         "conv2d_forward": [convolution | {"bias": bias} for bias in (None, torch.randn(6))],
         "conv2d_input_grad": [{"dy": dy, "weight": weight, "input_size": (7, 6)} | CONVOLUTION],
@@ -78,6 +81,14 @@ def arguments(n: int) -> dict[str, list[dict[str, Any]]]:
         "mse_loss_backward": [
             {"dloss": torch.tensor(2.0), "input": rows, "target": rows + 1, "reduction": "mean"},
             {"dloss": rows, "input": rows, "target": rows + 1, "reduction": "none"},
+        ],
+        "cross_entropy_forward": [
+            cross_entropy | {"target": target, "weight": w, "reduction": reduction}
+            for target, w, reduction in itertools.product((classes, y), (None, torch.rand(3)), REDUCTIONS[n > 0])
+        ],
+        "cross_entropy_backward": [
+            cross_entropy | norm | {"dloss": dloss, "target": target, "weight": torch.rand(3)}
+            for dloss, target in itertools.product((torch.tensor(2.0), torch.randn(n)), (classes, y))
         ],
         "sgd": [
             parameters | SGD | {"momentum_buffers": [torch.randn(3, 5)], "lr_tensor": lr, "first": first}
@@ -256,6 +267,7 @@ CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), ((1, 2, 4, 4),)),
     "linear": (F.linear, ((2, 3), (4, 3), (4,))),
     "mse_loss": (F.mse_loss, ((2, 3), (2, 3))),
+    "cross_entropy": (F.cross_entropy, ((2, 3), (2, 3), (3,))),
     "relu": (F.relu, ((2, 3),)),
     "sigmoid": (F.sigmoid, ((2, 3),)),
     "step": (F.step, ((2, 3),)),

@@ -26,7 +26,7 @@ def calls(device: str, dtype: torch.dtype) -> dict[str, tuple[Any, list[Tensor]]
         return torch.randn(shape, dtype=dtype, device=device, requires_grad=torch.is_grad_enabled())
 
     x, w, b, r, m = tensor(2, 3, 6, 6), tensor(4, 3, 3, 3), tensor(4), tensor(3, 5), tensor(2, 5)
-    t = tensor(3, 5)
+    t, classes = tensor(3, 5), torch.arange(3, device=device)
     return {
         "conv2d": (lambda f: f.conv2d(x, w, b), [x, w, b]),
         "linear": (lambda f: f.linear(r, m), [r, m]),
@@ -36,6 +36,8 @@ def calls(device: str, dtype: torch.dtype) -> dict[str, tuple[Any, list[Tensor]]
         "softmax": (lambda f: f.softmax(x, 1), [x]),
         "softmax to a dtype": (lambda f: f.softmax(x, 1, dtype=torch.bfloat16), [x]),
         "mse_loss": (lambda f: f.mse_loss(r, t), [r, t]),
+        "cross_entropy": (lambda f: f.cross_entropy(r, classes, label_smoothing=0.1), [r]),
+        "cross_entropy of probabilities": (lambda f: f.cross_entropy(r, t, reduction="none"), [r, t]),
     }
 
 

@@ -55,6 +55,8 @@ OPERATIONS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "mse_loss_mean": (lambda F, x, t: F.mse_loss(x, t), ((2, 3), (2, 3))),
     "mse_loss_sum": (lambda F, x, t: F.mse_loss(x, t, reduction="sum"), ((2, 3), (2, 3))),
     "mse_loss_none": (lambda F, x, t: F.mse_loss(x, t, reduction="none"), ((2, 3), (2, 3))),
+    "cross_entropy_mean": (lambda F, x: F.cross_entropy(x, torch.tensor([2, 0]), label_smoothing=0.1), ((2, 3),)),
+    "cross_entropy_none": (lambda F, x, t, w: F.cross_entropy(x, t, w, reduction="none"), ((2, 3), (2, 3), (3,))),
 }
 
 

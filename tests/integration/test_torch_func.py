@@ -18,6 +18,7 @@ pytestmark = [
 ]
 B = 3
 CONVOLUTION = {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
+CLASSES = torch.tensor([[1, 3], [-100, 0], [2, 2]])
 CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "conv2d": (lambda x, w, b: F.conv2d(x, w, b, **CONVOLUTION), ((2, 4, 4, 4), (4, 2, 3, 2), (4,))),
     "conv2d_unbatched": (F.conv2d, ((2, 5, 4), (3, 2, 3, 2), (3,))),
@@ -36,6 +37,13 @@ CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "mse_loss_mean": (F.mse_loss, ((2, 3), (2, 3))),
     "mse_loss_sum": (lambda x, t: F.mse_loss(x, t, reduction="sum"), ((2, 3), (2, 3))),
     "mse_loss_none": (lambda x, t: F.mse_loss(x, t, reduction="none"), ((2, 3), (2, 3))),
+    "cross_entropy": (lambda x: F.cross_entropy(x, CLASSES, label_smoothing=0.1), ((3, 4, 2),)),
+    "cross_entropy_of_a_row": (lambda x: F.cross_entropy(x, CLASSES[0, 0], reduction="none"), ((4,),)),
+    "cross_entropy_of_probabilities": (
+        lambda x, t, w: F.cross_entropy(x, t, w, reduction="none", label_smoothing=0.1),
+        ((3, 4, 2), (3, 4, 2), (4,)),
+    ),
+    "cross_entropy_of_probabilities_mean": (F.cross_entropy, ((3, 4), (3, 4), (4,))),
 }
 call = pytest.mark.parametrize("name", CALLS)
 

@@ -54,6 +54,7 @@ CASES = {
     "sigmoid": (F.sigmoid, (BATCH, 1000)),
     "softmax": (lambda x: F.softmax(x, 1), (BATCH, 100)),
     "mse_loss": (F.mse_loss, (BATCH, 100), (BATCH, 100)),
+    "cross_entropy": (F.cross_entropy, (BATCH, 1000), (BATCH, 1000)),
 }
 
 

@@ -79,6 +79,12 @@ DIFFERENCES = (
     Difference("as above", padded(stride=np.array(1)), None, RuntimeError),
     Difference("as above", padded(groups=torch.tensor(True)), None, RuntimeError),
     Difference("as above", pooled(stride=Whole()), None, RuntimeError),
+    Difference(
+        "torch takes a row's class as a tensor of one element, but has no gradient then",
+        lambda F: F.cross_entropy(torch.ones(2, requires_grad=True), torch.tensor([1])).backward(),
+        None,
+        RuntimeError,
+    ),
     Difference("torch's parser takes bytes for a string", padded(padding=b"same"), TypeError, None),
     Difference(
         "torch checks less where nothing is computed: not the dtypes",

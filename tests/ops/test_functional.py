@@ -49,6 +49,7 @@ def arguments(name: str) -> tuple[object, ...]:
     image, weight = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)
     each = {
         "conv2d": (image, weight),
+        "cross_entropy": (image, image),
         "linear": (image, torch.ones(3, 4)),
         "max_pool2d": (image, 2),
         "mse_loss": (image, image),

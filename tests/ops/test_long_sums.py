@@ -49,6 +49,8 @@ CASES = {
     "softmax, long columns": Case(lambda F, x: F.softmax(x, 0), lambda n: ((n, 3),)),
     "mse_loss, sum": Case(lambda F, *xs: F.mse_loss(*xs, reduction="sum"), lambda n: ((n // 3, 3),) * 2, 6 << 16),
     "mse_loss, mean": Case(lambda F, *xs: F.mse_loss(*xs), lambda n: ((n // 3, 3),) * 2, 6 << 16),
+    "cross_entropy, many classes": Case(lambda F, *xs: F.cross_entropy(*xs), lambda n: ((3, n),) * 2),
+    "cross_entropy, many rows": Case(lambda F, *xs: F.cross_entropy(*xs, reduction="sum"), lambda n: ((n, 3),) * 2),
     "mse_loss, transposed": Case(
         lambda F, x, target: F.mse_loss(x.transpose(0, 2), target, reduction="sum"),
         lambda n: ((8, n // 64, 8),) * 2,

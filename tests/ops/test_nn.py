@@ -37,6 +37,8 @@ MODULES = (
     ("Softmax", (1,), {}, ROWS),
     ("MSELoss", (), {}, ROWS),
     ("MSELoss", (), {"reduction": "sum"}, ROWS),
+    ("CrossEntropyLoss", (), {}, ROWS),
+    ("CrossEntropyLoss", (torch.rand(5),), {"reduction": "none", "label_smoothing": 0.1}, ROWS),
 )
 EVERY = pytest.mark.parametrize(("name", "args", "kwargs", "shape"), MODULES, ids=str)
 
@@ -52,7 +54,7 @@ def output(module: torch.nn.Module, shape: tuple[int, ...]) -> Any:
     generator = generator_of(1)
     tensors = [torch.randn(shape, generator=generator, dtype=dtype) for _ in range(2)]
     x = tensors[0].requires_grad_()
-    y = module(x * 1, *tensors[1:] if isinstance(module, torch.nn.MSELoss) else ())
+    y = module(x * 1, *tensors[1:] if isinstance(module, torch.nn.MSELoss | torch.nn.CrossEntropyLoss) else ())
     first = y[0] if isinstance(y, tuple) else y
     leaves = (x, *module.parameters())
     return y, torch.autograd.grad(first, leaves, torch.linspace(-1, 1, first.numel(), dtype=dtype).view_as(first))

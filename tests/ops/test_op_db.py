@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from judge import CONV2D, LINEAR, MAX_POOL2D, MSE_LOSS, RELU, SIGMOID, SOFTMAX, Operation, check
+from judge import CONV2D, CROSS_ENTROPY, LINEAR, MAX_POOL2D, MSE_LOSS, RELU, SIGMOID, SOFTMAX, Operation, check
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
@@ -16,6 +16,7 @@ OPERATIONS = {
     "conv2d": CONV2D,
     "max_pool2d": MAX_POOL2D._replace(has_formulas=False),  # there are too many cases for slow formulas
     "linear": LINEAR,
+    "cross_entropy": CROSS_ENTROPY,
     "mse_loss": MSE_LOSS,
     "relu": RELU,
     "sigmoid": SIGMOID,
