@@ -1,6 +1,7 @@
 """Sizes that every operation and backend computes in the same way."""
 
 from collections.abc import Sequence
+from typing import Any
 
 Pair = tuple[int, int]  # one number for the height, one for the width
 
@@ -8,6 +9,18 @@ Pair = tuple[int, int]  # one number for the height, one for the width
 def cdiv(length: int, part: int) -> int:
     """The number of parts that cover `length`: the quotient, rounded up."""
     return -(-length // part)
+
+
+def of_rows(lengths: Any) -> Any:
+    """The sizes or strides of scores (N, C, ...) without those of the classes."""
+    return lengths[:1] + lengths[2:]
+
+
+def target_strides(input: Any, target: Any) -> tuple[tuple[int, ...], int]:
+    """From row to row of a cross-entropy's target, and from class to class, 0 where it has one class for each row."""
+    if target.dim() == input.dim():
+        return of_rows(target.stride()), target.stride(1)
+    return target.stride(), 0
 
 
 def output_size(

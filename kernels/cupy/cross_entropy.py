@@ -1,7 +1,5 @@
 """Launchers of cross_entropy.cu."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,7 @@ from kernels.cupy.elementwise import layout
 from kernels.cupy.launch import launch
 from kernels.cupy.softmax import THREADS, lanes_of
 from kernels.ops.arguments import REDUCTIONS
+from kernels.sizes import cdiv, of_rows, target_strides
 
 MOST_BLOCKS = 1024  # of a sum: a few for each multiprocessor of the largest chips
 ROWS = 4  # of a thread, or of the threads that share them, before a sum takes a second block
@@ -19,18 +18,17 @@ def cross_entropy_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, norm, divisor), where norm has the maximum and the sum of each row."""
     shape = of_rows(input.shape)
-    count, dtype = shape.numel(), torch.promote_types(input.dtype, torch.float32)
+    dtype = torch.promote_types(input.dtype, torch.float32)
     loss = input.new_empty(shape if reduction == "none" else ())
     norm, divisor = input.new_empty((2, *shape), dtype=dtype), input.new_empty((), dtype=dtype)
     constants = variant(input, target)
-    rows_of_a_block = THREADS // constants["LANES"]
-    blocks = max(-(-count // rows_of_a_block), 1)
+    blocks = max(cdiv(shape.numel() * constants["LANES"], THREADS), 1)
     if reduction != "none":
-        blocks = min(max(-(-blocks // ROWS), 1), MOST_BLOCKS)
+        blocks = min(cdiv(blocks, ROWS), MOST_BLOCKS)
     partials = norm.new_empty((2, blocks)) if blocks > 1 and reduction != "none" else None
-    target_strides, target_step = target_layout(input, target)
-    strides = of_rows(input.stride()), target_strides, norm.stride()[1:], loss.expand(shape).stride()
-    steps = input.stride(1), target_step, weight_stride(weight), norm.stride(0)
+    row_strides, class_stride = target_strides(input, target)
+    strides = of_rows(input.stride()), row_strides, norm.stride()[1:], loss.expand(shape).stride()
+    steps = input.stride(1), class_stride, 0 if weight is None else weight.stride(0), norm.stride(0)
     code = REDUCTIONS.index(reduction)
     launch(
         input, "cross_entropy", "cross_entropy_forward", (blocks,), (THREADS,),
@@ -58,10 +56,10 @@ def cross_entropy_backward(
     if not input.numel():
         return dinput
     shape, constants = of_rows(input.shape), variant(input, target)
-    target_strides, target_step = target_layout(input, target)
-    strides = of_rows(dinput.stride()), of_rows(input.stride()), target_strides, norm.stride()[1:]
-    steps = input.stride(1), target_step, weight_stride(weight), norm.stride(0), dinput.stride(1)
-    grid = (-(-shape.numel() * constants["LANES"] // THREADS),)
+    row_strides, class_stride = target_strides(input, target)
+    strides = of_rows(dinput.stride()), of_rows(input.stride()), row_strides, norm.stride()[1:]
+    steps = input.stride(1), class_stride, 0 if weight is None else weight.stride(0), norm.stride(0), dinput.stride(1)
+    grid = (cdiv(shape.numel() * constants["LANES"], THREADS),)
     launch(
         input, "cross_entropy", "cross_entropy_backward", grid, (THREADS,),
         dloss, input, target, weight, norm, divisor, dinput, input.shape[1], ignore_index, label_smoothing,
@@ -76,19 +74,3 @@ def variant(input: Tensor, target: Tensor) -> dict[str, int]:
     rows = input.numel() // max(classes, 1)
     lanes = lanes_of(classes, rows, input.stride(1) == 1 or rows == 1)
     return {"LANES": lanes, "PROBABILITIES": int(target.dim() == input.dim())}
-
-
-def of_rows(lengths: Any) -> Any:
-    """The sizes or strides of (N, C, ...) without those of the classes."""
-    return lengths[:1] + lengths[2:]
-
-
-def target_layout(input: Tensor, target: Tensor) -> tuple[tuple[int, ...], int]:
-    """The strides of the target's rows, and from class to class of probabilities."""
-    if target.dim() == input.dim():
-        return of_rows(target.stride()), target.stride(1)
-    return target.stride(), 0
-
-
-def weight_stride(weight: Tensor | None) -> int:
-    return 0 if weight is None else weight.stride(0)

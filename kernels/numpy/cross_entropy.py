@@ -3,7 +3,6 @@
 The loss of a row is the sum of c_j (log(sum) - z_j) over its classes, with z = x - maximum and sum that of exp(z).
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -11,10 +10,25 @@ import numpy as np
 
 from kernels.numpy.elementwise import new_like
 from kernels.numpy.threads import even_slices, for_each
-from kernels.numpy.workspaces import Array, scratch
+from kernels.numpy.workspaces import Array, scratch, workspace
 
 FEW_CLASSES = 64  # in work memory so few lie outermost, for NumPy reduces short rows slowly; more lie innermost
 TILE = 1 << 16  # elements of the input
+
+
+class Work:
+    """Where the z of scores of a shape (C, *rows) is computed, and where in that memory each row's classes are."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        classes, *rows = shape
+        numbers = np.arange(math.prod(rows)).reshape(rows)
+        if classes <= FEW_CLASSES:
+            self.z = scratch("classes outermost", shape, dtype)
+            self.memory, self.starts, self.step = self.z.reshape(-1), numbers, numbers.size
+        else:
+            z = scratch("classes innermost", (*rows, classes), dtype)
+            self.z, self.memory = np.moveaxis(z, -1, 0), z.reshape(-1)
+            self.starts, self.step = numbers * classes, 1
 
 
 class Coefficients(NamedTuple):
@@ -55,15 +69,16 @@ def cross_entropy_forward(
 
     def tile(images: slice) -> Any:
         x = input[images].swapaxes(0, 1)
-        z, memory = work_memory(x)
-        c = coefficients(x, target[images], weight, ignore_index, label_smoothing)
+        work = workspace(Work, x.shape, x.dtype)
+        c = coefficients(x, target[images], weight, ignore_index, label_smoothing, work)
+        z = work.z
         loss, maxima, sums = losses[images], norm[0, images], norm[1, images]
         if len(x) <= FEW_CLASSES:
             np.copyto(z, x)
             x = z
         np.maximum.reduce(x, axis=0, out=maxima, initial=-math.inf)
         np.subtract(x, maxima, out=z)
-        product = c.product(z, memory)
+        product = c.product(z, work.memory)
         np.add.reduce(np.exp(z, out=z), axis=0, out=sums)
         np.multiply(np.log(sums, out=loss), c.sum(), out=loss)
         np.subtract(loss, product, out=loss)
@@ -92,8 +107,10 @@ def cross_entropy_backward(
 
     def tile(images: slice) -> None:
         x, dx = input[images].swapaxes(0, 1), dinput[images].swapaxes(0, 1)
-        z, memory = work_memory(x, dx)
-        c = coefficients(x, target[images], weight, ignore_index, label_smoothing)
+        work = workspace(Work, x.shape, x.dtype)
+        c = coefficients(x, target[images], weight, ignore_index, label_smoothing, work)
+        in_order = len(x) > FEW_CLASSES and dx.ndim == 2 and dx.T.flags.c_contiguous
+        z, memory = (dx, dx.T.reshape(-1)) if in_order else (work.z, work.memory)
         maxima, sums = norm[:, images]
         factor = factors[images] if factors.ndim else factors
         if c.ignored is not None:
@@ -101,7 +118,7 @@ def cross_entropy_backward(
         np.exp(np.subtract(x, maxima, out=z), out=z)
         np.multiply(z, factor * c.sum() / sums, out=z)
         c.subtract(z, memory, factor)
-        if z is not dx:
+        if not in_order:
             np.copyto(dx, z)
 
     for_each(tiles(input), tile)
@@ -113,20 +130,8 @@ def tiles(input: Array) -> list[slice]:
     return even_slices(len(input), max(1, TILE * len(input) // max(input.size, 1)))
 
 
-def work_memory(x: Array, dx: Array | None = None) -> tuple[Array, Array]:
-    """An array of x's shape to compute in, and its memory in one dimension: that of dx itself where it is in order."""
-    classes, *rows = x.shape
-    if classes <= FEW_CLASSES:
-        z = scratch("classes outermost", x.shape, x.dtype)
-        return z, z.reshape(-1)
-    if dx is not None and dx.T.flags.c_contiguous and dx.ndim == 2:
-        return dx, dx.T.reshape(-1)
-    z = scratch("classes innermost", (*rows, classes), x.dtype)
-    return np.moveaxis(z, -1, 0), z.reshape(-1)
-
-
 def coefficients(
-    x: Array, target: Array, weight: Array | None, ignore_index: int, label_smoothing: float
+    x: Array, target: Array, weight: Array | None, ignore_index: int, label_smoothing: float, work: Work
 ) -> Coefficients:
     """Those of a target that has a class for each row (*rows), or probabilities (N, C, ...)."""
     classes, *rows = x.shape
@@ -145,10 +150,7 @@ def coefficients(
     spread = None
     if label_smoothing:
         spread = np.full((classes, *[1] * len(rows)), smooth, x.dtype) * by_class
-    if classes <= FEW_CLASSES:
-        places = target * target.size + row_numbers(target.shape, 1)
-    else:
-        places = target + row_numbers(target.shape, classes)
+    places = target * work.step + work.starts
     if weight is None:
         total: Any = target.size if ignored is None else target.size - np.count_nonzero(ignored)
         return Coefficients(spread, 1 - label_smoothing, places, ignored, total)
@@ -168,9 +170,3 @@ def counted(target: Array, classes: int, ignore_index: int) -> tuple[Array, Arra
         wrong = target[outside & ~ignored][0]
         raise IndexError(f"cross_entropy: expected target to have classes from 0 to {classes - 1}, got {wrong}")
     return np.where(ignored, 0, target), ignored
-
-
-@functools.lru_cache(maxsize=16)
-def row_numbers(rows: tuple[int, ...], step: int) -> Array:
-    """0, step, 2 step, ... in the shape of the rows."""
-    return np.arange(0, math.prod(rows) * step, step).reshape(rows)

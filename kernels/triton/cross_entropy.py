@@ -3,14 +3,12 @@
 Several programs leave sums of their splits of the rows, which a last one adds up in order.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sizes import cdiv
+from kernels.sizes import cdiv, of_rows, target_strides
 from kernels.triton.elementwise import collapsed, offsets, raised
 from kernels.triton.launch import launch
 from kernels.triton.softmax import row_norm
@@ -53,8 +51,8 @@ def store_sums(loss, weights, loss_ptr, divisor_ptr, REDUCTION: tl.constexpr):  
 
 
 @triton.jit(
-    do_not_specialize=["n_rows", "n", "length", "ignore_index"],
-    do_not_specialize_on_alignment=["target_stride", "weight_stride", "norm_stride", "x_stride"],
+    do_not_specialize=["n_rows", "n", "length", "ignore_index", "norm_stride"],
+    do_not_specialize_on_alignment=["target_stride", "weight_stride", "x_stride"],
 )
 def cross_entropy_kernel(  # type: ignore[no-untyped-def]
     x_ptr,
@@ -63,6 +61,7 @@ def cross_entropy_kernel(  # type: ignore[no-untyped-def]
     loss_ptr,
     norm_ptr,
     divisor_ptr,
+    splits_ptr,
     n_rows,
     n,
     length,
@@ -83,7 +82,8 @@ def cross_entropy_kernel(  # type: ignore[no-untyped-def]
 ):
     """The norm and the loss of each of a program's rows, of which there are `length`.
 
-    Losses are stored ("none"), or added up and finished ("mean", "sum"), or left as a "split", with the sum of the weights.
+    Losses are stored ("none"), or added up, as are weights; where there are several programs these sums go to splits_ptr,
+    (2, programs).
     """
     dtype: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     CLASSES: tl.constexpr = target_ptr.dtype.element_ty == tl.int64
@@ -130,26 +130,27 @@ def cross_entropy_kernel(  # type: ignore[no-untyped-def]
         weight_sums += weights
     if REDUCTION == "none":
         tl.store(divisor_ptr, 1.0)
-    elif REDUCTION == "split":
-        tl.store(loss_ptr + tl.program_id(0), tl.sum(loss_sums))
-        tl.store(divisor_ptr + tl.program_id(0), tl.sum(weight_sums))
-    else:
+    elif tl.num_programs(0) == 1:
         store_sums(tl.sum(loss_sums), tl.sum(weight_sums), loss_ptr, divisor_ptr, REDUCTION)
+    else:
+        tl.store(splits_ptr + tl.program_id(0), tl.sum(loss_sums))
+        tl.store(splits_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(weight_sums))
 
 
-@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["weight_ptr"])
+@triton.jit(do_not_specialize=["splits"])
 def cross_entropy_add_splits_kernel(  # type: ignore[no-untyped-def]
-    loss_splits_ptr, weight_splits_ptr, loss_ptr, divisor_ptr, splits, REDUCTION: tl.constexpr, BLOCK: tl.constexpr
+    splits_ptr, loss_ptr, divisor_ptr, splits, REDUCTION: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """The loss, and what it is divided by, of the sums of losses and of weights in splits_ptr, (2, splits)."""
     index = tl.arange(0, BLOCK)
-    loss = tl.sum(tl.load(loss_splits_ptr + index, index < splits, other=0))
-    weights = tl.sum(tl.load(weight_splits_ptr + index, index < splits, other=0))
+    loss = tl.sum(tl.load(splits_ptr + index, index < splits, other=0))
+    weights = tl.sum(tl.load(splits_ptr + splits + index, index < splits, other=0))
     store_sums(loss, weights, loss_ptr, divisor_ptr, REDUCTION)
 
 
 @triton.jit(
-    do_not_specialize=["n_rows", "n", "ignore_index"],
-    do_not_specialize_on_alignment=["target_stride", "weight_stride", "norm_stride", "x_stride", "dx_stride"],
+    do_not_specialize=["n_rows", "n", "ignore_index", "norm_stride"],
+    do_not_specialize_on_alignment=["target_stride", "weight_stride", "x_stride", "dx_stride"],
 )
 def cross_entropy_backward_kernel(  # type: ignore[no-untyped-def]
     dloss_ptr,
@@ -227,17 +228,18 @@ def cross_entropy_forward(
     norm, divisor = input.new_empty((2, *shape), dtype=dtype), input.new_empty((), dtype=dtype)
     n_rows, (rows, block) = shape.numel(), softmax_tile(n)
     splits, length = (max(cdiv(n_rows, rows), 1), rows) if reduction == "none" else loss_splits(n_rows, rows)
-    target_strides, target_stride = target_layout(input, target)
-    layout = collapsed(shape, target_strides, loss.expand(shape).stride(), norm.stride()[1:], of_rows(input.stride()))
-    steps = target_stride, weight_stride(weight), norm.stride(0), input.stride(1)
-    rest = n_rows, n, length, ignore_index, *layout, *steps
-    constants = label_smoothing, rows, block
-    if reduction == "none" or splits == 1:
-        launch(cross_entropy_kernel, splits, input, target, weight, loss, norm, divisor, *rest, reduction, *constants)
-        return loss, norm, divisor
-    losses, weights = norm.new_empty((2, splits))
-    launch(cross_entropy_kernel, splits, input, target, weight, losses, norm, weights, *rest, "split", *constants)
-    launch(cross_entropy_add_splits_kernel, 1, losses, weights, loss, divisor, splits, reduction, LOSS_SPLITS)
+    row_strides, class_stride = target_strides(input, target)
+    layout = collapsed(shape, row_strides, loss.expand(shape).stride(), norm.stride()[1:], of_rows(input.stride()))
+    steps = class_stride, 0 if weight is None else weight.stride(0), norm.stride(0), input.stride(1)
+    several = splits > 1 and reduction != "none"
+    partials = norm.new_empty((2, splits)) if several else norm  # one program alone needs none
+    launch(
+        cross_entropy_kernel, splits,
+        input, target, weight, loss, norm, divisor, partials, n_rows, n, length, ignore_index, *layout, *steps,
+        reduction, label_smoothing, rows, block,
+    )  # fmt: skip
+    if several:
+        launch(cross_entropy_add_splits_kernel, 1, partials, loss, divisor, splits, reduction, LOSS_SPLITS)
     return loss, norm, divisor
 
 
@@ -257,29 +259,13 @@ def cross_entropy_backward(
         return dinput
     shape, n = of_rows(input.shape), input.shape[1]
     n_rows, (rows, block) = shape.numel(), softmax_tile(n)
-    target_strides, target_stride = target_layout(input, target)
-    strides = dloss.expand(shape).stride(), of_rows(input.stride()), target_strides, norm.stride()[1:]
+    row_strides, class_stride = target_strides(input, target)
+    strides = dloss.expand(shape).stride(), of_rows(input.stride()), row_strides, norm.stride()[1:]
     layout = collapsed(shape, *strides, of_rows(dinput.stride()))
-    steps = target_stride, weight_stride(weight), norm.stride(0), input.stride(1), dinput.stride(1)
+    steps = class_stride, 0 if weight is None else weight.stride(0), norm.stride(0), input.stride(1), dinput.stride(1)
     tensors = dloss, input, target, weight, norm, divisor, dinput
     launch(
         cross_entropy_backward_kernel, cdiv(n_rows, rows),
         *tensors, n_rows, n, ignore_index, *layout, *steps, label_smoothing, rows, block,
     )  # fmt: skip
     return dinput
-
-
-def of_rows(lengths: Any) -> Any:
-    """The sizes or strides of (N, C, ...) without those of the classes."""
-    return lengths[:1] + lengths[2:]
-
-
-def target_layout(input: Tensor, target: Tensor) -> tuple[tuple[int, ...], int]:
-    """The strides of the target's rows, and from class to class of probabilities."""
-    if target.dim() == input.dim():
-        return of_rows(target.stride()), target.stride(1)
-    return target.stride(), 0
-
-
-def weight_stride(weight: Tensor | None) -> int:
-    return 0 if weight is None else weight.stride(0)

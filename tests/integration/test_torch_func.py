@@ -10,6 +10,7 @@ from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import kernels.functional as F
+from kernels.ops.arguments import REDUCTIONS
 from lenet import LeNet
 
 pytestmark = [
@@ -99,6 +100,25 @@ def test_a_mapped_dimension_may_lie_anywhere_and_maps_may_nest() -> None:
     twice = vmap(vmap(F.conv2d, (4, None)), (None, 0))(x, w[:, :, 0])
     loop = torch.stack([torch.stack([F.conv2d(x[..., i], w[j, :, 0]) for i in range(3)]) for j in range(5)])
     torch.testing.assert_close(twice, loop)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_mapped_classes_and_weights_equal_a_loop(reduction: str) -> None:
+    """Each sample has its own classes, of which some are ignored, or its own weights, or both."""
+    x, classes = torch.randn(4, 3, 2, dtype=torch.float64), torch.tensor([[0, 2], [1, -1], [2, 2], [-1, 1]])
+    tensors = [x, classes, torch.rand(3, dtype=torch.float64)]
+
+    def loss(x: Tensor, classes: Tensor, weight: Tensor) -> Tensor:
+        options = {"ignore_index": -1, "reduction": reduction, "label_smoothing": 0.1}
+        return F.cross_entropy(x, classes, weight, **options)
+
+    gradient = grad(lambda *ts: (loss(*ts) ** 2).sum())
+    for in_dims in mappings(3):
+        mapped = [
+            t if d is None else torch.stack([t, t.flip(0), t.roll(1, 0)]) for t, d in zip(tensors, in_dims, strict=True)
+        ]
+        for function in (loss, gradient):
+            torch.testing.assert_close(vmap(function, in_dims)(*mapped), looped(function, in_dims, mapped))
 
 
 @call
