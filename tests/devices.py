@@ -36,12 +36,16 @@ def running(backend: str) -> Iterator[None]:
     else:
         import cupy
         import ptxsim.cuda
+        import ptxsim.limits
 
         from kernels.cupy import launch
 
+        gpu = ptxsim.limits.architecture(arch)
+        limits = launch.Limits(gpu.multiprocessors, gpu.shared_of_block, gpu.shared)
         with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(arch=arch, races=True):
             patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
             patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
+            patch.setattr(launch, "limits", lambda tensor: limits)
             yield
 
 

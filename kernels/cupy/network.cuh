@@ -1,0 +1,87 @@
+// A network as the kernels know it, and what a block keeps of an image in shared memory.
+//
+// Layers are known when the kernel is compiled, so that every size and place below is a constant; network.py makes the tables
+// and lays out the shared memory. Places count numbers from its beginning.
+
+// Channel c, row h and column w lie at `at` + c plane + h pitch + w.
+struct Planes {
+    int at, plane, pitch;
+
+    __device__ __forceinline__ constexpr int operator()(int c, int h, int w) const { return at + c * plane + h * pitch + w; }
+};
+
+__device__ constexpr int cdiv(int a, int b) { return (a + b - 1) / b; }
+
+// y = max_pool2d(relu(conv2d(x, weight, bias)), 2)
+struct Convolution {
+    int channels, height, width, maps, kh, kw, pad_h, pad_w;
+    int rows, columns;                         // of y
+    int forward_maps, input_grad_channels, weight_grad_maps, weight_grad_rows;  // that a thread computes, or sums
+    bool bias;
+    Planes x, y, full;                         // full: the gradient of the convolution's result, before pooling
+    int weight, bias_at, positions, dy;        // places
+    int parameter, gradient;                   // the first of its parameters; its place among the convolutions' gradients
+
+    __device__ constexpr int taps() const { return channels * kh * kw; }
+    __device__ constexpr int cells() const { return rows * columns; }
+};
+
+// y = x weight^T + bias, and ReLU of it in every layer but the last
+struct Linear {
+    int inputs, outputs;
+    bool bias;
+    int x, y, dy, dx;                          // places
+    int parameter;                             // the first of its parameters
+    int row_x, row_dy;                         // where an image's row of scratch has x and dy
+};
+
+struct Parameters { float* param[PARAMETERS]; };
+
+constexpr Convolution CONVOLUTIONS[] = {CONVOLUTION_TABLE};  // one that is not meant where there is none
+constexpr Linear LINEARS[] = {LINEAR_TABLE};
+constexpr int LAST = LINEAR_COUNT - 1, CLASSES = LINEARS[LAST].outputs;
+constexpr int WARPS = THREADS / 32;
+
+extern __shared__ __align__(16) float memory[];
+
+using pair = pack<float, 2>;
+
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+__device__ __forceinline__ int warp() { return threadIdx.x / 32; }
+
+// The sum over a warp, for all of its threads.
+template <typename T> __device__ __forceinline__ T warp_sum(T sum) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    return sum;
+}
+
+__device__ __forceinline__ float relu(float x) { return x <= 0 ? 0 : x; }  // NaN is not <= 0, so it stays
+
+// Two neighbours, in one access where the first is known to lie at an even place.
+template <bool EVEN> __device__ __forceinline__ pair load_pair(const float* from) {
+    if constexpr (EVEN) return *reinterpret_cast<const pair*>(from);
+    return {from[0], from[1]};
+}
+
+template <bool EVEN> __device__ __forceinline__ void store_pair(float* to, pair both) {
+    if constexpr (EVEN) *reinterpret_cast<pair*>(to) = both;
+    else to[0] = both.at[0], to[1] = both.at[1];
+}
+
+__device__ __forceinline__ void clear_memory() {
+    for (int k = threadIdx.x; k < MEMORY; k += THREADS) memory[k] = 0;  // the borders of padded planes stay zero
+    __syncthreads();
+}
+
+// Copies an image (channels, height, width) to where the first layer's x is.
+constexpr int PIXELS = CONVOLUTION_COUNT ? CONVOLUTIONS[0].channels * CONVOLUTIONS[0].height * CONVOLUTIONS[0].width
+                                         : LINEARS[0].inputs;
+
+__device__ __forceinline__ void load_image(const float* image) {
+    constexpr Convolution s = CONVOLUTIONS[0];
+    for (int k = threadIdx.x; k < PIXELS; k += THREADS) {
+        if constexpr (CONVOLUTION_COUNT == 0) memory[LINEARS[0].x + k] = image[k];
+        else memory[s.x(k / (s.height * s.width), k / s.width % s.height, k % s.width)] = image[k];
+    }
+}
