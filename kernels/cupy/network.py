@@ -96,8 +96,8 @@ def _changes(*columns: tuple[Any, ...]) -> Structure:
     names = "momentum_buffer", "rates", "rate_stride", "options"
     dtypes = np.int64, np.int64, np.int64, OPTIONS
     made = np.zeros((), [(name, dtype, len(columns[0])) for name, dtype in zip(names, dtypes, strict=True)])
-    for name, column in zip(names, columns, strict=True):
-        made[name] = column
+    for name, dtype, column in zip(names, dtypes, columns, strict=True):
+        made[name] = np.array(list(column), dtype)
     return made.view(Structure)
 
 
