@@ -46,8 +46,16 @@ extern __shared__ __align__(16) float memory[];
 
 using pair = pack<float, 2>;
 
-__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
-__device__ __forceinline__ int warp() { return threadIdx.x / 32; }
+// The thread's number in the block. Each phase asks for it anew: what the compiler worked out from it for all phases at once
+// would not fit into registers.
+__device__ __forceinline__ int thread() {
+    int number;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+    return number;
+}
+
+__device__ __forceinline__ int lane() { return thread() % 32; }
+__device__ __forceinline__ int warp() { return thread() / 32; }
 
 // The sum over a warp, for all of its threads.
 template <typename T> __device__ __forceinline__ T warp_sum(T sum) {
@@ -70,7 +78,7 @@ template <bool EVEN> __device__ __forceinline__ void store_pair(float* to, pair 
 }
 
 __device__ __forceinline__ void clear_memory() {
-    for (int k = threadIdx.x; k < MEMORY; k += THREADS) memory[k] = 0;  // the borders of padded planes stay zero
+    for (int k = thread(); k < MEMORY; k += THREADS) memory[k] = 0;  // the borders of padded planes stay zero
     __syncthreads();
 }
 
@@ -80,7 +88,7 @@ constexpr int PIXELS = CONVOLUTION_COUNT ? CONVOLUTIONS[0].channels * CONVOLUTIO
 
 __device__ __forceinline__ void load_image(const float* image) {
     constexpr Convolution s = CONVOLUTIONS[0];
-    for (int k = threadIdx.x; k < PIXELS; k += THREADS) {
+    for (int k = thread(); k < PIXELS; k += THREADS) {
         if constexpr (CONVOLUTION_COUNT == 0) memory[LINEARS[0].x + k] = image[k];
         else memory[s.x(k / (s.height * s.width), k / s.width % s.height, k % s.width)] = image[k];
     }

@@ -53,11 +53,11 @@ template <int L> __device__ __forceinline__ void load_weights(const Parameters& 
         constexpr Convolution s = CONVOLUTIONS[L];
         constexpr int MAPS = s.forward_maps;
         const float* weight = parameters.param[s.parameter];
-        for (int k = threadIdx.x; k < cdiv(s.maps, MAPS) * s.taps() * MAPS; k += THREADS) {
+        for (int k = thread(); k < cdiv(s.maps, MAPS) * s.taps() * MAPS; k += THREADS) {
             const int map = k / (s.taps() * MAPS) * MAPS + k % MAPS, tap = k / MAPS % s.taps();
             memory[s.weight + k] = map < s.maps ? weight[map * s.taps() + tap] : 0;
         }
-        for (int map = threadIdx.x; map < s.maps; map += THREADS)
+        for (int map = thread(); map < s.maps; map += THREADS)
             memory[s.bias_at + map] = s.bias ? parameters.param[s.parameter + 1][map] : 0;
         load_weights<L + 1>(parameters);
     }
@@ -72,7 +72,7 @@ constexpr int NOWHERE = 255;  // the position of a maximum that ReLU makes zero:
 template <int L> __device__ __forceinline__ void convolution_forward() {
     constexpr Convolution s = CONVOLUTIONS[L];
     constexpr int MAPS = s.forward_maps;
-    for (int task = threadIdx.x; task < cdiv(s.maps, MAPS) * s.cells(); task += THREADS) {
+    for (int task = thread(); task < cdiv(s.maps, MAPS) * s.cells(); task += THREADS) {
         const int group = task / s.cells(), row = task % s.cells() / s.columns, column = task % s.columns;
         const float* weights = memory + s.weight + group * s.taps() * MAPS;
         float sums[2][2][MAPS];
@@ -109,11 +109,15 @@ template <int L> __device__ __forceinline__ void convolution_forward() {
     }
 }
 
-// full (maps, 2 rows, 2 columns): dy at the position of its window's maximum, zero elsewhere.
+// full (maps, 2 rows, 2 columns): dy at the position of its window's maximum, zero elsewhere. Its place is that of all layers.
 template <int L> __device__ __forceinline__ void unpool() {
     constexpr Convolution s = CONVOLUTIONS[L];
     constexpr bool EVEN = s.full.at % 2 == 0;
-    for (int k = threadIdx.x; k < s.maps * s.cells(); k += THREADS) {
+    if constexpr (L > 0) {  // dx reads across the border
+        for (int k = thread(); k < s.maps * s.full.plane; k += THREADS) memory[FULL + k] = 0;
+        __syncthreads();
+    }
+    for (int k = thread(); k < s.maps * s.cells(); k += THREADS) {
         const int position = positions_at(s.positions)[k];
         const float dy = memory[s.dy + k];
         float* to = memory + s.full(k / s.cells(), 2 * (k % s.cells() / s.columns), 2 * (k % s.columns));
@@ -132,7 +136,7 @@ template <int L> __device__ __forceinline__ void convolution_input_grad() {
     constexpr int ROWS = (s.height + 1) / 2, COLUMNS = (s.width + 1) / 2;  // of quads
     constexpr int UP = s.kh - 1 - s.pad_h, LEFT = s.kw - 1 - s.pad_w;
     constexpr int MAPS = s.forward_maps, dx = CONVOLUTIONS[L - 1].dy;
-    for (int task = threadIdx.x; task < GROUPS * ROWS * COLUMNS; task += THREADS) {
+    for (int task = thread(); task < GROUPS * ROWS * COLUMNS; task += THREADS) {
         const int first = task / (ROWS * COLUMNS) * CHANNELS;
         const int row = 2 * (task / COLUMNS % ROWS), column = 2 * (task % COLUMNS);
         const int begin = max(0, UP - row - 1), end = min(s.kh, 2 * s.rows + UP - row);  // the others meet zeros alone
@@ -165,7 +169,7 @@ template <int L> __device__ __forceinline__ void convolution_weight_grad() {
     constexpr int MAPS = s.weight_grad_maps, GROUPS = cdiv(s.maps, MAPS), WINDOW_ROWS = s.channels * s.kh;
     constexpr int SPLITS = cdiv(2 * s.rows, s.weight_grad_rows), COUNT = even(s.kw + 1);
     constexpr bool EVEN = s.full.at % 2 == 0;
-    for (int task = threadIdx.x; task < SPLITS * GROUPS * WINDOW_ROWS; task += THREADS) {
+    for (int task = thread(); task < SPLITS * GROUPS * WINDOW_ROWS; task += THREADS) {
         const int c = task % WINDOW_ROWS / s.kh, p = task % s.kh, first = task / WINDOW_ROWS % GROUPS * MAPS;
         const int split = task / (WINDOW_ROWS * GROUPS), begin = split * s.weight_grad_rows;
         float sums[MAPS][s.kw] = {};
@@ -204,7 +208,7 @@ template <int L> __device__ __forceinline__ void add_gradients(float* gradients,
     constexpr Convolution s = CONVOLUTIONS[L];
     constexpr int WEIGHTS = s.maps * s.taps(), SPLITS = cdiv(2 * s.rows, s.weight_grad_rows);
     gradients += s.gradient;
-    for (int k = threadIdx.x; k < WEIGHTS; k += THREADS) {
+    for (int k = thread(); k < WEIGHTS; k += THREADS) {
         float sum = first ? 0 : gradients[k];
 #pragma unroll 4
         for (int split = 0; split < SPLITS; split++) sum += memory[SCRAP + split * WEIGHTS + k];

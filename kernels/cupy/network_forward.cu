@@ -16,6 +16,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) network_forward(
         __syncthreads();
         convolutions_forward<0>();
         linears_forward<0>(parameters, nullptr);
-        for (int k = threadIdx.x; k < CLASSES; k += THREADS) scores[n * CLASSES + k] = memory[LINEARS[LAST].y + k];
+        for (int k = thread(); k < CLASSES; k += THREADS) scores[n * CLASSES + k] = memory[LINEARS[LAST].y + k];
     }
 }

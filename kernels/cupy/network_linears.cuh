@@ -27,7 +27,7 @@ template <int L> __device__ __forceinline__ void linears_forward(const Parameter
         if (stores) memory[s.y + own] = L < LAST ? relu(y + bias) : y + bias;
     }
     if (TRAINING)
-        for (int i = threadIdx.x; i < s.inputs; i += THREADS) row[s.row_x + i] = memory[s.x + i];
+        for (int i = thread(); i < s.inputs; i += THREADS) row[s.row_x + i] = memory[s.x + i];
     __syncthreads();
     if constexpr (L < LAST) linears_forward<L + 1>(parameters, row);
 }
@@ -35,13 +35,13 @@ template <int L> __device__ __forceinline__ void linears_forward(const Parameter
 // dx = dy weight, zero where ReLU gave x = 0 (after a convolution, its positions know); back to layer L's dx.
 template <int L> __device__ __forceinline__ void linears_backward(const Parameters& parameters, float* row) {
     constexpr Linear s = LINEARS[L];
-    for (int o = threadIdx.x; o < s.outputs; o += THREADS) row[s.row_dy + o] = memory[s.dy + o];
+    for (int o = thread(); o < s.outputs; o += THREADS) row[s.row_dy + o] = memory[s.dy + o];
     if constexpr (L > 0 || CONVOLUTION_COUNT > 0) {
         // Threads share an input's outputs where there are threads for it.
         constexpr int SPLITS = s.inputs < THREADS ? THREADS / s.inputs : 1;
         constexpr int OUTPUTS = cdiv(s.outputs, SPLITS);
         const float* weight = parameters.param[s.parameter];
-        for (int task = threadIdx.x; task < SPLITS * s.inputs; task += THREADS) {
+        for (int task = thread(); task < SPLITS * s.inputs; task += THREADS) {
             const int i = task % s.inputs, begin = task / s.inputs * OUTPUTS;
             float sum = 0;
 #pragma unroll 8
@@ -49,7 +49,7 @@ template <int L> __device__ __forceinline__ void linears_backward(const Paramete
             memory[SCRAP + task] = sum;
         }
         __syncthreads();
-        for (int i = threadIdx.x; i < s.inputs; i += THREADS) {
+        for (int i = thread(); i < s.inputs; i += THREADS) {
             float sum = 0;
 #pragma unroll
             for (int split = 0; split < SPLITS; split++) sum += memory[SCRAP + split * s.inputs + i];

@@ -12,7 +12,7 @@ from kernels.cupy.banks import wavefronts
 from kernels.sizes import Pair, cdiv, output_size
 
 THREADS = 256
-BLOCKS = 2  # of a multiprocessor, at most: 128 registers a thread
+BLOCKS = 3  # of a multiprocessor, at most: 80 registers a thread
 MOST_SPLITS = 256  # of a batch
 CHUNK = 64 * (THREADS // 16 + 32)  # numbers that network_update.cuh stages at a time
 BANKS = 32
@@ -44,6 +44,10 @@ class Planes(NamedTuple):
     at: int
     plane: int
     pitch: int
+
+    def moved(self, by: int) -> "Planes":
+        """The same from another place on."""
+        return self._replace(at=self.at + by)
 
 
 NO_PLANES = Planes(0, 0, 0)
@@ -114,11 +118,11 @@ class Memory:
             )
         return at
 
-    def planes(self, count: int, rows: int, columns: int, across: int, border: Pair, what: str) -> Planes:
-        """Planes of rows x columns with borders included; rows are read by `across` neighbouring quads at a time."""
-        pitch = pitch_of(columns, across)
-        at = self.take(count * rows * pitch, what)
-        return Planes(at + border[0] * pitch + border[1], rows * pitch, pitch)
+
+def planes(rows: int, columns: int, across: int, border: Pair) -> Planes:
+    """Planes of rows x columns, borders included, from place 0 on; `across` neighbouring quads read a row at a time."""
+    pitch = pitch_of(columns, across)
+    return Planes(border[0] * pitch + border[1], rows * pitch, pitch)
 
 
 @functools.cache
@@ -161,7 +165,8 @@ def weight_grad_work(weight: tuple[int, int, int, int], rows: int, columns: int)
         summing = 2 * splits * cdiv(math.prod(weight), THREADS)
         return work_of_thread(cdiv(maps, each) * channels * kh * splits, of_rows * columns // 2 * step) + summing
 
-    return min(itertools.product((n for n in (1, 2, 4) if n <= maps), range(1, rows + 1)), key=work)
+    least = next(n for n in range(1, rows + 1) if n == rows or cdiv(rows, n) * math.prod(weight) <= CHUNK)
+    return min(itertools.product((n for n in (1, 2, 4) if n <= maps), range(least, rows + 1)), key=work)
 
 
 @functools.lru_cache(maxsize=256)
@@ -176,6 +181,7 @@ def plan(
     memory = Memory(limit)
     table = _convolutions(memory, image, convolutions, linears[0].weight[1], training)
     parameter, gradient, flat, dx = 0, 0, 0, 0
+    full = _room_for_gradients(memory, table) if table and training else 0
     for k, layer in enumerate(table):
         table[k] = layer._replace(parameter=parameter, gradient=gradient)
         parameter, gradient = parameter + 1 + layer.bias, gradient + layer.parameters()
@@ -197,7 +203,7 @@ def plan(
     if training:
         partial = [layer.splits() * (layer.parameters() - layer.bias * layer.maps) for layer in table]
         scrap = memory.take(max(CHUNK, *partial, *(max(THREADS, s.inputs) for s in rows)), "room for sums")
-        constants |= {"SCRAP": scrap, "ROW": row, "GRADIENTS": gradient, "MOST_SPLITS": MOST_SPLITS}
+        constants |= {"SCRAP": scrap, "FULL": full, "ROW": row, "GRADIENTS": gradient, "MOST_SPLITS": MOST_SPLITS}
     constants["MEMORY"] = memory.size
     return Plan(constants, 4 * memory.size, row, gradient)
 
@@ -215,14 +221,8 @@ def _convolutions(
         rows, columns = oh // 2, ow // 2
         quads_h, quads_w = cdiv(h, 2), cdiv(w, 2)
         forward_maps = maps_of_thread(maps, rows * columns, kw, vector=True)
-        x = memory.planes(
-            channels,
-            h + 2 * ph,
-            max(w + 2 * pw, 2 * columns - 2 + even(kw + 1)),
-            columns,
-            (ph, pw),
-            f"the input of {name}",
-        )
+        x = planes(h + 2 * ph, max(w + 2 * pw, 2 * columns - 2 + even(kw + 1)), columns, (ph, pw))
+        x = x.moved(memory.take(channels * x.plane, f"the input of {name}"))
         layer = Convolution(
             channels, h, w, maps, kh, kw, ph, pw, rows, columns,
             forward_maps=forward_maps,
@@ -246,7 +246,7 @@ def _convolutions(
             layer = layer._replace(
                 weight_grad_maps=weight_grad_maps,
                 weight_grad_rows=weight_grad_rows,
-                full=memory.planes(maps, height, width, quads_w, border, f"the gradient before pooling of {name}"),
+                full=planes(height, width, quads_w, border),
                 positions=memory.take(cdiv(maps * rows * columns, 4), f"the positions of maxima of {name}"),
                 dy=memory.take(maps * rows * columns, f"the gradient of the output of {name}"),
             )
@@ -258,6 +258,15 @@ def _convolutions(
         flat = memory.take(features, "the input of linears[0]")
         table[-1] = table[-1]._replace(y=Planes(flat, h * w, w))
     return table
+
+
+def _room_for_gradients(memory: Memory, table: list[Convolution]) -> int:
+    """Gives all convolutions one place for the gradient before pooling, which they need one after another."""
+    sizes = [layer.maps * layer.full.plane for layer in table]
+    largest = sizes.index(max(sizes))
+    at = memory.take(sizes[largest], f"the gradient before pooling of convolutions[{largest}]")
+    table[:] = [layer._replace(full=layer.full.moved(at)) for layer in table]
+    return at
 
 
 def _linears(memory: Memory, shapes: Sequence[LinearShape], flat: int, dx: int, parameter: int) -> list[Linear]:

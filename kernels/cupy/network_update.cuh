@@ -51,18 +51,18 @@ template <int L> __device__ __forceinline__ void update_linear(
 ) {
     constexpr Linear s = LINEARS[L];
     const int first_output = tile / tiles_across(s) * TILE_OUTPUTS, first_input = tile % tiles_across(s) * TILE_INPUTS;
-    const int own_output = threadIdx.x / 16, own_input = threadIdx.x % 16 * 2;
+    const int own_output = thread() / 16, own_input = thread() % 16 * 2;
     float* xs = memory + SCRAP;             // [image][input]
     float* dys = xs + CHUNK * TILE_INPUTS;  // [image][output]
     float sums[2] = {};
     for (int first = 0; first < batch.images; first += CHUNK) {
         const int images = min(CHUNK, batch.images - first);
         const float* rows = scratch.row(first);
-        for (int k = threadIdx.x; k < images * TILE_INPUTS; k += THREADS) {
+        for (int k = thread(); k < images * TILE_INPUTS; k += THREADS) {
             const int i = first_input + k % TILE_INPUTS;
             xs[k] = i < s.inputs ? rows[k / TILE_INPUTS * ROW + s.row_x + i] : i == s.inputs;
         }
-        for (int k = threadIdx.x; k < images * TILE_OUTPUTS; k += THREADS) {
+        for (int k = thread(); k < images * TILE_OUTPUTS; k += THREADS) {
             const int o = first_output + k % TILE_OUTPUTS;
             dys[k] = o < s.outputs ? rows[k / TILE_OUTPUTS * ROW + s.row_dy + o] : 0;
         }
@@ -109,7 +109,7 @@ __device__ __forceinline__ void update_convolutions(
     if (k < GRADIENTS)
 #pragma unroll 4
         for (int split = warp(); split < batch.splits; split += WARPS) sum += scratch.gradients[int64(split) * GRADIENTS + k];
-    memory[SCRAP + threadIdx.x] = sum;
+    memory[SCRAP + thread()] = sum;
     __syncthreads();
     if (warp() == 0 && k < GRADIENTS) {
         sum = 0;
