@@ -77,9 +77,16 @@ template <bool EVEN> __device__ __forceinline__ void store_pair(float* to, pair 
     else to[0] = both.at[0], to[1] = both.at[1];
 }
 
-__device__ __forceinline__ void clear_memory() {
-    for (int k = thread(); k < MEMORY; k += THREADS) memory[k] = 0;  // the borders of padded planes stay zero
-    __syncthreads();
+// Zeroes around the images that convolutions find: their borders, and what the last pair of an odd row reaches.
+template <int L> __device__ __forceinline__ void clear_borders() {
+    if constexpr (L < CONVOLUTION_COUNT) {
+        constexpr Convolution s = CONVOLUTIONS[L];
+        if (s.pad_h || s.pad_w || s.kw % 2 == 0)
+            for (int k = thread(); k < s.channels * s.x.plane; k += THREADS) memory[s.x(0, -s.pad_h, -s.pad_w) + k] = 0;
+        clear_borders<L + 1>();
+    } else {
+        __syncthreads();
+    }
 }
 
 // Copies an image (channels, height, width) to where the first layer's x is.

@@ -47,9 +47,10 @@ def network_step(
     made = plan_of(network, images, training=True)
     sections = batch * made.row, min(batch, MOST_SPLITS) * made.gradients, batch, batch
     scratch = images.new_empty(sum(sections)).split(sections)
+    grid = (min(max(batch, made.tiles), most_blocks(images, made)) if steps else 0,)
     rates = [_rate(update, images.device) for update in updates]
     launch(
-        images, "network_step", "network_step", (most_blocks(images, made) if steps else 0,), (THREADS,),
+        images, "network_step", "network_step", grid, (THREADS,),
         images, targets, order, losses, correct, structure(tuple(addresses(scratch))), grid_counter(images),
         count, batch_size, parameters(network), changes(updates, rates),
         shared=made.shared, cooperative=True, CROSS_ENTROPY=int(loss == "cross_entropy"), **made.constants,
@@ -60,12 +61,16 @@ def network_step(
 def plan_of(network: Network, images: Tensor, training: bool) -> Plan:
     """The network's layout on the device of the images; RuntimeError where it takes more shared memory than a block has."""
     channels, height, width = images.shape[1:]
-    convolutions = tuple(
-        ConvolutionShape(tuple(layer.weight.shape), layer.bias is not None, layer.padding)
-        for layer in network.convolutions
+    return plan((channels, height, width), *shapes(network), training, driver.limits(images).shared)
+
+
+def shapes(network: Network) -> tuple[tuple[ConvolutionShape, ...], tuple[LinearShape, ...]]:
+    """What a plan has to know of the layers."""
+    convolutions = (
+        ConvolutionShape(tuple(s.weight.shape), s.bias is not None, s.padding) for s in network.convolutions
     )
-    linears = tuple(LinearShape(tuple(layer.weight.shape), layer.bias is not None) for layer in network.linears)
-    return plan((channels, height, width), convolutions, linears, training, driver.limits(images).shared)
+    linears = (LinearShape(tuple(s.weight.shape), s.bias is not None) for s in network.linears)
+    return tuple(convolutions), tuple(linears)
 
 
 def most_blocks(images: Tensor, made: Plan) -> int:

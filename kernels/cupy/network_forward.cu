@@ -9,7 +9,7 @@
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) network_forward(
     const float* images, float* scores, int64 count, const __grid_constant__ Parameters parameters
 ) {
-    clear_memory();
+    clear_borders<0>();
     load_weights<0>(parameters);
     for (int64 n = blockIdx.x; n < count; n += gridDim.x) {
         load_image(images + n * PIXELS);

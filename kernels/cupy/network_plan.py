@@ -14,7 +14,8 @@ from kernels.sizes import Pair, cdiv, output_size
 THREADS = 256
 BLOCKS = 3  # of a multiprocessor, at most: 80 registers a thread
 MOST_SPLITS = 256  # of a batch
-CHUNK = 64 * (THREADS // 16 + 32)  # numbers that network_update.cuh stages at a time
+TILE = THREADS // 16, 32  # outputs and inputs of a linear layer, in network_update.cuh
+CHUNK = 64 * sum(TILE)  # numbers that it stages at a time
 BANKS = 32
 
 
@@ -36,6 +37,7 @@ class Plan(NamedTuple):
     shared: int  # bytes of a block's shared memory
     row: int  # numbers that an image leaves in scratch
     gradients: int  # numbers that a split leaves in scratch
+    tiles: int  # of the parameters
 
 
 class Planes(NamedTuple):
@@ -204,8 +206,8 @@ def plan(
         partial = [layer.splits() * (layer.parameters() - layer.bias * layer.maps) for layer in table]
         scrap = memory.take(max(CHUNK, *partial, *(max(THREADS, s.inputs) for s in rows)), "room for sums")
         constants |= {"SCRAP": scrap, "FULL": full, "ROW": row, "GRADIENTS": gradient, "MOST_SPLITS": MOST_SPLITS}
-    constants["MEMORY"] = memory.size
-    return Plan(constants, 4 * memory.size, row, gradient)
+    tiles = sum(cdiv(s.outputs, TILE[0]) * cdiv(s.inputs + s.bias, TILE[1]) for s in rows) + cdiv(gradient, 32) + 1
+    return Plan(constants, 4 * memory.size, row, gradient, tiles)
 
 
 def _convolutions(

@@ -22,7 +22,7 @@ using target = int64;  // targets (images): labels
 using target = float;  // targets (images, CLASSES)
 #endif
 
-// One image, of which `n` is the number in the batch, `at` the number among all images.
+// Takes image n of the batch, which is number `at` of all, through the network and back.
 __device__ __forceinline__ void train(
     const float* images, const target* targets, int64 at, int n, const Parameters& parameters, const Scratch& scratch,
     const Batch& batch, float* gradients, bool first
@@ -52,10 +52,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) network_step(
     const __grid_constant__ Scratch scratch, unsigned* barrier, int64 count, int64 batch_size,
     const __grid_constant__ Parameters parameters, const __grid_constant__ Updates updates
 ) {
-    clear_memory();
+    clear_borders<0>();
     for (int64 first = 0, step = 0; first < count; first += batch_size, step++) {
         const Batch batch(step, int(min(batch_size, count - first)));
-        load_weights<0>(parameters);
+        if (blockIdx.x < batch.splits) load_weights<0>(parameters);
         for (int split = blockIdx.x; split < batch.splits; split += gridDim.x) {
             const int begin = split * batch.split, end = min(begin + batch.split, batch.images);
             for (int n = begin; n < end; n++) {
