@@ -203,8 +203,10 @@ def plan(
     }
     row = last.row_dy + last.outputs
     if training:
-        partial = [layer.splits() * (layer.parameters() - layer.bias * layer.maps) for layer in table]
-        scrap = memory.take(max(CHUNK, *partial, *(max(THREADS, s.inputs) for s in rows)), "room for sums")
+        sums = [(s.splits() * s.maps * s.channels * s.kh * s.kw, f"convolutions[{k}]") for k, s in enumerate(table)]
+        sums += [(max(s.inputs, THREADS), f"linears[{k}]") for k, s in enumerate(rows)]
+        numbers, name = max(sums)
+        scrap = memory.take(max(numbers, CHUNK), f"sums of the gradients of {name}")
         constants |= {"SCRAP": scrap, "FULL": full, "ROW": row, "GRADIENTS": gradient, "MOST_SPLITS": MOST_SPLITS}
     tiles = sum(cdiv(s.outputs, TILE[0]) * cdiv(s.inputs + s.bias, TILE[1]) for s in rows) + cdiv(gradient, 32) + 1
     return Plan(constants, 4 * memory.size, row, gradient, tiles)

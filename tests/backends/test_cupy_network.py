@@ -384,7 +384,7 @@ def test_the_counter_serves_every_launch(grid: Any, monkeypatch: pytest.MonkeyPa
     (
         (Shape((3, 200, 200), [(4, 3, 3, 0, 0)], [10]), r"the input of convolutions\[0\] it takes 4\d\d,\d\d\d bytes"),
         (Shape((64, 12, 12), [(256, 3, 3, 0, 0)], [10]), r"the weight of convolutions\[0\]"),
-        (Shape((1, 60, 60), [(3, 3, 3, 1, 1), (20, 3, 3, 1, 1)], [10]), r"the gradient before pooling of convolutions\[1\]"),
+        (Shape((1, 64, 64), [(3, 3, 3, 1, 1), (20, 3, 3, 1, 1)], [10]), r"the gradient before pooling of convolutions\[1\]"),
         (Shape((1, 1, 50000), [], [10]), r"the input of linears\[0\] it takes 200,000 bytes"),
         (Shape((1, 1, 2), [], [9, 42000]), r"the output of linears\[1\]"),
     ),
