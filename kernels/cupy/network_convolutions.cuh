@@ -189,7 +189,10 @@ template <int L> __device__ __forceinline__ void convolution_weight_grad() {
                 for (int m = 0; m < MAPS; m++) {
                     const pair dy = load_pair<EVEN>(memory + s.full(min(first + m, s.maps - 1), h, w));
 #pragma unroll
-                    for (int q = 0; q < s.kw; q++) sums[m][q] += x[q] * dy.at[0] + x[q + 1] * dy.at[1];
+                    for (int q = 0; q < s.kw; q++) {
+                        sums[m][q] += x[q] * dy.at[0];
+                        sums[m][q] += x[q + 1] * dy.at[1];
+                    }
                 }
             }
         }
