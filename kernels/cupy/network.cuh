@@ -19,7 +19,7 @@ struct Convolution {
     int forward_maps, input_grad_channels, weight_grad_maps, weight_grad_rows;  // that a thread computes, or sums
     bool bias;
     Planes x, y, full;                         // full: the gradient of the convolution's result, before pooling
-    int weight, bias_at, positions, dy;        // places
+    int weight, weight_pitch, bias_at, positions, dy;  // places; weight_pitch: from one thread's maps to the next one's
     int parameter, gradient;                   // the first of its parameters; its place among the convolutions' gradients
 
     __device__ constexpr int taps() const { return channels * kh * kw; }

@@ -1,7 +1,8 @@
 // The convolutions of a network, on one image in shared memory.
 //
 // A thread takes quads: 2x2 neighbours of the convolution's result, which are one cell of the pooled y, for a few maps. Every
-// pixel that it reads serves all columns of the window and all maps, every weight four pixels.
+// pixel that it reads serves all columns of the window and all maps, every weight four pixels. Neighbouring threads have the
+// same quad and other maps, where one thread does not have them all: so they read few pixels at once, which meet in no bank.
 
 __device__ constexpr int even(int count) { return (count + 1) / 2 * 2; }
 
@@ -47,15 +48,15 @@ __device__ __forceinline__ void correlate(
     }
 }
 
-// Copies weight (maps, taps) as (groups of maps, taps, maps of a group): the maps of a thread are neighbours.
+// Copies weight (maps, taps) as (groups of maps, taps, maps of a group), so that the maps of a thread are neighbours.
 template <int L> __device__ __forceinline__ void load_weights(const Parameters& parameters) {
     if constexpr (L < CONVOLUTION_COUNT) {
         constexpr Convolution s = CONVOLUTIONS[L];
         constexpr int MAPS = s.forward_maps;
         const float* weight = parameters.param[s.parameter];
-        for (int k = thread(); k < cdiv(s.maps, MAPS) * s.taps() * MAPS; k += THREADS) {
-            const int map = k / (s.taps() * MAPS) * MAPS + k % MAPS, tap = k / MAPS % s.taps();
-            memory[s.weight + k] = map < s.maps ? weight[map * s.taps() + tap] : 0;
+        for (int k = thread(); k < cdiv(s.maps, MAPS) * MAPS * s.taps(); k += THREADS) {
+            const int map = k / s.taps(), tap = k % s.taps();
+            memory[s.weight + map / MAPS * s.weight_pitch + tap * MAPS + map % MAPS] = map < s.maps ? weight[k] : 0;
         }
         for (int map = thread(); map < s.maps; map += THREADS)
             memory[s.bias_at + map] = s.bias ? parameters.param[s.parameter + 1][map] : 0;
@@ -72,9 +73,10 @@ constexpr int NOWHERE = 255;  // the position of a maximum that ReLU makes zero:
 template <int L> __device__ __forceinline__ void convolution_forward() {
     constexpr Convolution s = CONVOLUTIONS[L];
     constexpr int MAPS = s.forward_maps;
-    for (int task = thread(); task < cdiv(s.maps, MAPS) * s.cells(); task += THREADS) {
-        const int group = task / s.cells(), row = task % s.cells() / s.columns, column = task % s.columns;
-        const float* weights = memory + s.weight + group * s.taps() * MAPS;
+    constexpr int GROUPS = cdiv(s.maps, MAPS);
+    for (int task = thread(); task < s.cells() * GROUPS; task += THREADS) {
+        const int group = task % GROUPS, row = task / GROUPS / s.columns, column = task / GROUPS % s.columns;
+        const float* weights = memory + s.weight + group * s.weight_pitch;
         float sums[2][2][MAPS];
         correlate<s.channels, s.kw>(
             sums, memory + s.x(0, 2 * row - s.pad_h, 2 * column - s.pad_w), s.x.plane, s.x.pitch, 0, s.kh,
@@ -136,15 +138,15 @@ template <int L> __device__ __forceinline__ void convolution_input_grad() {
     constexpr int ROWS = (s.height + 1) / 2, COLUMNS = (s.width + 1) / 2;  // of quads
     constexpr int UP = s.kh - 1 - s.pad_h, LEFT = s.kw - 1 - s.pad_w;
     constexpr int MAPS = s.forward_maps, dx = CONVOLUTIONS[L - 1].dy;
-    for (int task = thread(); task < GROUPS * ROWS * COLUMNS; task += THREADS) {
-        const int first = task / (ROWS * COLUMNS) * CHANNELS;
-        const int row = 2 * (task / COLUMNS % ROWS), column = 2 * (task % COLUMNS);
+    for (int task = thread(); task < ROWS * COLUMNS * GROUPS; task += THREADS) {
+        const int first = task % GROUPS * CHANNELS;
+        const int row = 2 * (task / GROUPS / COLUMNS), column = 2 * (task / GROUPS % COLUMNS);
         const int begin = max(0, UP - row - 1), end = min(s.kh, 2 * s.rows + UP - row);  // the others meet zeros alone
         float sums[2][2][CHANNELS];
         correlate<s.maps, s.kw>(
             sums, memory + s.full(0, row - UP, column - LEFT), s.full.plane, s.full.pitch, begin, end,
             [=](int map, int p, int q) {
-                const float* weights = memory + s.weight + map / MAPS * s.taps() * MAPS + map % MAPS;
+                const float* weights = memory + s.weight + map / MAPS * s.weight_pitch + map % MAPS;
                 Taps<CHANNELS> tap;
 #pragma unroll
                 for (int k = 0; k < CHANNELS; k++) {
@@ -168,6 +170,7 @@ template <int L> __device__ __forceinline__ void convolution_weight_grad() {
     constexpr Convolution s = CONVOLUTIONS[L];
     constexpr int MAPS = s.weight_grad_maps, GROUPS = cdiv(s.maps, MAPS), WINDOW_ROWS = s.channels * s.kh;
     constexpr int SPLITS = cdiv(2 * s.rows, s.weight_grad_rows), COUNT = even(s.kw + 1);
+    constexpr int UNROLL = s.columns < 16 ? s.columns : 4;  // so far that x need not move from register to register
     constexpr bool EVEN = s.full.at % 2 == 0;
     for (int task = thread(); task < SPLITS * GROUPS * WINDOW_ROWS; task += THREADS) {
         const int c = task % WINDOW_ROWS / s.kh, p = task % s.kh, first = task / WINDOW_ROWS % GROUPS * MAPS;
@@ -178,7 +181,7 @@ template <int L> __device__ __forceinline__ void convolution_weight_grad() {
             const float* from = memory + s.x(c, h + p - s.pad_h, -s.pad_w);
             float x[COUNT];
             load_row<0>(x, from);
-#pragma unroll 2
+#pragma unroll UNROLL
             for (int w = 0; w < 2 * s.columns; w += 2) {
                 if (w) {
 #pragma unroll

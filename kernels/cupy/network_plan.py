@@ -75,6 +75,7 @@ class Convolution(NamedTuple):
     y: Planes
     full: Planes
     weight: int
+    weight_pitch: int
     bias_at: int
     positions: int
     dy: int
@@ -121,16 +122,16 @@ class Memory:
         return at
 
 
-def planes(rows: int, columns: int, across: int, border: Pair) -> Planes:
-    """Planes of rows x columns, borders included, from place 0 on; `across` neighbouring quads read a row at a time."""
-    pitch = pitch_of(columns, across)
+def planes(rows: int, columns: int, border: Pair, across: int, groups: int) -> Planes:
+    """Planes of rows x columns, borders included, from place 0 on, that `across` quads in a row read, `groups` threads each."""
+    pitch = pitch_of(columns, across, groups)
     return Planes(border[0] * pitch + border[1], rows * pitch, pitch)
 
 
 @functools.cache
-def pitch_of(columns: int, across: int) -> int:
-    """The even distance of rows with which threads that read pairs of quads, row by row, meet in the fewest banks."""
-    threads = np.arange(THREADS)
+def pitch_of(columns: int, across: int, groups: int) -> int:
+    """The even distance of rows with which threads, `groups` to a quad, that read pairs meet in the fewest banks."""
+    threads = np.arange(THREADS) // groups
     pitches = np.arange(even(columns), even(columns) + BANKS, 2)
     reads = np.outer(2 * pitches, threads // across) + 2 * (threads % across)
     return int(pitches[np.argmin(wavefronts(reads, BANKS) * pitches)])
@@ -139,6 +140,12 @@ def pitch_of(columns: int, across: int) -> int:
 def even(number: int) -> int:
     """The next even number."""
     return number + number % 2
+
+
+def pitch_of_groups(maps: int, taps: int) -> int:
+    """From the weights of a group of maps to the next: threads that read vectors of several groups meet in no bank."""
+    vector = math.gcd(maps, 4)
+    return maps * taps + (0 if maps * taps // vector % 2 else vector)
 
 
 def work_of_thread(tasks: int, cost: int) -> int:
@@ -224,16 +231,20 @@ def _convolutions(
         oh, ow = output_size((h, w), (kh, kw), (1, 1), (ph, pw), (1, 1))
         rows, columns = oh // 2, ow // 2
         quads_h, quads_w = cdiv(h, 2), cdiv(w, 2)
+        input_grad_channels = maps_of_thread(channels, quads_h * quads_w, kw, vector=False)
         forward_maps = maps_of_thread(maps, rows * columns, kw, vector=True)
-        x = planes(h + 2 * ph, max(w + 2 * pw, 2 * columns - 2 + even(kw + 1)), columns, (ph, pw))
+        groups = cdiv(maps, forward_maps)
+        width = max(w + 2 * pw, 2 * columns - 2 + even(kw + 1))
+        x = planes(h + 2 * ph, width, (ph, pw), columns, groups)
         x = x.moved(memory.take(channels * x.plane, f"the input of {name}"))
+        weight_pitch = pitch_of_groups(forward_maps, channels * kh * kw)
         layer = Convolution(
             channels, h, w, maps, kh, kw, ph, pw, rows, columns,
             forward_maps=forward_maps,
-            input_grad_channels=maps_of_thread(channels, quads_h * quads_w, kw, vector=False),
+            input_grad_channels=input_grad_channels,
             weight_grad_maps=1, weight_grad_rows=1,
             bias=s.bias, x=x, y=NO_PLANES, full=NO_PLANES,
-            weight=memory.take(cdiv(maps, forward_maps) * forward_maps * channels * kh * kw, f"the weight of {name}"),
+            weight=memory.take(groups * weight_pitch, f"the weight of {name}"), weight_pitch=weight_pitch,
             bias_at=memory.take(maps, f"the bias of {name}"),
             positions=0, dy=0, parameter=0, gradient=0,
         )  # fmt: skip
@@ -250,7 +261,7 @@ def _convolutions(
             layer = layer._replace(
                 weight_grad_maps=weight_grad_maps,
                 weight_grad_rows=weight_grad_rows,
-                full=planes(height, width, quads_w, border),
+                full=planes(height, width, border, quads_w, cdiv(channels, input_grad_channels)),
                 positions=memory.take(cdiv(maps * rows * columns, 4), f"the positions of maxima of {name}"),
                 dy=memory.take(maps * rows * columns, f"the gradient of the output of {name}"),
             )
