@@ -33,6 +33,7 @@ struct Linear {
     int x, y, dy, dx;                          // places
     int parameter;                             // the first of its parameters
     int row_x, row_dy;                         // where an image's row of scratch has x and dy
+    int vector;                                // neighbours in a row of the weight that are read at once
 };
 
 struct Parameters { float* param[PARAMETERS]; };
@@ -57,23 +58,32 @@ __device__ __forceinline__ int thread() {
 __device__ __forceinline__ int lane() { return thread() % 32; }
 __device__ __forceinline__ int warp() { return thread() / 32; }
 
-// The sum over a warp, for all of its threads.
-template <typename T> __device__ __forceinline__ T warp_sum(T sum) {
+// The sum over a warp, or over a row of its LANES, for all of their threads.
+template <int LANES = 32, typename T> __device__ __forceinline__ T warp_sum(T sum) {
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    for (int distance = LANES / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
     return sum;
 }
 
 __device__ __forceinline__ float relu(float x) { return x <= 0 ? 0 : x; }  // NaN is not <= 0, so it stays
 
-// Two neighbours, in one access where the first is known to lie at an even place.
+// N neighbours in one access; the place of the first is a multiple of N.
+template <int N> __device__ __forceinline__ pack<float, N> load(const float* from) {
+    return *reinterpret_cast<const pack<float, N>*>(from);
+}
+
+template <int N> __device__ __forceinline__ void store(float* to, pack<float, N> values) {
+    *reinterpret_cast<pack<float, N>*>(to) = values;
+}
+
+// Two neighbours, where the place of the first is known to be even or may not be.
 template <bool EVEN> __device__ __forceinline__ pair load_pair(const float* from) {
-    if constexpr (EVEN) return *reinterpret_cast<const pair*>(from);
+    if constexpr (EVEN) return load<2>(from);
     return {from[0], from[1]};
 }
 
 template <bool EVEN> __device__ __forceinline__ void store_pair(float* to, pair both) {
-    if constexpr (EVEN) *reinterpret_cast<pair*>(to) = both;
+    if constexpr (EVEN) store(to, both);
     else to[0] = both.at[0], to[1] = both.at[1];
 }
 

@@ -69,7 +69,9 @@ def shapes(network: Network) -> tuple[tuple[ConvolutionShape, ...], tuple[Linear
     convolutions = (
         ConvolutionShape(tuple(s.weight.shape), s.bias is not None, s.padding) for s in network.convolutions
     )
-    linears = (LinearShape(tuple(s.weight.shape), s.bias is not None) for s in network.linears)
+    linears = (
+        LinearShape(tuple(s.weight.shape), s.bias is not None, s.weight.data_ptr() % 16 == 0) for s in network.linears
+    )
     return tuple(convolutions), tuple(linears)
 
 

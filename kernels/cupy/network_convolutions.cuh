@@ -10,7 +10,7 @@ __device__ constexpr int even(int count) { return (count + 1) / 2 * 2; }
 template <int FIRST, int COUNT> __device__ __forceinline__ void load_row(float (&x)[COUNT], const float* row) {
 #pragma unroll
     for (int q = FIRST; q < COUNT; q += 2) {
-        const pair both = load_pair<true>(row + q);
+        const pair both = load<2>(row + q);
         x[q] = both.at[0], x[q + 1] = both.at[1];
     }
 }
@@ -86,7 +86,7 @@ template <int L> __device__ __forceinline__ void convolution_forward() {
                 constexpr int WIDTH = MAPS % 4 == 0 ? 4 : MAPS % 2 == 0 ? 2 : 1;
 #pragma unroll
                 for (int m = 0; m < MAPS; m += WIDTH) {
-                    const auto some = *reinterpret_cast<const pack<float, WIDTH>*>(from + m);
+                    const auto some = load<WIDTH>(from + m);
 #pragma unroll
                     for (int k = 0; k < WIDTH; k++) tap.at[m + k] = some.at[k];
                 }

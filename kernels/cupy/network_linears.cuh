@@ -2,29 +2,38 @@
 //
 // What the gradients of the weights need, every layer's x and dy, goes to the image's row of scratch.
 
-constexpr int OUTPUTS_AT_ONCE = 4;  // that a warp computes: each x that it reads serves all of them
+// A warp computes 8 outputs at a time: LANES threads have the same ones, each OUTPUTS of them, of which it sums a share.
+constexpr int LANES = 8, OUTPUTS = 2, AT_ONCE = 32 / LANES * OUTPUTS;
 
 template <int L> __device__ __forceinline__ void linears_forward(const Parameters& parameters, float* row) {
     constexpr Linear s = LINEARS[L];
     const float* weight = parameters.param[s.parameter];
-    for (int first = warp() * OUTPUTS_AT_ONCE; first < s.outputs; first += WARPS * OUTPUTS_AT_ONCE) {
-        const int own = first + lane();  // output, of the first lanes
-        const bool stores = lane() < OUTPUTS_AT_ONCE && own < s.outputs;
-        const float bias = s.bias && stores ? parameters.param[s.parameter + 1][own] : 0;
-        float sums[OUTPUTS_AT_ONCE] = {};
-#pragma unroll 4
-        for (int i = lane(); i < s.inputs; i += 32) {
-            const float x = memory[s.x + i];
+    const int own = lane() % LANES;
+    for (int first = warp() * AT_ONCE; first < s.outputs; first += WARPS * AT_ONCE) {
+        const int output = first + lane() / LANES * OUTPUTS;
+        const bool stores = own < OUTPUTS && output + own < s.outputs;
+        const float bias = s.bias && stores ? parameters.param[s.parameter + 1][output + own] : 0;
+        const float* weights[OUTPUTS];
+        float sums[OUTPUTS] = {};
 #pragma unroll
-            for (int o = 0; o < OUTPUTS_AT_ONCE; o++) sums[o] += weight[min(first + o, s.outputs - 1) * s.inputs + i] * x;
+        for (int o = 0; o < OUTPUTS; o++) weights[o] = weight + min(output + o, s.outputs - 1) * s.inputs;
+#pragma unroll 4
+        for (int i = own * s.vector; i < s.inputs; i += LANES * s.vector) {
+            const auto x = load<s.vector>(memory + s.x + i);
+#pragma unroll
+            for (int o = 0; o < OUTPUTS; o++) {
+                const auto w = load<s.vector>(weights[o] + i);
+#pragma unroll
+                for (int e = 0; e < s.vector; e++) sums[o] += w.at[e] * x.at[e];
+            }
         }
         float y = 0;
 #pragma unroll
-        for (int o = 0; o < OUTPUTS_AT_ONCE; o++) {
-            const float sum = warp_sum(sums[o]);
-            if (lane() == o) y = sum;
+        for (int o = 0; o < OUTPUTS; o++) {
+            const float sum = warp_sum<LANES>(sums[o]);
+            if (own == o) y = sum + bias;
         }
-        if (stores) memory[s.y + own] = L < LAST ? relu(y + bias) : y + bias;
+        if (stores) memory[s.y + output + own] = L < LAST ? relu(y) : y;
     }
     if (TRAINING)
         for (int i = thread(); i < s.inputs; i += THREADS) row[s.row_x + i] = memory[s.x + i];
@@ -37,16 +46,21 @@ template <int L> __device__ __forceinline__ void linears_backward(const Paramete
     constexpr Linear s = LINEARS[L];
     for (int o = thread(); o < s.outputs; o += THREADS) row[s.row_dy + o] = memory[s.dy + o];
     if constexpr (L > 0 || CONVOLUTION_COUNT > 0) {
-        // Threads share an input's outputs where there are threads for it.
-        constexpr int SPLITS = s.inputs < THREADS ? THREADS / s.inputs : 1;
-        constexpr int OUTPUTS = cdiv(s.outputs, SPLITS);
+        // Threads share the outputs of some inputs where there are threads for it.
+        constexpr int VECTORS = s.inputs / s.vector, SPLITS = VECTORS < THREADS ? THREADS / VECTORS : 1;
+        constexpr int OF_SPLIT = cdiv(s.outputs, SPLITS);
         const float* weight = parameters.param[s.parameter];
-        for (int task = thread(); task < SPLITS * s.inputs; task += THREADS) {
-            const int i = task % s.inputs, begin = task / s.inputs * OUTPUTS;
-            float sum = 0;
+        for (int task = thread(); task < SPLITS * VECTORS; task += THREADS) {
+            const int i = task % VECTORS * s.vector, split = task / VECTORS;
+            pack<float, s.vector> sums = {};
 #pragma unroll 8
-            for (int o = begin; o < min(begin + OUTPUTS, s.outputs); o++) sum += memory[s.dy + o] * weight[o * s.inputs + i];
-            memory[SCRAP + task] = sum;
+            for (int o = split * OF_SPLIT; o < min((split + 1) * OF_SPLIT, s.outputs); o++) {
+                const float dy = memory[s.dy + o];
+                const auto w = load<s.vector>(weight + o * s.inputs + i);
+#pragma unroll
+                for (int e = 0; e < s.vector; e++) sums.at[e] += dy * w.at[e];
+            }
+            store(memory + SCRAP + split * s.inputs + i, sums);
         }
         __syncthreads();
         for (int i = thread(); i < s.inputs; i += THREADS) {

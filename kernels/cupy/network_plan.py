@@ -28,6 +28,7 @@ class ConvolutionShape(NamedTuple):
 class LinearShape(NamedTuple):
     weight: tuple[int, int]
     bias: bool
+    aligned: bool  # whether the weight lies at a multiple of 16 bytes
 
 
 class Plan(NamedTuple):
@@ -102,6 +103,7 @@ class Linear(NamedTuple):
     parameter: int
     row_x: int
     row_dy: int
+    vector: int
 
 
 class Memory:
@@ -211,7 +213,7 @@ def plan(
     row = last.row_dy + last.outputs
     if training:
         sums = [(s.splits() * s.maps * s.channels * s.kh * s.kw, f"convolutions[{k}]") for k, s in enumerate(table)]
-        sums += [(max(s.inputs, THREADS), f"linears[{k}]") for k, s in enumerate(rows)]
+        sums += [(max(s.inputs, s.vector * THREADS), f"linears[{k}]") for k, s in enumerate(rows)]
         numbers, name = max(sums)
         scrap = memory.take(max(numbers, CHUNK), f"sums of the gradients of {name}")
         constants |= {"SCRAP": scrap, "FULL": full, "ROW": row, "GRADIENTS": gradient, "MOST_SPLITS": MOST_SPLITS}
@@ -290,9 +292,10 @@ def _linears(memory: Memory, shapes: Sequence[LinearShape], flat: int, dx: int, 
     row_x, row_dy = 0, sum(s.weight[1] for s in shapes)
     for k, s in enumerate(shapes):
         outputs, inputs = s.weight
+        vector = 4 if s.aligned and inputs % 4 == 0 else 1
         y = memory.take(outputs, f"the output of linears[{k}]")
         dy = memory.take(outputs, f"the gradient of the output of linears[{k}]")
-        table.append(Linear(inputs, outputs, s.bias, flat, y, dy, dx, parameter, row_x, row_dy))
+        table.append(Linear(inputs, outputs, s.bias, flat, y, dy, dx, parameter, row_x, row_dy, vector))
         flat, dx, parameter, row_x, row_dy = y, dy, parameter + 1 + s.bias, row_x + inputs, row_dy + outputs
     return table
 

@@ -57,19 +57,17 @@ template <int L> __device__ __forceinline__ void update_linear(
     float sums[2] = {};
     for (int first = 0; first < batch.images; first += CHUNK) {
         const int images = min(CHUNK, batch.images - first);
-        const float* rows = scratch.row(first);
-        for (int k = thread(); k < images * TILE_INPUTS; k += THREADS) {
-            const int i = first_input + k % TILE_INPUTS;
-            xs[k] = i < s.inputs ? rows[k / TILE_INPUTS * ROW + s.row_x + i] : i == s.inputs;
-        }
-        for (int k = thread(); k < images * TILE_OUTPUTS; k += THREADS) {
-            const int o = first_output + k % TILE_OUTPUTS;
-            dys[k] = o < s.outputs ? rows[k / TILE_OUTPUTS * ROW + s.row_dy + o] : 0;
-        }
+        const int i = first_input + lane(), o = first_output + thread() % TILE_OUTPUTS;
+#pragma unroll 4
+        for (int n = warp(); n < images; n += WARPS)
+            xs[n * TILE_INPUTS + lane()] = i < s.inputs ? scratch.row(first + n)[s.row_x + i] : i == s.inputs;
+#pragma unroll 4
+        for (int n = thread() / TILE_OUTPUTS; n < images; n += THREADS / TILE_OUTPUTS)
+            dys[n * TILE_OUTPUTS + thread() % TILE_OUTPUTS] = o < s.outputs ? scratch.row(first + n)[s.row_dy + o] : 0;
         __syncthreads();
 #pragma unroll 8
         for (int n = 0; n < images; n++) {
-            const pair x = load_pair<true>(xs + n * TILE_INPUTS + own_input);
+            const pair x = load<2>(xs + n * TILE_INPUTS + own_input);
             const float dy = dys[n * TILE_OUTPUTS + own_output];
 #pragma unroll
             for (int k = 0; k < 2; k++) sums[k] += dy * x.at[k];

@@ -85,8 +85,8 @@ def changed(network: Network, function: Callable[[Tensor], Tensor]) -> Network:
     """The network with `function` of its parameters."""
 
     def of(layer: Any) -> Any:
-        bias = None if layer.bias is None else function(layer.bias)
-        return layer._replace(weight=function(layer.weight), bias=bias)
+        layer = layer._replace(weight=function(layer.weight))
+        return layer if layer.bias is None else layer._replace(bias=function(layer.bias))
 
     return Network(tuple(map(of, network.convolutions)), tuple(map(of, network.linears)))
 
@@ -236,6 +236,20 @@ def test_batch_sizes(grid: Any, n: int) -> None:
     model = Model(shape.network(), lr=0.1, momentum=0.9)
     for _ in range(2):
         check_step(model, *shape.batch(n, "cross_entropy"))
+
+
+def test_parameters_in_one_vector(grid: Any) -> None:
+    """As views of it they lie at any multiple of 4 bytes."""
+    grid(4)
+    shape = Shape((1, 10, 10), [(4, 3, 3, 0, 0)], [12, 8])
+    network = shape.network()
+    lengths = [p.numel() for p in parameters(network)]
+    flat = iter(torch.empty(1 + sum(lengths))[1:].split(lengths))
+    views = changed(network, lambda p: next(flat).view_as(p).copy_(p))
+    assert any(layer.weight.data_ptr() % 16 for layer in views.linears)
+    model = Model(views, lr=0.1)
+    for _ in range(2):
+        check_step(model, *shape.batch(3, "mse"))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
