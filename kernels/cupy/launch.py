@@ -122,7 +122,7 @@ class Limits(NamedTuple):
 
 def limits(like: Tensor) -> Limits:
     """Those of the device of `like`."""
-    device = torch.cuda.get_device_properties(like.device)
+    device: Any = torch.cuda.get_device_properties(like.device)  # torch's stubs lack one of these
     return Limits(
         device.multi_processor_count, device.shared_memory_per_block_optin, device.shared_memory_per_multiprocessor
     )

@@ -12,7 +12,7 @@ from kernels.cupy import launch as driver
 from kernels.cupy.launch import Structure, addresses, grid_counter, launch, structure
 from kernels.cupy.network_plan import BLOCKS, MOST_SPLITS, THREADS, ConvolutionShape, LinearShape, Plan, plan
 from kernels.cupy.sgd import OPTIONS
-from kernels.ops.network import Network, Update
+from kernels.ops.network import Convolution, Linear, Network, Update
 from kernels.sizes import cdiv
 
 
@@ -59,7 +59,9 @@ def network_step(
 
 
 def plan_of(network: Network, images: Tensor, training: bool) -> Plan:
-    """The network's layout on the device of the images; RuntimeError where it takes more shared memory than a block has."""
+    """The network's layout on the device of the images; RuntimeError where a block lacks the memory, or for float64."""
+    if images.dtype != torch.float32:
+        raise RuntimeError(f"the CuPy backend runs whole networks in torch.float32, got {images.dtype}")
     channels, height, width = images.shape[1:]
     return plan((channels, height, width), *shapes(network), training, driver.limits(images).shared)
 
@@ -84,7 +86,7 @@ def most_blocks(images: Tensor, made: Plan) -> int:
 
 def parameters(network: Network) -> Structure:
     """struct Parameters of network.cuh."""
-    layers = (*network.convolutions, *network.linears)
+    layers: tuple[Convolution | Linear, ...] = (*network.convolutions, *network.linears)
     return structure(tuple(addresses(p for layer in layers for p in (layer.weight, layer.bias) if p is not None)))
 
 
@@ -101,7 +103,7 @@ def changes(updates: Sequence[Update], rates: Sequence[Tensor | None]) -> Struct
 @functools.lru_cache(maxsize=64)
 def _changes(*columns: tuple[Any, ...]) -> Structure:
     names = "momentum_buffer", "rates", "rate_stride", "options"
-    dtypes = np.int64, np.int64, np.int64, OPTIONS
+    dtypes: tuple[Any, ...] = np.int64, np.int64, np.int64, OPTIONS
     made = np.zeros((), [(name, dtype, len(columns[0])) for name, dtype in zip(names, dtypes, strict=True)])
     for name, dtype, column in zip(names, dtypes, columns, strict=True):
         made[name] = np.array(list(column), dtype)

@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,13 @@ BANKS = 32
 
 
 class ConvolutionShape(NamedTuple):
-    weight: tuple[int, int, int, int]
+    weight: tuple[int, ...]  # (O, C, KH, KW)
     bias: bool
     padding: Pair
 
 
 class LinearShape(NamedTuple):
-    weight: tuple[int, int]
+    weight: tuple[int, ...]  # (O, I)
     bias: bool
     aligned: bool  # whether the weight lies at a multiple of 16 bytes
 
@@ -34,7 +34,7 @@ class LinearShape(NamedTuple):
 class Plan(NamedTuple):
     """What the launchers need to know."""
 
-    constants: dict[str, int | str]
+    constants: dict[str, Any]  # the macros of the kernels
     shared: int  # bytes of a block's shared memory
     row: int  # numbers that an image leaves in scratch
     gradients: int  # numbers that a split leaves in scratch
@@ -165,7 +165,7 @@ def maps_of_thread(maps: int, quads: int, kw: int, vector: bool) -> int:
     return min((n for n in (1, 2, 3, 4, 6, 8) if n <= maps), key=work)
 
 
-def weight_grad_work(weight: tuple[int, int, int, int], rows: int, columns: int) -> tuple[int, int]:
+def weight_grad_work(weight: tuple[int, ...], rows: int, columns: int) -> tuple[int, int]:
     """How many maps and rows of the unpooled gradient a thread sums, so that the last thread is through first."""
     maps, channels, kh, kw = weight
 
@@ -201,7 +201,7 @@ def plan(
         flat = memory.take(linears[0].weight[1], "the input of linears[0]")
     rows = _linears(memory, linears, flat, dx, parameter)
     last = rows[-1]
-    constants: dict[str, int | str] = {
+    constants: dict[str, Any] = {
         "CONVOLUTION_TABLE": ",".join(map(initialiser, table)) or "{}",
         "CONVOLUTION_COUNT": len(table),
         "LINEAR_TABLE": ",".join(map(initialiser, rows)),

@@ -410,6 +410,15 @@ def test_what_does_not_fit(shape: Shape, what: str, monkeypatch: pytest.MonkeyPa
         Model(shape.network(), lr=0.1).step(images, targets)
 
 
+def test_float64_is_refused() -> None:
+    images, targets = SMALL.batch(1, "mse")
+    network = changed(SMALL.network(), Tensor.double)
+    with pytest.raises(RuntimeError, match="whole networks in torch.float32, got torch.float64"):
+        launchers.network_forward(network, images.double())
+    with pytest.raises(RuntimeError, match=r"torch.float32, got torch.float64"):
+        Model(network, lr=0.1).step(images.double(), targets.double())
+
+
 def test_what_does_not_fit_for_training_may_fit_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     images, targets = LENET.batch(1, "mse")
     network = LENET.network()
