@@ -11,6 +11,7 @@ struct Planes {
 };
 
 __device__ constexpr int cdiv(int a, int b) { return (a + b - 1) / b; }
+__device__ constexpr int padded(int length) { return cdiv(length, 4) * 4; }  // from an image's x of a linear layer to the next
 
 // y = max_pool2d(relu(conv2d(x, weight, bias)), 2)
 struct Convolution {
@@ -99,14 +100,14 @@ template <int L> __device__ __forceinline__ void clear_borders() {
     }
 }
 
-// Copies an image (channels, height, width) to where the first layer's x is.
+// Copies an image (channels, height, width) to where the first layer's x is; of a linear one, that of the block's image n.
 constexpr int PIXELS = CONVOLUTION_COUNT ? CONVOLUTIONS[0].channels * CONVOLUTIONS[0].height * CONVOLUTIONS[0].width
                                          : LINEARS[0].inputs;
 
-__device__ __forceinline__ void load_image(const float* image) {
+__device__ __forceinline__ void load_image(const float* image, int n) {
     constexpr Convolution s = CONVOLUTIONS[0];
     for (int k = thread(); k < PIXELS; k += THREADS) {
-        if constexpr (CONVOLUTION_COUNT == 0) memory[LINEARS[0].x + k] = image[k];
+        if constexpr (CONVOLUTION_COUNT == 0) memory[LINEARS[0].x + n * padded(PIXELS) + k] = image[k];
         else memory[s.x(k / (s.height * s.width), k / s.width % s.height, k % s.width)] = image[k];
     }
 }

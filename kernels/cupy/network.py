@@ -10,7 +10,16 @@ from torch import Tensor
 
 from kernels.cupy import launch as driver
 from kernels.cupy.launch import Structure, addresses, grid_counter, launch, structure
-from kernels.cupy.network_plan import BLOCKS, MOST_SPLITS, THREADS, ConvolutionShape, LinearShape, Plan, plan
+from kernels.cupy.network_plan import (
+    BLOCKS,
+    IMAGES,
+    MOST_SPLITS,
+    THREADS,
+    ConvolutionShape,
+    LinearShape,
+    Plan,
+    plan,
+)
 from kernels.cupy.sgd import OPTIONS
 from kernels.ops.network import Convolution, Linear, Network, Update
 from kernels.sizes import cdiv
@@ -20,8 +29,10 @@ def network_forward(network: Network, images: Tensor) -> Tensor:
     """Scores (N, classes) of images (N, C, H, W), float32."""
     made = plan_of(network, images, training=False)
     scores = images.new_empty(len(images), network.linears[-1].weight.shape[0])
-    grid = (min(len(images), most_blocks(images, made)),)
-    arguments = images, scores, len(images), parameters(network)
+    blocks = most_blocks(images, made)
+    at_once = 1 if len(images) <= blocks else IMAGES
+    grid = (min(cdiv(len(images), at_once), blocks),)
+    arguments = images, scores, len(images), at_once, parameters(network)
     launch(
         images, "network_forward", "network_forward", grid, (THREADS,), *arguments, shared=made.shared, **made.constants
     )

@@ -70,10 +70,11 @@ __device__ __forceinline__ unsigned char* positions_at(int place) {
 
 constexpr int NOWHERE = 255;  // the position of a maximum that ReLU makes zero: no gradient flows
 
-template <int L> __device__ __forceinline__ void convolution_forward() {
+template <int L> __device__ __forceinline__ void convolution_forward(int n) {
     constexpr Convolution s = CONVOLUTIONS[L];
     constexpr int MAPS = s.forward_maps;
     constexpr int GROUPS = cdiv(s.maps, MAPS);
+    const int y = L == CONVOLUTION_COUNT - 1 ? n * padded(LINEARS[0].inputs) : 0;
     for (int task = thread(); task < s.cells() * GROUPS; task += THREADS) {
         const int group = task % GROUPS, row = task / GROUPS / s.columns, column = task / GROUPS % s.columns;
         const float* weights = memory + s.weight + group * s.weight_pitch;
@@ -105,7 +106,7 @@ template <int L> __device__ __forceinline__ void convolution_forward() {
                 if (value > maximum || value != value) maximum = value, position = k;  // the first maximum, but the last NaN
             }
             maximum += memory[s.bias_at + map];  // max(a) + b = max(a + b)
-            memory[s.y(map, row, column)] = relu(maximum);
+            memory[y + s.y(map, row, column)] = relu(maximum);
             if (TRAINING) positions_at(s.positions)[map * s.cells() + row * s.columns + column] = maximum <= 0 ? NOWHERE : position;
         }
     }
@@ -230,15 +231,16 @@ template <int L> __device__ __forceinline__ void add_gradients(float* gradients,
     }
 }
 
-// The forward pass from convolution L on, and the backward pass back to it.
-template <int L> __device__ __forceinline__ void convolutions_forward() {
+// The forward pass from convolution L on; the last y is the first linear layer's x of the block's image n.
+template <int L> __device__ __forceinline__ void convolutions_forward(int n) {
     if constexpr (L < CONVOLUTION_COUNT) {
-        convolution_forward<L>();
+        convolution_forward<L>(n);
         __syncthreads();
-        convolutions_forward<L + 1>();
+        convolutions_forward<L + 1>(n);
     }
 }
 
+// The backward pass from convolution L back to the first.
 template <int L> __device__ __forceinline__ void convolutions_backward(float* gradients, bool first) {
     if constexpr (L >= 0) {
         unpool<L>();

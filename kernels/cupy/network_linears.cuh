@@ -1,11 +1,11 @@
-// The linear layers of a network and the loss, on one image in shared memory. The weights come from the L2 cache.
+// The linear layers of a network and the loss, on images in shared memory. The weights come from the L2 cache.
 //
 // What the gradients of the weights need, every layer's x and dy, goes to the image's row of scratch.
 
 // A warp computes 8 outputs at a time: LANES threads have the same ones, each OUTPUTS of them, of which it sums a share.
 constexpr int LANES = 8, OUTPUTS = 2, AT_ONCE = 32 / LANES * OUTPUTS;
 
-template <int L> __device__ __forceinline__ void linears_forward(const Parameters& parameters, float* row) {
+template <int L, int N> __device__ __forceinline__ void linear_forward(const Parameters& parameters, int images) {
     constexpr Linear s = LINEARS[L];
     const float* weight = parameters.param[s.parameter];
     const int own = lane() % LANES;
@@ -14,31 +14,46 @@ template <int L> __device__ __forceinline__ void linears_forward(const Parameter
         const bool stores = own < OUTPUTS && output + own < s.outputs;
         const float bias = s.bias && stores ? parameters.param[s.parameter + 1][output + own] : 0;
         const float* weights[OUTPUTS];
-        float sums[OUTPUTS] = {};
+        float sums[OUTPUTS][N] = {};
 #pragma unroll
         for (int o = 0; o < OUTPUTS; o++) weights[o] = weight + min(output + o, s.outputs - 1) * s.inputs;
 #pragma unroll 4
         for (int i = own * s.vector; i < s.inputs; i += LANES * s.vector) {
-            const auto x = load<s.vector>(memory + s.x + i);
+            pack<float, s.vector> w[OUTPUTS];
 #pragma unroll
-            for (int o = 0; o < OUTPUTS; o++) {
-                const auto w = load<s.vector>(weights[o] + i);
+            for (int o = 0; o < OUTPUTS; o++) w[o] = load<s.vector>(weights[o] + i);
 #pragma unroll
-                for (int e = 0; e < s.vector; e++) sums[o] += w.at[e] * x.at[e];
+            for (int n = 0; n < N; n++) {
+                const auto x = load<s.vector>(memory + s.x + min(n, images - 1) * padded(s.inputs) + i);
+#pragma unroll
+                for (int o = 0; o < OUTPUTS; o++)
+#pragma unroll
+                    for (int e = 0; e < s.vector; e++) sums[o][n] += w[o].at[e] * x.at[e];
             }
         }
-        float y = 0;
 #pragma unroll
-        for (int o = 0; o < OUTPUTS; o++) {
-            const float sum = warp_sum<LANES>(sums[o]);
-            if (own == o) y = sum + bias;
+        for (int n = 0; n < N; n++) {
+            float y = 0;
+#pragma unroll
+            for (int o = 0; o < OUTPUTS; o++) {
+                const float sum = warp_sum<LANES>(sums[o][n]);
+                if (own == o) y = sum + bias;
+            }
+            if (stores && n < images) memory[s.y + n * padded(s.outputs) + output + own] = L < LAST ? relu(y) : y;
         }
-        if (stores) memory[s.y + output + own] = L < LAST ? relu(y) : y;
     }
+}
+
+// All layers, for the first `images` of up to N images, all of which every weight that is read serves.
+template <int L, int N> __device__ __forceinline__ void linears_forward(
+    const Parameters& parameters, int images, float* row
+) {
+    constexpr Linear s = LINEARS[L];
+    linear_forward<L, N>(parameters, N == 1 ? 1 : images);
     if (TRAINING)
         for (int i = thread(); i < s.inputs; i += THREADS) row[s.row_x + i] = memory[s.x + i];
     __syncthreads();
-    if constexpr (L < LAST) linears_forward<L + 1>(parameters, row);
+    if constexpr (L < LAST) linears_forward<L + 1, N>(parameters, images, row);
 }
 
 // dx = dy weight, zero where ReLU gave x = 0 (after a convolution, its positions know); back to layer L's dx.

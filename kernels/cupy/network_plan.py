@@ -13,6 +13,7 @@ from kernels.sizes import Pair, cdiv, output_size
 
 THREADS = 256
 BLOCKS = 3  # of a multiprocessor, at most: 80 registers a thread
+IMAGES = 4  # that a block takes through the linear layers together, forward
 MOST_SPLITS = 256  # of a batch
 TILE = THREADS // 16, 32  # outputs and inputs of a linear layer, in network_update.cuh
 CHUNK = 64 * sum(TILE)  # numbers that it stages at a time
@@ -115,7 +116,7 @@ class Memory:
     def take(self, numbers: int, what: str) -> int:
         """The place of so many numbers, a multiple of four; RuntimeError where they do not fit."""
         at = self.size
-        self.size += cdiv(numbers, 4) * 4
+        self.size += padded(numbers)
         if 4 * self.size > self._limit:
             raise RuntimeError(
                 f"the network does not fit into the shared memory of a block: with {what} it takes {4 * self.size:,} bytes,"
@@ -137,6 +138,11 @@ def pitch_of(columns: int, across: int, groups: int) -> int:
     pitches = np.arange(even(columns), even(columns) + BANKS, 2)
     reads = np.outer(2 * pitches, threads // across) + 2 * (threads % across)
     return int(pitches[np.argmin(wavefronts(reads, BANKS) * pitches)])
+
+
+def padded(length: int) -> int:
+    """The next multiple of four."""
+    return cdiv(length, 4) * 4
 
 
 def even(number: int) -> int:
@@ -190,16 +196,16 @@ def plan(
 ) -> Plan:
     """Of a network for images of a shape, on a GPU whose blocks have up to `limit` bytes of shared memory."""
     memory = Memory(limit)
-    table = _convolutions(memory, image, convolutions, linears[0].weight[1], training)
-    parameter, gradient, flat, dx = 0, 0, 0, 0
+    images = 1 if training else IMAGES
+    flat = memory.take(images * padded(linears[0].weight[1]), "the input of linears[0]")
+    table = _convolutions(memory, image, convolutions, flat, training)
+    parameter, gradient, dx = 0, 0, 0
     full = _room_for_gradients(memory, table) if table and training else 0
     for k, layer in enumerate(table):
         table[k] = layer._replace(parameter=parameter, gradient=gradient)
         parameter, gradient = parameter + 1 + layer.bias, gradient + layer.parameters()
-        flat, dx = layer.y.at, layer.dy
-    if not table:
-        flat = memory.take(linears[0].weight[1], "the input of linears[0]")
-    rows = _linears(memory, linears, flat, dx, parameter)
+        dx = layer.dy
+    rows = _linears(memory, linears, flat, dx, parameter, images)
     last = rows[-1]
     constants: dict[str, Any] = {
         "CONVOLUTION_TABLE": ",".join(map(initialiser, table)) or "{}",
@@ -209,6 +215,7 @@ def plan(
         "PARAMETERS": last.parameter + 1 + last.bias,
         "BLOCKS": BLOCKS,
         "TRAINING": int(training),
+        "IMAGES": images,
     }
     row = last.row_dy + last.outputs
     if training:
@@ -222,9 +229,9 @@ def plan(
 
 
 def _convolutions(
-    memory: Memory, image: tuple[int, int, int], shapes: Sequence[ConvolutionShape], features: int, training: bool
+    memory: Memory, image: tuple[int, int, int], shapes: Sequence[ConvolutionShape], flat: int, training: bool
 ) -> list[Convolution]:
-    """The table of convolutions, but for the places of their parameters; y of the last is contiguous (features)."""
+    """The table of convolutions, but for the places of their parameters; y of the last is contiguous, at `flat`."""
     table: list[Convolution] = []
     channels, h, w = image
     for k, s in enumerate(shapes):
@@ -272,7 +279,6 @@ def _convolutions(
         table.append(layer)
         channels, h, w = maps, rows, columns
     if table:
-        flat = memory.take(features, "the input of linears[0]")
         table[-1] = table[-1]._replace(y=Planes(flat, h * w, w))
     return table
 
@@ -286,14 +292,16 @@ def _room_for_gradients(memory: Memory, table: list[Convolution]) -> int:
     return at
 
 
-def _linears(memory: Memory, shapes: Sequence[LinearShape], flat: int, dx: int, parameter: int) -> list[Linear]:
+def _linears(
+    memory: Memory, shapes: Sequence[LinearShape], flat: int, dx: int, parameter: int, images: int
+) -> list[Linear]:
     """The table of linear layers: x of the first is at `flat`, its gradient goes to `dx`."""
     table: list[Linear] = []
     row_x, row_dy = 0, sum(s.weight[1] for s in shapes)
     for k, s in enumerate(shapes):
         outputs, inputs = s.weight
         vector = 4 if s.aligned and inputs % 4 == 0 else 1
-        y = memory.take(outputs, f"the output of linears[{k}]")
+        y = memory.take(images * padded(outputs), f"the output of linears[{k}]")
         dy = memory.take(outputs, f"the gradient of the output of linears[{k}]")
         table.append(Linear(inputs, outputs, s.bias, flat, y, dy, dx, parameter, row_x, row_dy, vector))
         flat, dx, parameter, row_x, row_dy = y, dy, parameter + 1 + s.bias, row_x + inputs, row_dy + outputs

@@ -28,10 +28,10 @@ __device__ __forceinline__ void train(
     const Batch& batch, float* gradients, bool first
 ) {
     float* row = scratch.row(n);
-    load_image(images + at * PIXELS);
+    load_image(images + at * PIXELS, 0);
     __syncthreads();
-    convolutions_forward<0>();
-    linears_forward<0>(parameters, row);
+    convolutions_forward<0>(0);
+    linears_forward<0, 1>(parameters, 1, row);
     if (warp() == 0) {
         float loss;
         bool correct;

@@ -222,7 +222,7 @@ def test_shapes(grid: Any, name: str, loss: str) -> None:
     model = Model(shape.network(), lr=0.1, momentum=0.9)
     for n in (3, 2):
         check_step(model, *shape.batch(n, loss))
-    images, _ = shape.batch(6, loss)
+    images, _ = shape.batch(7, loss)
     sizes = Sizes(model.network, images, torch.zeros(1))
     expected = forward(changed(model.network, double), double(images))
     assert_near(launchers.network_forward(model.network, images).cpu(), expected, sizes.terms, sizes.scores)
@@ -349,6 +349,14 @@ def test_numbers_that_are_none(grid: Any, value: float, loss: str) -> None:
     check_step(Model(TWO.network(), lr=0.1), images, targets)
 
 
+def test_the_first_of_equal_maxima_takes_the_gradient(grid: Any) -> None:
+    grid(2)
+    network = SMALL.network()
+    network.convolutions[0].weight.zero_()
+    network.convolutions[0].bias.fill_(1)
+    check_step(Model(network, lr=0.1), *SMALL.batch(2, "mse"))
+
+
 def test_largest_scores() -> None:
     """The first of equal ones; NaN counts as the largest, as in torch.argmax."""
     weight = torch.tensor([[1.0], [3.0], [3.0], [0.0]])
@@ -396,7 +404,7 @@ def test_the_counter_serves_every_launch(grid: Any, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("shape", "what"),
     (
-        (Shape((3, 200, 200), [(4, 3, 3, 0, 0)], [10]), r"the input of convolutions\[0\] it takes 4\d\d,\d\d\d bytes"),
+        (Shape((3, 200, 200), [(4, 3, 3, 0, 0)], [10]), r"the input of convolutions\[0\] it takes 6\d\d,\d\d\d bytes"),
         (Shape((64, 12, 12), [(256, 3, 3, 0, 0)], [10]), r"the weight of convolutions\[0\]"),
         (Shape((1, 64, 64), [(3, 3, 3, 1, 1), (20, 3, 3, 1, 1)], [10]), r"the gradient before pooling of convolutions\[1\]"),
         (Shape((1, 1, 50000), [], [10]), r"the input of linears\[0\] it takes 200,000 bytes"),
