@@ -8,7 +8,9 @@ constexpr int LANES = 8, OUTPUTS = 2, AT_ONCE = 32 / LANES * OUTPUTS;
 template <int L, int N> __device__ __forceinline__ void linear_forward(const Parameters& parameters, int images) {
     constexpr Linear s = LINEARS[L];
     const float* weight = parameters.param[s.parameter];
+    constexpr int STEP = LANES * s.vector, WHOLE = s.inputs / STEP * STEP;
     const int own = lane() % LANES;
+    const float* xs = memory + s.x + own * s.vector;
     for (int first = warp() * AT_ONCE; first < s.outputs; first += WARPS * AT_ONCE) {
         const int output = first + lane() / LANES * OUTPUTS;
         const bool stores = own < OUTPUTS && output + own < s.outputs;
@@ -16,21 +18,24 @@ template <int L, int N> __device__ __forceinline__ void linear_forward(const Par
         const float* weights[OUTPUTS];
         float sums[OUTPUTS][N] = {};
 #pragma unroll
-        for (int o = 0; o < OUTPUTS; o++) weights[o] = weight + min(output + o, s.outputs - 1) * s.inputs;
-#pragma unroll 4
-        for (int i = own * s.vector; i < s.inputs; i += LANES * s.vector) {
+        for (int o = 0; o < OUTPUTS; o++)
+            weights[o] = weight + min(output + o, s.outputs - 1) * s.inputs + own * s.vector;
+        const auto add = [&](int i) {
             pack<float, s.vector> w[OUTPUTS];
 #pragma unroll
             for (int o = 0; o < OUTPUTS; o++) w[o] = load<s.vector>(weights[o] + i);
 #pragma unroll
             for (int n = 0; n < N; n++) {
-                const auto x = load<s.vector>(memory + s.x + min(n, images - 1) * padded(s.inputs) + i);
+                const auto x = load<s.vector>(xs + min(n, images - 1) * padded(s.inputs) + i);
 #pragma unroll
                 for (int o = 0; o < OUTPUTS; o++)
 #pragma unroll
                     for (int e = 0; e < s.vector; e++) sums[o][n] += w[o].at[e] * x.at[e];
             }
-        }
+        };
+#pragma unroll 4
+        for (int i = 0; i < WHOLE; i += STEP) add(i);
+        if (WHOLE < s.inputs && own * s.vector < s.inputs - WHOLE) add(WHOLE);
 #pragma unroll
         for (int n = 0; n < N; n++) {
             float y = 0;
@@ -67,11 +72,13 @@ template <int L> __device__ __forceinline__ void linears_backward(const Paramete
         const float* weight = parameters.param[s.parameter];
         for (int task = thread(); task < SPLITS * VECTORS; task += THREADS) {
             const int i = task % VECTORS * s.vector, split = task / VECTORS;
+            const int begin = split * OF_SPLIT;
+            const float *dys = memory + s.dy + begin, *weights = weight + begin * s.inputs + i;
             pack<float, s.vector> sums = {};
 #pragma unroll 8
-            for (int o = split * OF_SPLIT; o < min((split + 1) * OF_SPLIT, s.outputs); o++) {
-                const float dy = memory[s.dy + o];
-                const auto w = load<s.vector>(weight + o * s.inputs + i);
+            for (int o = 0; o < min(OF_SPLIT, s.outputs - begin); o++) {
+                const float dy = dys[o];
+                const auto w = load<s.vector>(weights + o * s.inputs);
 #pragma unroll
                 for (int e = 0; e < s.vector; e++) sums.at[e] += dy * w.at[e];
             }

@@ -3,7 +3,7 @@
 // The parameters are cut into tiles, which blocks take in turn. Who takes a tile does not matter: the sums' order is that of the
 // images, whatever the grid.
 
-constexpr int TILE_OUTPUTS = THREADS / 16, TILE_INPUTS = 32;  // of a linear layer's weight: a thread has two neighbours
+constexpr int TILE_INPUTS = 32, TILE_OUTPUTS = THREADS / 16;  // of a linear layer's weight: a thread has two neighbours
 constexpr int CHUNK = 64;                                     // images in shared memory at a time
 
 // Where the images left what the gradients need.
@@ -51,19 +51,21 @@ template <int L> __device__ __forceinline__ void update_linear(
 ) {
     constexpr Linear s = LINEARS[L];
     const int first_output = tile / tiles_across(s) * TILE_OUTPUTS, first_input = tile % tiles_across(s) * TILE_INPUTS;
-    const int own_output = thread() / 16, own_input = thread() % 16 * 2;
+    const int t = thread(), own_output = t / (TILE_INPUTS / 2), own_input = t % (TILE_INPUTS / 2) * 2;
+    const int i = first_input + t % TILE_INPUTS, o = first_output + t % TILE_OUTPUTS;  // that it copies
     float* xs = memory + SCRAP;             // [image][input]
     float* dys = xs + CHUNK * TILE_INPUTS;  // [image][output]
     float sums[2] = {};
     for (int first = 0; first < batch.images; first += CHUNK) {
         const int images = min(CHUNK, batch.images - first);
-        const int i = first_input + lane(), o = first_output + thread() % TILE_OUTPUTS;
+        const float* row = scratch.row(first + t / TILE_INPUTS) + s.row_x + i;
 #pragma unroll 4
-        for (int n = warp(); n < images; n += WARPS)
-            xs[n * TILE_INPUTS + lane()] = i < s.inputs ? scratch.row(first + n)[s.row_x + i] : i == s.inputs;
+        for (int k = t; k < images * TILE_INPUTS; k += THREADS, row += THREADS / TILE_INPUTS * ROW)
+            xs[k] = i < s.inputs ? *row : i == s.inputs;
+        row = scratch.row(first + t / TILE_OUTPUTS) + s.row_dy + o;
 #pragma unroll 4
-        for (int n = thread() / TILE_OUTPUTS; n < images; n += THREADS / TILE_OUTPUTS)
-            dys[n * TILE_OUTPUTS + thread() % TILE_OUTPUTS] = o < s.outputs ? scratch.row(first + n)[s.row_dy + o] : 0;
+        for (int k = t; k < images * TILE_OUTPUTS; k += THREADS, row += THREADS / TILE_OUTPUTS * ROW)
+            dys[k] = o < s.outputs ? *row : 0;
         __syncthreads();
 #pragma unroll 8
         for (int n = 0; n < images; n++) {
@@ -74,13 +76,13 @@ template <int L> __device__ __forceinline__ void update_linear(
         }
         __syncthreads();
     }
-    const int o = first_output + own_output;
-    if (o >= s.outputs) return;
+    const int output = first_output + own_output;
+    if (output >= s.outputs) return;
 #pragma unroll
     for (int k = 0; k < 2; k++) {
-        const int i = first_input + own_input + k;
-        if (i < s.inputs) update(parameters, updates, s.parameter, o * s.inputs + i, sums[k], batch.step);
-        else if (i == s.inputs && s.bias) update(parameters, updates, s.parameter + 1, o, sums[k], batch.step);
+        const int input = first_input + own_input + k;
+        if (input < s.inputs) update(parameters, updates, s.parameter, output * s.inputs + input, sums[k], batch.step);
+        else if (input == s.inputs && s.bias) update(parameters, updates, s.parameter + 1, output, sums[k], batch.step);
     }
 }
 
