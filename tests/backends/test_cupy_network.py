@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from judge import assert_near
 from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 cupy = pytest.importorskip("cupy")
 
@@ -105,32 +106,104 @@ def forward(network: Network, x: Tensor) -> Tensor:
     return F.linear(x, network.linears[-1].weight, network.linears[-1].bias)
 
 
-def summed(network: Network, x: Tensor) -> Tensor:
-    """Scores with sums in the place of maxima and without ReLU: of magnitudes the largest that sums can be."""
-    for layer in network.convolutions:
-        x = F.avg_pool2d(F.conv2d(x, layer.weight, layer.bias, padding=layer.padding), 2, divisor_override=1)
-    x = x.flatten(1)
-    for layer in network.linears:
-        x = F.linear(x, layer.weight, layer.bias)
-    return x
+class Value(NamedTuple):
+    """A number in float64, and the magnitude of its error as the tolerance rule has it, for one term."""
+
+    value: Tensor
+    error: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Value":
+        return Value(function(self.value), function(self.error))
 
 
-class Sizes:
-    """How many terms are summed, and their magnitudes, as the tolerance rule asks for."""
+def product(function: Callable[[Tensor, Tensor], Tensor], a: Value, b: Value) -> Value:
+    """A bilinear function: its own error is that of a sum, sqrt(terms) times its magnitude; those of a and b pass on."""
+    x, y = a.value.abs(), b.value.abs()
+    terms = function(torch.ones_like(x), torch.ones_like(y))
+    error = terms.sqrt() * function(x, y) + function(a.error, y) + function(x, b.error)
+    return Value(function(a.value, b.value), error)
+
+
+def added(a: Value, bias: Value | None, shape: tuple[int, ...]) -> Value:
+    return a if bias is None else Value(*(x + y.view(shape) for x, y in zip(a, bias, strict=True)))
+
+
+def exact(tensor: Tensor | None) -> Value | None:
+    """What is given; where it is added, that rounds the sum."""
+    return None if tensor is None else Value(double(tensor), double(tensor).abs())
+
+
+class Errors:
+    """How far scores, loss and gradients of a batch may be off: the rule for every layer, one after the other."""
 
     def __init__(self, network: Network, images: Tensor, targets: Tensor) -> None:
-        magnitudes = changed(network, lambda p: double(p).abs().requires_grad_())
-        leaves = parameters(magnitudes)
-        scores = summed(magnitudes, double(images).abs())
-        self.scores = scores.detach()
-        if targets.is_floating_point():
-            errors = self.scores + double(targets).abs()
-            self.loss, dscores = errors.square().mean(), 2 * errors / errors.numel()
-        else:
-            steep = 1 + 2 * self.scores.amax(1, keepdim=True)  # exp turns a score's rounding into a relative error
-            self.loss, dscores = steep.mean(), steep.expand_as(scores) / len(scores)
-        self.gradients = torch.autograd.grad(scores, leaves, dscores)
-        self.terms = len(images) * images[0].numel() + sum(p[0].numel() for p in leaves)
+        x = Value(double(images), torch.zeros_like(double(images)))
+        inputs, maxima = [], []
+        for s in network.convolutions:
+            inputs.append(x)
+            z = product(lambda a, b, p=s.padding: F.conv2d(a, b, padding=p), x, self._given(s.weight))
+            z = added(z, exact(s.bias), (-1, 1, 1))
+            y, places = F.max_pool2d(z.value, 2, return_indices=True)
+            x = Value(y, F.max_pool2d(z.error, 2)).map(lambda t, y=y: torch.where(y <= 0, 0, t))
+            maxima.append((places, z.value.shape, y))
+        pooled, x = x, x.map(lambda t: t.flatten(1))
+        for k, s in enumerate(network.linears):
+            inputs.append(x)
+            z = added(product(F.linear, x, self._given(s.weight)), exact(s.bias), (-1,))
+            x = z.map(lambda t, z=z.value: torch.where(z <= 0, 0, t)) if k < len(network.linears) - 1 else z
+        self.scores, mse = x.error, targets.is_floating_point()
+        targets = double(targets) if mse else targets.cpu()
+        loss, dy = self._mse(x, targets) if mse else self._cross_entropy(x, targets)
+
+        gradients: list[list[Value]] = []
+        for s in reversed(network.linears):
+            x = inputs.pop()
+            dbias = [] if s.bias is None else [self._sum(dy, (0,))]
+            gradients.insert(0, [product(lambda dy, x: dy.t() @ x, dy, x), *dbias])
+            dx = product(lambda dy, weight: dy @ weight, dy, self._given(s.weight))
+            dy = dx.map(lambda t, x=x.value: torch.where(x <= 0, 0, t))
+        dy = dx.map(lambda t: t.view_as(pooled.value))
+        for s in reversed(network.convolutions):
+            x, (places, shape, y) = inputs.pop(), maxima.pop()
+            dy = dy.map(lambda t, y=y: torch.where(y <= 0, 0, t))
+            dy = dy.map(lambda t, i=places, shape=shape: F.max_unpool2d(t, i, 2, output_size=shape[2:]))
+            dbias = [] if s.bias is None else [self._sum(dy, (0, 2, 3))]
+            weight = self._given(s.weight)
+            dweight = product(lambda dy, x, s=s: conv2d_weight(x, s.weight.shape, dy, padding=s.padding), dy, x)
+            gradients.insert(0, [dweight, *dbias])
+            dy = product(lambda dy, w, x=x.value, p=s.padding: conv2d_input(x.shape, w, dy, padding=p), dy, weight)
+        self.loss, self.gradients = loss.error, [gradient.error for layer in gradients for gradient in layer]
+
+    @staticmethod
+    def _given(tensor: Tensor) -> Value:
+        return Value(double(tensor), torch.zeros_like(double(tensor)))
+
+    @staticmethod
+    def _sum(dy: Value, dims: tuple[int, ...]) -> Value:
+        terms = dy.value.numel() / dy.value.sum(dims).numel()
+        return Value(dy.value.sum(dims), terms**0.5 * dy.value.abs().sum(dims) + dy.error.sum(dims))
+
+    @staticmethod
+    def _mse(scores: Value, targets: Tensor) -> tuple[Value, Value]:
+        off, n = scores.value - targets, targets.numel()
+        error = scores.error + off.abs()
+        loss = off.square().mean()
+        return Value(loss, n**0.5 * loss + 2 * (off.abs() * error).mean()), Value(
+            2 * off / n, 2 * (error + off.abs()) / n
+        )
+
+    @staticmethod
+    def _cross_entropy(scores: Value, labels: Tensor) -> tuple[Value, Value]:
+        """exp turns the error of a score into a relative one."""
+        p = scores.value.softmax(1)
+        below = scores.value.amax(1, keepdim=True) - scores.value
+        relative = scores.error + scores.error.amax(1, keepdim=True) + below + p.shape[1] ** 0.5
+        error = p * (relative + (p * relative).sum(1, keepdim=True))
+        loss = F.cross_entropy(scores.value, labels)
+        dy = p - F.one_hot(labels, p.shape[1])
+        return Value(loss, relative.amax(1).mean() * 2 + len(p) ** 0.5 * loss), Value(
+            dy / len(p), (error + dy.abs()) / len(p)
+        )
 
 
 class Model:
@@ -165,37 +238,41 @@ class Model:
         return [*parameters(self.network), *(b for b in self.buffers if b is not None)]
 
 
+def near(result: Tensor, judged: Tensor, error: Tensor) -> None:
+    """By the rule; an error that is no number is as large as can be."""
+    assert_near(result.cpu(), judged, 1, error.nan_to_num(nan=torch.inf, posinf=torch.inf))
+
+
 def check_step(model: Model, images: Tensor, targets: Tensor) -> None:
     """Takes one step, which torch takes in float64 from the same state."""
-    sizes = Sizes(model.network, images, targets)
+    errors = Errors(model.network, images, targets)
     judged = changed(model.network, lambda p: double(p).requires_grad_())
-    leaves = parameters(judged)
-    sgd = torch.optim.SGD(leaves, float(model.lr), **model.options)
-    if not model.first:
-        for p, buffer in zip(leaves, model.buffers, strict=True):
-            sgd.state[p]["momentum_buffer"] = buffer if buffer is None else double(buffer)
+    params, first, o = parameters(judged), model.first, model.options
+    old = [None if buffer is None else double(buffer) for buffer in model.buffers]
+    sgd = torch.optim.SGD(params, float(model.lr), **o)
+    if not first:
+        for p, buffer in zip(params, old, strict=True):
+            sgd.state[p]["momentum_buffer"] = None if buffer is None else buffer.clone()
+    before = [p.detach().clone() for p in params]
     scores = forward(judged, double(images))
-    targets_there = double(targets) if targets.is_floating_point() else targets.cpu()
     if targets.is_floating_point():
-        loss, labels = F.mse_loss(scores, targets_there), targets_there.argmax(1)
+        loss, labels = F.mse_loss(scores, double(targets)), targets.cpu().argmax(1)
     else:
-        loss, labels = F.cross_entropy(scores, targets_there), targets_there
+        loss, labels = F.cross_entropy(scores, targets.cpu()), targets.cpu()
     loss.backward()
-    old = [double(t) for t in model.state()]
     sgd.step()
 
     losses, correct = model.step(images, targets)
-    assert_near(losses.cpu(), loss.detach()[None], sizes.terms, sizes.loss)
+    near(losses[0], loss.detach(), errors.loss)
     assert correct.tolist() == [int((scores.argmax(1) == labels).sum())]
-    o = model.options
-    for k, (p, expected, gradient) in enumerate(zip(leaves, parameters(model.network), sizes.gradients, strict=True)):
-        magnitude = gradient + o["weight_decay"] * old[k].abs()
-        if buffer := model.buffers[k] is not None:
-            if old[len(leaves) + k].isfinite().all():
-                magnitude = o["momentum"] * old[len(leaves) + k].abs() + magnitude
-            assert_near(model.buffers[k].cpu(), sgd.state[p]["momentum_buffer"], sizes.terms, magnitude)
-        magnitude = old[k].abs() + float(model.lr) * magnitude * (2 if buffer else 1)
-        assert_near(expected.cpu(), p.detach(), sizes.terms, magnitude)
+    for k, (p, error) in enumerate(zip(params, errors.gradients, strict=True)):
+        error = error + 2 * o["weight_decay"] * before[k].abs()
+        if o["momentum"]:
+            if not first:
+                error = 2 * o["momentum"] * old[k].abs() + (1 - o["dampening"]) * error
+            near(model.buffers[k], sgd.state[p]["momentum_buffer"], error)
+            error = error + 2 * o["momentum"] * error if o["nesterov"] else error
+        near(parameters(model.network)[k], p.detach(), before[k].abs() + 2 * float(model.lr) * error)
 
 
 @pytest.fixture(autouse=True)
@@ -222,10 +299,13 @@ def test_shapes(grid: Any, name: str, loss: str) -> None:
     model = Model(shape.network(), lr=0.1, momentum=0.9)
     for n in (3, 2):
         check_step(model, *shape.batch(n, loss))
-    images, _ = shape.batch(7, loss)
-    sizes = Sizes(model.network, images, torch.zeros(1))
-    expected = forward(changed(model.network, double), double(images))
-    assert_near(launchers.network_forward(model.network, images).cpu(), expected, sizes.terms, sizes.scores)
+    images, targets = shape.batch(7, loss)
+    errors = Errors(model.network, images, targets)
+    near(
+        launchers.network_forward(model.network, images),
+        forward(changed(model.network, double), double(images)),
+        errors.scores,
+    )
 
 
 @pytest.mark.parametrize("n", (1, 2, 5, 65, 257))
