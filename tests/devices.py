@@ -14,6 +14,7 @@ import torch  # noqa: E402
 
 GPU = torch.cuda.is_available()
 GPU_DEVICE = "cuda"
+MULTIPROCESSORS = 4  # that launchers find there: fewer than the GPU has, for each block takes its time to simulate
 arch = 80  # compute capability of the simulated GPU, which --arch changes
 
 
@@ -36,12 +37,16 @@ def running(backend: str) -> Iterator[None]:
     else:
         import cupy
         import ptxsim.cuda
+        import ptxsim.limits
 
         from kernels.cupy import launch
 
+        gpu = ptxsim.limits.architecture(arch)
+        limits = launch.Limits(MULTIPROCESSORS, gpu.shared_of_block, gpu.shared)
         with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(arch=arch, races=True):
             patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
             patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
+            patch.setattr(launch, "limits", lambda tensor: limits)
             yield
 
 

@@ -13,8 +13,9 @@ from cupy.cuda import nvrtc
 from joblib import Memory
 
 import kernels
-from benchmarks.compile.built import SHARED_LIMIT_UNASKED, TENSOR_CORES, Built
+from benchmarks.compile.built import KIB, SHARED_LIMIT_UNASKED, SHARED_LIMITS, TENSOR_CORES, Built
 from benchmarks.exercise import Launches
+from kernels.cupy import launch
 
 TARGETS = ("75", "80", "86", "89", "90", "100", "120")
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
@@ -29,17 +30,23 @@ USAGE = re.compile(
 
 def build(target: str, precision: str, calls: Iterable[Launches]) -> list[Built]:
     """Every kernel that the calls launch, compiled for `target`."""
-    recorder = Recorder()
-    with mock.patch.object(cupy, "RawModule", recorder.module), kernels.use_backend("cupy"):
+    recorder, most = Recorder(), SHARED_LIMITS[target] * KIB
+    limits = launch.Limits(multiprocessors=1, shared=most, shared_of_multiprocessor=most)
+    with (
+        mock.patch.object(cupy, "RawModule", recorder.module),
+        mock.patch.object(launch, "limits", lambda like: limits),
+        kernels.use_backend("cupy"),
+    ):
         for call in calls:
             call()
     rows = []
     for (source, options, name), (threads, dynamic) in recorder.launches.items():
+        shared_limit = most if name in recorder.asking else SHARED_LIMIT_UNASKED
         registers, spilled, static, tensor_cores = compiled(source, options, target, nvrtc.getVersion())[name]
         rows.append(
             Built(
                 "cupy", target, precision, name, threads // 32, registers, spilled, spilled,
-                static + dynamic, SHARED_LIMIT_UNASKED, tensor_cores,
+                static + dynamic, shared_limit, tensor_cores,
             )
         )  # fmt: skip
     return rows
@@ -50,6 +57,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launches: dict[tuple[str, tuple[str, ...], str], tuple[int, int]] = {}
+        self.asking: set[str] = set()  # kernels that ask for more shared memory than every block has
 
     def module(self, code: str, options: tuple[str, ...]) -> "Module":
         return Module(self, code, options)
@@ -61,14 +69,25 @@ class Module:
     def __init__(self, recorder: Recorder, code: str, options: tuple[str, ...]) -> None:
         self._recorder, self._source = recorder, (code, options)
 
-    def get_function(self, name: str) -> Any:
-        key, launches = (*self._source, name), self._recorder.launches
+    def get_function(self, name: str) -> "Function":
+        return Function(self._recorder, (*self._source, name))
 
-        def launch(grid: Any, block: tuple[int, ...], arguments: Any, shared_mem: int) -> None:
-            threads, shared = launches.get(key, (0, 0))
-            launches[key] = max(threads, math.prod(block)), max(shared, shared_mem)
 
-        return launch
+class Function:
+    """What launchers use of cupy.RawKernel."""
+
+    def __init__(self, recorder: Recorder, key: tuple[str, tuple[str, ...], str]) -> None:
+        self._recorder, self._key = recorder, key
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "max_dynamic_shared_size_bytes":
+            self._recorder.asking.add(self._key[-1])
+        super().__setattr__(name, value)
+
+    def __call__(self, grid: Any, block: tuple[int, ...], arguments: Any, shared_mem: int, **mode: bool) -> None:
+        launches = self._recorder.launches
+        threads, shared = launches.get(self._key, (0, 0))
+        launches[self._key] = max(threads, math.prod(block)), max(shared, shared_mem)
 
 
 @memory.cache

@@ -9,8 +9,9 @@ and wavefronts of shared memory are against the ideal: the fewest that hold the 
 
 import contextlib
 import importlib
+import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from unittest import mock
@@ -22,14 +23,17 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import kernels
 import kernels.flops
+from benchmarks.bench_lenet import torch_lenet
 from benchmarks.command import BACKENDS, RESULTS, one_of
 from benchmarks.exercise import training_step
 from benchmarks.report import console
 from kernels.check.run import precision
+from kernels.ops.network import Convolution, Linear, Network, Update
+from lenet import LeNet
 
 
 class Row(NamedTuple):
@@ -151,11 +155,15 @@ def simulator(backend: str) -> Iterator[Any]:
             yield device
         return
     import cupy
+    from ptxsim.limits import architecture
 
     from kernels.cupy import launch
 
+    gpu = architecture(80)
+    limits = launch.Limits(gpu.multiprocessors, gpu.shared_of_block, gpu.shared)
     with (
         mock.patch.object(cupy, "RawModule", ptxsim.cuda.RawModule),
+        mock.patch.object(launch, "limits", lambda like: limits),
         mock.patch.object(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr()),
         ptxsim.cuda.cuda_device(arch=80) as device,
     ):
@@ -172,6 +180,50 @@ def count(backend: str, batch: int) -> list[Row]:
     return watch.rows
 
 
+def count_network(backend: str, batch: int) -> list[Row]:
+    """The second training step and the forward pass as one launch each, where the backend has them."""
+    if importlib.util.find_spec(f"kernels.{backend}.network") is None:
+        return []
+    launchers = importlib.import_module(f"kernels.{backend}.network")
+    torch.manual_seed(0)
+    net = LeNet().requires_grad_(False)
+    layers = net.conv1, net.conv2, net.fc1, net.fc2, net.fc3
+    network = Network(
+        tuple(Convolution(layer.weight, layer.bias, (0, 0)) for layer in layers[:2]),
+        tuple(Linear(layer.weight, layer.bias) for layer in layers[2:]),
+    )
+    images, targets = torch.randn(batch, 1, 32, 32), torch.rand(batch, 10)
+    updates = [
+        Update(p, torch.zeros_like(p), 0.01, None, 0.9, 0.0, 0.0, nesterov=False, maximize=False, first=False)
+        for p in net.parameters()
+    ]
+    read, written = sum(map(distinct_bytes, (images, *net.parameters()))), sum(map(distinct_bytes, net.parameters()))
+    calls: dict[str, tuple[Callable[[], Any], int]] = {
+        "network_forward": (lambda: launchers.network_forward(network, images), read + 4 * 10 * batch),
+        "network_step": (
+            lambda: launchers.network_step(network, images, targets, "mse", updates, None, batch),
+            read + distinct_bytes(targets) + 3 * written + 12,  # a loss and a number of images come out
+        ),
+    }
+    rows = []
+    with ideals(), simulator(backend) as device:
+        for name, (call, compulsory) in calls.items():
+            device.clear()
+            call()
+            counters = [launch.counters for launch in device.launches]
+            rows.append(row(backend, batch, name, counters, compulsory, useful(batch, name == "network_step")))
+    return rows
+
+
+def useful(batch: int, training: bool) -> int:
+    """The multiply-adds of LeNet's formulas, without a gradient of the images."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        y = torch_lenet()(torch.empty(batch, 1, 32, 32))
+        if training:
+            y.sum().backward()
+    return int(counter.get_total_flops() // 2)
+
+
 def main(
     backend: Annotated[
         list[str] | None, typer.Option(callback=one_of(BACKENDS), help="triton or cupy; both by default")
@@ -179,11 +231,13 @@ def main(
     batch: Annotated[list[int] | None, typer.Option(help="a batch size; repeat it for several")] = None,
     out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "counters",
 ) -> None:
-    """Prints a row an operation, and writes them to OUT/lenet.csv."""
-    rows = [row for n in batch or (64, 1024) for name in backend or ("triton", "cupy") for row in count(name, n)]
-    table = Table(*Row._fields)
-    for each in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each))
-    console.print(table)
+    """Prints a row an operation, and writes them to OUT/lenet.csv; those of the network as one launch to OUT/network.csv."""
+    cases = [(name, n) for n in batch or (64, 1024) for name in backend or ("triton", "cupy")]
     out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(out / "lenet.csv", index=False, float_format="%.4g")
+    for file, function in {"lenet.csv": count, "network.csv": count_network}.items():
+        rows = [row for case in cases for row in function(*case)]
+        table = Table(*Row._fields)
+        for each in rows:
+            table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each))
+        console.print(table)
+        pd.DataFrame(rows, columns=Row._fields).to_csv(out / file, index=False, float_format="%.4g")

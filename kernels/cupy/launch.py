@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent
+SHARED_UNASKED = 48 << 10  # bytes of shared memory that a block has on every GPU
 INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 DTYPES = {
     torch.float16: "float16",
@@ -40,20 +41,24 @@ def launch(
     block: tuple[int, ...],
     *arguments: Any,
     shared: int = 0,
+    cooperative: bool = False,
     **constants: int | str,
 ) -> None:
     """Starts `kernel` of `<file>.cu`, compiled for the dtype of `like` and `constants`, on the device of `like`.
 
     Tensors arrive as pointers, None as a null pointer, a Python int as `int64`, a Python float as `double`; NumPy
-    scalars keep their type, and structures are passed by value. `shared` counts bytes of dynamic shared memory. A grid
-    without blocks launches nothing.
+    scalars keep their type, and structures are passed by value. `shared` counts bytes of dynamic shared memory; more
+    than every GPU gives unasked has to be the same for all launches of a variant. All blocks of a `cooperative` launch
+    run at the same time. A grid without blocks launches nothing.
     """
     if 0 in grid:
         return
     values = tuple(addresses(arguments))
-    variant = (cupy.RawModule, file, kernel, like.dtype, *constants.items())
+    asked = shared if shared > SHARED_UNASKED else 0
+    variant = (cupy.RawModule, file, kernel, like.dtype, asked, *constants.items())
+    mode = {"enable_cooperative_groups": True} if cooperative else {}
     if not like.is_cuda:  # a simulator stands in for cupy.RawModule
-        _function(-1, *variant)(grid, block, values, shared_mem=shared)
+        _function(-1, *variant)(grid, block, values, shared_mem=shared, **mode)
         return
     device = like.get_device()
     stream = Stream(torch._C._cuda_getCurrentRawStream(device))  # what torch.cuda.current_stream() wraps
@@ -61,11 +66,11 @@ def launch(
     driver = cupy.cuda.driver
     current = driver.ctxGetCurrent()
     if current == context:
-        function(grid, block, values, shared, stream)
+        function(grid, block, values, shared, stream, **mode)
         return
     driver.ctxSetCurrent(context)
     try:
-        function(grid, block, values, shared, stream)
+        function(grid, block, values, shared, stream, **mode)
     finally:
         driver.ctxSetCurrent(current)
 
@@ -105,6 +110,37 @@ def address(tensor: Tensor) -> int:
 def addresses(values: Iterable[Any]) -> list[Any]:
     """The values, with its address in place of each tensor and 0 in place of None, for which CuPy 13 passes no null."""
     return [address(value) if isinstance(value, Tensor) else 0 if value is None else value for value in values]
+
+
+class Limits(NamedTuple):
+    """What a GPU has for the blocks of a launch; shared memory in bytes."""
+
+    multiprocessors: int
+    shared: int  # of a block that asks for it
+    shared_of_multiprocessor: int
+
+
+def limits(like: Tensor) -> Limits:
+    """Those of the device of `like`."""
+    device: Any = torch.cuda.get_device_properties(like.device)  # torch's stubs lack one of these
+    return Limits(
+        device.multi_processor_count, device.shared_memory_per_block_optin, device.shared_memory_per_multiprocessor
+    )
+
+
+def grid_counter(like: Tensor) -> Tensor:
+    """What the blocks of a cooperative launch on torch's stream count themselves with: zero, as they leave it.
+
+    A captured graph has its own, which it zeroes itself: it may run beside the stream's later launches.
+    """
+    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
+        return like.new_zeros((), dtype=torch.int32)
+    return _grid_counter(like.device, torch.cuda.current_stream(like.device).cuda_stream)
+
+
+@functools.cache
+def _grid_counter(device: torch.device, stream: int) -> Tensor:
+    return torch.zeros((), dtype=torch.int32, device=device)
 
 
 def missing() -> str:
@@ -150,10 +186,19 @@ def _loaded(device: int, *variant: Any) -> tuple[Any, int]:
 
 @functools.cache
 def _function(
-    device: int, raw_module: Any, file: str, kernel: str, dtype: torch.dtype, *constants: tuple[str, int | str]
+    device: int,
+    raw_module: Any,
+    file: str,
+    kernel: str,
+    dtype: torch.dtype,
+    shared: int,
+    *constants: tuple[str, int | str],
 ) -> Any:
-    """The kernel in CuPy's RawKernel; `device` is CuPy's current one."""
-    return _module(device, raw_module, file, dtype, *constants).get_function(kernel)
+    """The kernel in CuPy's RawKernel; `device` is CuPy's current one, `shared` what it has to ask for, in bytes."""
+    function = _module(device, raw_module, file, dtype, *constants).get_function(kernel)
+    if shared:
+        function.max_dynamic_shared_size_bytes = shared
+    return function
 
 
 @functools.cache

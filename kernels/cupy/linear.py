@@ -122,7 +122,7 @@ def _launch(
 ) -> None:
     tile, warp_splits, blocks = shape
     threads = (32 * WARPS[tile] * warp_splits,)
-    constants = {
+    constants: dict[str, Any] = {
         "TILE": tile,
         "WARP_SPLITS": warp_splits,
         "WIDTH_A": widths[0],

@@ -1,6 +1,7 @@
 // One step of SGD for many parameters in one launch: what they are comes by value, in the constant memory of arguments.
 
 #include "common.cuh"
+#include "sgd.cuh"
 
 constexpr int MOST = 64;     // parameters of a launch
 constexpr int ELEMENTS = 4;  // of a thread
@@ -12,26 +13,6 @@ struct Parameters {
     int64 elements[MOST];
     int first_block[MOST + 1];  // the blocks of parameter k are first_block[k] ... first_block[k + 1] - 1
 };
-
-struct Options {
-    double lr, momentum, dampening, weight_decay;
-    bool nesterov, maximize, first;
-};
-
-__device__ __forceinline__ void update(scalar* param, const scalar* grad, scalar* momentum_buffer, accum lr,
-                                       const Options& options) {
-    const accum p = widen(*param);
-    accum g = widen(*grad);
-    if (options.maximize) g = -g;
-    if (options.weight_decay != 0) g += accum(options.weight_decay) * p;
-    if (momentum_buffer) {
-        accum b = g;
-        if (!options.first) b = accum(options.momentum) * widen(*momentum_buffer) + accum(1 - options.dampening) * g;
-        *momentum_buffer = narrow(b);
-        g = options.nesterov ? g + accum(options.momentum) * b : b;
-    }
-    *param = narrow(p - lr * g);
-}
 
 // lr_tensor, where there is one, holds the rate: so a captured graph takes the rate of the moment.
 __device__ __forceinline__ accum rate(const RATE* lr_tensor, const Options& options) {
@@ -51,7 +32,7 @@ sgd(const RATE* lr_tensor, const __grid_constant__ Options options, const __grid
 #pragma unroll
     for (int e = 0; e < ELEMENTS; e++, i += THREADS)
         if (i < parameters.elements[k])
-            update(param + i, grad + i, momentum_buffer ? momentum_buffer + i : nullptr, lr, options);
+            update(param + i, widen(grad[i]), momentum_buffer ? momentum_buffer + i : nullptr, lr, options);
 }
 
 // A single parameter of any strides.
@@ -62,6 +43,6 @@ sgd_strided(const scalar* grad, const RATE* lr_tensor, scalar* param, scalar* mo
     if (i >= layout.elements) return;
     int64 offset[4];
     layout(i, offset);
-    update(param + offset[0], grad + offset[1], momentum_buffer ? momentum_buffer + offset[2] : nullptr,
+    update(param + offset[0], widen(grad[offset[1]]), momentum_buffer ? momentum_buffer + offset[2] : nullptr,
            rate(lr_tensor, options), options);
 }
