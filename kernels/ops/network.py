@@ -1,6 +1,6 @@
 """What a backend is told of a network that it runs as one kernel, forward, loss, backward and update.
 
-    [Conv2d -> ReLU -> MaxPool2d(2)]* -> Flatten -> [Linear -> ReLU]* -> Linear
+[Conv2d -> ReLU -> MaxPool2d(2)]* -> Flatten -> [Linear -> ReLU]* -> Linear
 """
 
 from typing import NamedTuple
