@@ -40,7 +40,8 @@ class FusedForward:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._layers = layers_of(model, "FusedForward")
-        self._layers.network()
+        network = self._layers.network()
+        backend_for(chosen(), network.linears[0].weight.device.type)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Scores (N, classes) of images (N, C, H, W). Raises TypeError and RuntimeError for other images."""
@@ -82,8 +83,9 @@ class FusedStep:
         if optimizer.defaults["differentiable"]:
             raise ValueError("FusedStep: expected optimizer not to be differentiable")
         self._loss, self._optimizer = loss, optimizer
-        self._layers.network()
+        network = self._layers.network()
         self._groups()
+        backend_for(chosen(), network.linears[0].weight.device.type)
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
         """Takes a step on images (N, C, H, W); the loss before it, ()."""

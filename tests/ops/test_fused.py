@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +12,7 @@ from judge import assert_near
 from torch import Tensor, nn
 
 import kernels
-import kernels.nn as ours
 import kernels.optim as optim
-from lenet import LeNet
 
 THEIRS = {"mse": nn.functional.mse_loss, "cross_entropy": nn.functional.cross_entropy}
 
@@ -142,13 +139,22 @@ def check_step(model: nn.Module, optimizer: Any, loss: str, images: Tensor, targ
         assert_near(p.detach().cpu(), expected.detach(), sizes.terms, magnitude)
         if buffer := sgd.state[expected].get("momentum_buffer") is not None:
             assert_near(
-                optimizer.state[p]["momentum_buffer"].cpu(), sgd.state[expected]["momentum_buffer"], sizes.terms, of_buffer
+                optimizer.state[p]["momentum_buffer"].cpu(),
+                sgd.state[expected]["momentum_buffer"],
+                sizes.terms,
+                of_buffer,
             )
         assert ("momentum_buffer" in optimizer.state[p]) == bool(buffer)
 
 
 def check(
-    model: nn.Module, shape: tuple[int, ...], n: int, loss: str, steps: int = 2, dtype: torch.dtype = torch.float32, **options: Any
+    model: nn.Module,
+    shape: tuple[int, ...],
+    n: int,
+    loss: str,
+    steps: int = 2,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> None:
     """Steps on batches of n images, and the scores after them."""
     model.to(dtype)
