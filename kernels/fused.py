@@ -114,6 +114,7 @@ class FusedStep:
         self._check_targets(network, images, targets)
         if order is not None:
             check_order(images, order)
+            order = order.contiguous()
         if (batch_size := whole("FusedStep", "batch_size", batch_size)) < 1:
             raise ValueError(f"FusedStep: expected batch_size to be at least 1, got {batch_size}")
         take = backend_for(chosen(), images.device.type).network_step
@@ -123,15 +124,16 @@ class FusedStep:
         while done < count:
             with self._step_hooks() as hooked, torch.no_grad(), torch.cuda.device_of(images):
                 updates, steps = self._updates(1 if hooked else cdiv(count - done, batch_size), scheduler)
-                part = slice(done, done + steps * batch_size)
-                some, those, indices = (
-                    (images[part], targets[part], None)
-                    if order is None
-                    else (images, targets, order[part].contiguous())
-                )
-                taken.append(take(network, some, those, self._loss, updates, indices, batch_size))
+                part = slice(done, min(done + steps * batch_size, count))
+                if order is not None:
+                    order_of_part = order[part]
+                elif part == slice(0, count):
+                    order_of_part = None
+                else:
+                    order_of_part = torch.arange(part.start, part.stop, device=images.device)
+                taken.append(take(network, images, targets, self._loss, updates, order_of_part, batch_size))
                 self._notice(updates)
-            done += steps * batch_size
+            done = part.stop
         losses, self.correct = taken[1] if len(taken) == 2 else (torch.cat(each) for each in zip(*taken, strict=True))
         return losses
 
@@ -188,17 +190,17 @@ class FusedStep:
             if settings[i][0]:
                 buffer = self._optimizer.state[parameter].get("momentum_buffer")
                 first = buffer is None
-                buffer = torch.empty_like(parameter) if first else buffer.contiguous()
+                buffer = torch.empty_like(parameter) if first else buffer
             lr, lr_tensor = rate(rates[i], parameter.device)
-            updates.append(Update(parameter, buffer, lr, lr_tensor, *settings[i], first))
+            updates.append(Update(parameter, buffer, lr, lr_tensor, *settings[i], first=first))
         return updates, steps
 
     def _notice(self, updates: list[Update]) -> None:
         """Lets autograd know of what has changed, and the optimizer keep its momentum buffers."""
+        buffers = [update.momentum_buffer for update in updates if update.momentum_buffer is not None]
+        torch.autograd.graph.increment_version([update.param for update in updates] + buffers)
         for update in updates:
-            torch.autograd.graph.increment_version(update.param)
-            if update.momentum_buffer is not None:
-                torch.autograd.graph.increment_version(update.momentum_buffer)
+            if update.first:
                 self._optimizer.state[update.param]["momentum_buffer"] = update.momentum_buffer
 
     @contextmanager

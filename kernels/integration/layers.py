@@ -52,6 +52,7 @@ ALLOWED: dict[str, dict[str, Any]] = {  # values of the modules' attributes; a n
 }
 DTYPES = (torch.float32, torch.float64)
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+HOOKS_OF_ALL = tuple(f"_global_{hooks}" for hooks in HOOKS)
 
 
 class Layer(NamedTuple):
@@ -61,20 +62,39 @@ class Layer(NamedTuple):
     module: Module
 
     def parameters(self) -> tuple[Any, Any]:
-        return self.module.weight, self.module.bias
+        own = self.module._parameters  # the short way to module.weight
+        return own["weight"], own["bias"]
 
 
-class Layers(NamedTuple):
+class Layers:
     """The layers with parameters, in order; errors speak of `caller`."""
 
-    caller: str
-    convolutions: list[Layer]
-    linears: list[Layer]
+    def __init__(self, caller: str) -> None:
+        self.caller = caller
+        self.convolutions: list[Layer] = []
+        self.linears: list[Layer] = []
+        self._seen: list[Any] = []
+        self._network: Network | None = None
 
     def network(self) -> Network:
         """The layers as they are now; errors where their parameters do not go together, or hooks of all modules wait."""
-        if any(getattr(hooks_of_all, f"_global_{hooks}") for hooks in HOOKS):
+        if any(map(hooks_of_all.__dict__.get, HOOKS_OF_ALL)):
             raise ValueError(f"{self.caller}: there are hooks of all modules, which would not run: remove them")
+        layers = (*self.convolutions, *self.linears)
+        parameters = [p for layer in layers for p in layer.parameters()]
+        seen = [(id(p), p.data_ptr()) for p in parameters if p is not None]  # of other memory all may be new
+        if self._network is None or seen != self._seen:
+            self._check_parameters()
+            self._network, self._seen = (
+                Network(
+                    tuple(Convolution(*layer.parameters(), padding(layer.module)) for layer in self.convolutions),
+                    tuple(Linear(*layer.parameters()) for layer in self.linears),
+                ),
+                seen,
+            )
+        return self._network
+
+    def _check_parameters(self) -> None:
         seen: set[Any] = set()
         first = self.linears[0].module.weight
         for layer in (*self.convolutions, *self.linears):
@@ -86,8 +106,6 @@ class Layers(NamedTuple):
                             f"{self.caller}: layer {layer.name!r} shares a parameter with an earlier layer"
                         )
                     seen.add(parameter)
-        convolutions = tuple(Convolution(*layer.parameters(), padding(layer.module)) for layer in self.convolutions)
-        return Network(convolutions, tuple(Linear(*layer.parameters()) for layer in self.linears))
 
     def _check_parameter(self, name: str, parameter: Any, first: Any) -> None:
         if type(parameter) is not torch.nn.Parameter:
@@ -137,7 +155,7 @@ def layers_of(model: Any, caller: str) -> Layers:
     """The layers of a model; TypeError for one of another form, ValueError for settings that the form does not have."""
     if not isinstance(model, Module):
         raise TypeError(f"{caller}: expected model to be a torch.nn.Module, got {type(model).__name__}")
-    layers, place = Layers(caller, [], []), "the input"
+    layers, place = Layers(caller), "the input"
     for name, module in modules_of(model, "", caller):
         kind = KINDS.get(type(module))
         if kind not in NEXT[place]:
