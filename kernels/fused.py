@@ -187,12 +187,12 @@ class FusedStep:
         updates = []
         for parameter, i in self._groups():
             buffer, first = None, False
-            if settings[i][0]:
+            if settings[i]["momentum"]:
                 buffer = self._optimizer.state[parameter].get("momentum_buffer")
                 first = buffer is None
                 buffer = torch.empty_like(parameter) if first else buffer
             lr, lr_tensor = rate(rates[i], parameter.device)
-            updates.append(Update(parameter, buffer, lr, lr_tensor, *settings[i], first=first))
+            updates.append(Update(parameter, buffer, lr, lr_tensor, first=first, **settings[i]))
         return updates, steps
 
     def _notice(self, updates: list[Update]) -> None:
@@ -245,9 +245,9 @@ def check_order(images: Tensor, order: Any) -> None:
         )
 
 
-def options(groups: list[dict[str, Any]]) -> list[Any]:
+def options(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The settings of each group but for its rate."""
-    return [tuple(group[name] for name in OPTIONS) for group in groups]
+    return [{name: group[name] for name in OPTIONS} for group in groups]
 
 
 def now(lr: Any) -> Any:

@@ -92,6 +92,10 @@ class Steps:
     ) -> None:
         self.images, self.targets = images.numpy(force=True), targets.numpy(force=True)
         self.order = None if order is None else order.numpy(force=True)
+        if self.order is not None:
+            check_range("order", self.order, len(self.images))
+        if loss == "cross_entropy":
+            check_range("targets", self.targets, len(network.linears[-1].weight))
         self.parameters, self.loss = parameters_of(network), LOSSES[loss]
         self.sizes = sizes_of(network, self.images, self.parameters)
         arrays = (array for layer in self.parameters for array in layer if array is not None)
@@ -268,6 +272,13 @@ def cross_entropy(scores: Array, labels: Array, count: int, dscores: Array) -> t
 
 
 LOSSES = {"mse": mse, "cross_entropy": cross_entropy}
+
+
+def check_range(argument: str, values: Array, end: int) -> None:
+    """IndexError: not all values are in range(end)."""
+    if len(values) and not (0 <= values.min() and values.max() < end):
+        wrong = values[(values < 0) | (values >= end)][0]
+        raise IndexError(f"FusedStep: expected {argument} to be from 0 to {end - 1}, got {wrong}")
 
 
 @functools.lru_cache(maxsize=256)
