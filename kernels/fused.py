@@ -124,16 +124,13 @@ class FusedStep:
         while done < count:
             with self._step_hooks() as hooked, torch.no_grad(), torch.cuda.device_of(images):
                 updates, steps = self._updates(1 if hooked else cdiv(count - done, batch_size), scheduler)
-                part = slice(done, min(done + steps * batch_size, count))
-                if order is not None:
-                    order_of_part = order[part]
-                elif part == slice(0, count):
-                    order_of_part = None
-                else:
-                    order_of_part = torch.arange(part.start, part.stop, device=images.device)
-                taken.append(take(network, images, targets, self._loss, updates, order_of_part, batch_size))
+                end = min(done + steps * batch_size, count)
+                if order is None and end - done < count:
+                    order = torch.arange(count, device=images.device)
+                indices = None if order is None else order[done:end]
+                taken.append(take(network, images, targets, self._loss, updates, indices, batch_size))
                 self._notice(updates)
-            done = part.stop
+            done = end
         losses, self.correct = taken[1] if len(taken) == 2 else (torch.cat(each) for each in zip(*taken, strict=True))
         return losses
 
@@ -184,15 +181,15 @@ class FusedStep:
                 for values, group in zip(rates, groups, strict=True):
                     values.append(now(group["lr"]))
                 scheduler.step()
-        updates = []
-        for parameter, i in self._groups():
+        parameters, updates = self._groups(), []
+        lrs = [rate(values, parameters[0][0].device) for values in rates]
+        for parameter, i in parameters:
             buffer, first = None, False
             if settings[i]["momentum"]:
                 buffer = self._optimizer.state[parameter].get("momentum_buffer")
                 first = buffer is None
                 buffer = torch.empty_like(parameter) if first else buffer
-            lr, lr_tensor = rate(rates[i], parameter.device)
-            updates.append(Update(parameter, buffer, lr, lr_tensor, first=first, **settings[i]))
+            updates.append(Update(parameter, buffer, *lrs[i], first=first, **settings[i]))
         return updates, steps
 
     def _notice(self, updates: list[Update]) -> None:

@@ -85,29 +85,25 @@ class Layers:
         seen = [(id(p), p.data_ptr()) for p in parameters if p is not None]  # of other memory all may be new
         if self._network is None or seen != self._seen:
             self._check_parameters()
-            self._network, self._seen = (
-                Network(
-                    tuple(Convolution(*layer.parameters(), padding(layer.module)) for layer in self.convolutions),
-                    tuple(Linear(*layer.parameters()) for layer in self.linears),
-                ),
-                seen,
-            )
+            convolutions = tuple(Convolution(*layer.parameters(), padding(layer.module)) for layer in self.convolutions)
+            self._network = Network(convolutions, tuple(Linear(*layer.parameters()) for layer in self.linears))
+            self._seen = seen
         return self._network
 
     def _check_parameters(self) -> None:
         seen: set[Any] = set()
         first = self.linears[0].module.weight
         for layer in (*self.convolutions, *self.linears):
-            for parameter in layer.parameters():
-                if parameter is not None:
-                    self._check_parameter(layer.name, parameter, first)
-                    if parameter in seen:
-                        raise ValueError(
-                            f"{self.caller}: layer {layer.name!r} shares a parameter with an earlier layer"
-                        )
-                    seen.add(parameter)
+            shape = shape_of(layer.module)
+            for parameter, expected in zip(layer.parameters(), (shape, shape[:1]), strict=True):
+                if parameter is None:
+                    continue
+                self._check_parameter(layer.name, parameter, expected, first)
+                if parameter in seen:
+                    raise ValueError(f"{self.caller}: layer {layer.name!r} shares a parameter with an earlier layer")
+                seen.add(parameter)
 
-    def _check_parameter(self, name: str, parameter: Any, first: Any) -> None:
+    def _check_parameter(self, name: str, parameter: Any, shape: tuple[int, ...], first: Any) -> None:
         if type(parameter) is not torch.nn.Parameter:
             raise TypeError(
                 f"{self.caller}: expected layer {name!r} to have plain parameters, got {type(parameter).__name__}"
@@ -121,9 +117,9 @@ class Layers:
                 f"{self.caller}: expected layer {name!r} to be {first.dtype} on {first.device} like"
                 f" {self.linears[0].name!r}, got {parameter.dtype} on {parameter.device}"
             )
-        if not parameter.is_contiguous():
+        if parameter.shape != shape or not parameter.is_contiguous():
             raise RuntimeError(
-                f"{self.caller}: expected layer {name!r} to have contiguous parameters,"
+                f"{self.caller}: expected layer {name!r} to have a contiguous parameter of shape {shape},"
                 f" got shape {tuple(parameter.shape)} with strides {parameter.stride()}"
             )
 
@@ -143,12 +139,13 @@ class Layers:
             size = [n // 2 for n in output_size(size, module.kernel_size, (1, 1), padding(module), (1, 1))]
             if min(size) < 1:
                 raise RuntimeError(f"{self.caller}: images {shape} are too small for layer {name!r} and its pooling")
-        name, module = self.linears[0]
-        if channels * size[0] * size[1] != module.in_features:
-            raise RuntimeError(
-                f"{self.caller}: expected layer {name!r} to get {module.in_features} features,"
-                f" got {channels * size[0] * size[1]} of images {shape}"
-            )
+        features = channels * size[0] * size[1]
+        for name, module in self.linears:
+            if features != module.in_features:
+                raise RuntimeError(
+                    f"{self.caller}: expected layer {name!r} to get {module.in_features} features, got {features} of images {shape}"
+                )
+            features = module.out_features
 
 
 def layers_of(model: Any, caller: str) -> Layers:
@@ -211,6 +208,13 @@ def check_attributes(module: Module, kind: str, name: str, caller: str) -> None:
         raise ValueError(
             f"{caller}: expected layer {name!r} (Linear) to have activation None or 'relu', got {module.activation!r}"
         )
+
+
+def shape_of(module: Any) -> tuple[int, ...]:
+    """That of the weight."""
+    if isinstance(module, torch.nn.Linear):
+        return module.out_features, module.in_features
+    return module.out_channels, module.in_channels, *module.kernel_size
 
 
 def padding(convolution: Any) -> Pair:

@@ -25,9 +25,13 @@ def network(backend: str, poisoned: None) -> None:
         pytest.skip(f"kernels.{backend} runs no whole network")
 
 
+def simulated(backend: str) -> bool:
+    return backend != "numpy" and not devices.GPU
+
+
 def few(backend: str, n: int) -> None:
     """Leaves many images to backends that are not simulated."""
-    if n > 5 and backend != "numpy" and not devices.GPU:
+    if n > 5 and simulated(backend):
         pytest.skip("takes minutes where the GPU is simulated")
 
 
@@ -181,7 +185,7 @@ def check(
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(backend: str, name: str, loss: str) -> None:
     make, shape = NETWORKS[name]
-    check(make(), shape, 3, loss)
+    check(make(), shape, 3, loss, steps=1 if simulated(backend) else 2)
 
 
 @pytest.mark.parametrize("loss", THEIRS)
@@ -190,7 +194,7 @@ def test_networks(backend: str, name: str, loss: str) -> None:
 def test_batch_sizes(backend: str, name: str, n: int, loss: str) -> None:
     few(backend, n)
     make, shape = NETWORKS[name]
-    check(make(), shape, n, loss)
+    check(make(), shape, n, loss, steps=1 if simulated(backend) else 2)
 
 
 @pytest.mark.parametrize("loss", THEIRS)
@@ -538,6 +542,12 @@ def tied() -> nn.Module:
     return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer)
 
 
+def of_another_shape() -> nn.Module:
+    model = small()
+    model[0].weight.data = torch.ones(3, 2, 3, 3)
+    return model
+
+
 def of_two_dtypes() -> nn.Module:
     model = small()
     model[4].double()
@@ -580,8 +590,9 @@ MODELS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "forward": (replaced, ValueError, "forward of layer '1' was replaced"),
     "tied": (tied, ValueError, "layer '3' shares a parameter"),
     "float16": (lambda: small().half(), NotImplementedError, "layer '0' to be float32 or float64, got torch.float16"),
+    "shape": (of_another_shape, RuntimeError, r"shape \(3, 2, 3, 2\), got shape \(3, 2, 3, 3\)"),
     "two dtypes": (of_two_dtypes, RuntimeError, "layer '0' to be torch.float64 on .* got torch.float32"),
-    "not contiguous": (transposed, RuntimeError, "layer '4' to have contiguous parameters"),
+    "not contiguous": (transposed, RuntimeError, r"layer '4' to have a contiguous parameter of shape \(4, 27\)"),
 }  # fmt: skip
 
 
@@ -669,6 +680,12 @@ def test_calls_that_are_refused(backend: str, name: str) -> None:
     with pytest.raises(error, match=f"^FusedStep: .*{match}"):
         step.run(*arguments, 2)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+
+
+def test_layers_that_do_not_fit_each_other(backend: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(4, 3))
+    with pytest.raises(RuntimeError, match="layer '3' to get 4 features, got 5"):
+        kernels.FusedForward(model)(torch.ones(2, 1, 2, 3))
 
 
 def test_runs_that_are_refused(backend: str) -> None:
