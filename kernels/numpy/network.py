@@ -25,9 +25,8 @@ from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.ops.network import Network, Update
 from kernels.sizes import Pair, cdiv
 
-PART = 32  # images: fewer are not worth a second thread
+TILE = 32  # images that go through the network at once: more leave the cache, and the products that BLAS is quickest at
 PARTS = 16  # of a batch, at most: so many threads have work
-TILE = 64  # images that go through the network at once, at most
 
 Shape = tuple[int, ...]
 Parameters = list[tuple[Array, Array | None]]  # weight and bias of each layer
@@ -284,7 +283,7 @@ def check_range(argument: str, values: Array, end: int) -> None:
 @functools.lru_cache(maxsize=256)
 def parts_of(n: int) -> list[slice]:
     """A batch of n images in parts: one, or an even number, so that two threads have equal shares."""
-    return even_slices(n, cdiv(n, 1 if n <= PART else min(PARTS, 2 * cdiv(n, 2 * PART))))
+    return even_slices(n, cdiv(n, 1 if n <= TILE else min(PARTS, 2 * cdiv(n, 2 * TILE))))
 
 
 @functools.lru_cache(maxsize=256)
