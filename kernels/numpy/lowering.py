@@ -18,10 +18,9 @@ from kernels.numpy.arrays import staged
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, output_size
 
-UNPACKED = (
-    10**6
-)  # multiplications: up to so many OpenBLAS multiplies matrices as they lie, and a transposed one slower,
-WIDE = 16  # by more than it takes to transpose this many rows or more
+# OpenBLAS multiplies small matrices as they lie, and is slower at a transposed one, by more than transposing takes
+SMALL_PRODUCT = 10**6  # multiplications
+WIDE = 16  # rows to transpose, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +98,7 @@ class Tile:
         self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
         self._dy_columns = self._dy_matrix.swapaxes(2, 3)
         self._transposed = None
-        if g.features >= WIDE and g.multiplications_per_row * n <= UNPACKED:
+        if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT:
             self._transposed = scratch("dy transposed", self._dy_columns.shape, dtype)
         self._folding = Folding(g, n, dtype, dy_rows.reshape(*dy_rows.shape[:3], ow * n))
 

@@ -49,6 +49,7 @@ def small(bias: bool = True) -> nn.Sequential:
     )
 
 
+LARGE = ("LeNet", "28x28", "3x32x32", "20 classes", "no biases")
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "LeNet": (lenet, (1, 32, 32)),
     "28x28": (lambda: lenet(padding=2), (1, 28, 28)),
@@ -73,6 +74,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
         (1, 7, 10),
     ),
 }  # fmt: skip
+
+
+def named(*names: str) -> list[Any]:
+    """Parameters of a test."""
+    return [pytest.param(name, marks=pytest.mark.large if name in LARGE else ()) for name in names]
 
 
 def batch(
@@ -182,15 +188,15 @@ def check(
 
 
 @pytest.mark.parametrize("loss", THEIRS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", named(*NETWORKS))
 def test_networks(backend: str, name: str, loss: str) -> None:
     make, shape = NETWORKS[name]
-    check(make(), shape, 3, loss, steps=1 if simulated(backend) else 2)
+    check(make(), shape, 2, loss, steps=1 if simulated(backend) else 2)
 
 
 @pytest.mark.parametrize("loss", THEIRS)
 @pytest.mark.parametrize("n", (1, 2, 63, 64, 65, 257))
-@pytest.mark.parametrize("name", ("LeNet", "one convolution"))
+@pytest.mark.parametrize("name", named("LeNet", "one convolution"))
 def test_batch_sizes(backend: str, name: str, n: int, loss: str) -> None:
     few(backend, n)
     make, shape = NETWORKS[name]
@@ -484,6 +490,7 @@ def test_parts_are_added(backend: str) -> None:
     check(small(), (2, 9, 8), 1100, "mse")
 
 
+@pytest.mark.large
 @pytest.mark.parametrize(
     "model",
     (
