@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+import kernels
 from benchmarks.bench_lenet import swapped_lenet, torch_lenet
 from benchmarks.case import (
+    FUSED,
     GRAPH,
     OURS,
     SWAPPED,
@@ -20,6 +22,7 @@ from benchmarks.case import (
     compilers,
     contenders,
     flops,
+    fused_backends,
     graphed,
     label,
     on_gpu,
@@ -57,6 +60,8 @@ def cases(n: int, backends: Sequence[str]) -> list[Case]:
     for kind in (OURS, SWAPPED):
         for backend in backends:
             factories[label(backend, kind)] = lambda kind=kind: forward(model(kind))
+    for backend in fused_backends(backends, images.dtype):
+        factories[label(backend, FUSED)] = lambda: forward(kernels.FusedForward(model(OURS)))
     if on_gpu():
         factories[TORCH + GRAPH] = lambda: graphed(forward(model(TORCH)))
         for backend in backends:

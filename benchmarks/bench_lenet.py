@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import kernels
 from benchmarks.case import (
+    FUSED,
     GRAPH,
     OURS,
     SWAPPED,
@@ -19,6 +20,7 @@ from benchmarks.case import (
     compilers,
     contenders,
     flops,
+    fused_backends,
     graphed,
     label,
     on_gpu,
@@ -62,7 +64,7 @@ NETWORKS: dict[str, Callable[[], Network]] = {
 def training(
     network: Network, images: Tensor, targets: Tensor, make: Callable[[Step], Step] = lambda step: step
 ) -> Step:
-    """Training steps; a step returns the loss, the gradients and the updated parameters.
+    """Training steps; a step returns the loss, the updated momentum buffers, which hold the gradients, and parameters.
 
     `make` may take a few steps to make another one of it: parameters and momentum then begin again.
     """
@@ -76,7 +78,7 @@ def training(
         loss = loss_of(model(images), targets)
         loss.backward()
         optimiser.step()
-        return [loss, *(p.grad for p in parameters), *parameters]
+        return [loss, *momentum_and_parameters(optimiser)]
 
     made = make(step)
     with torch.no_grad():
@@ -87,9 +89,27 @@ def training(
     return made
 
 
+def fused_training(network: Network, images: Tensor, targets: Tensor) -> Step:
+    """The same steps, each one call."""
+    optimiser = network.SGD(network.model.parameters(), lr=0.01, momentum=0.9)
+    step = kernels.FusedStep(network.model, optimizer=optimiser)
+    return lambda: [step(images, targets), *momentum_and_parameters(optimiser)]
+
+
+def momentum_and_parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
+    (group,) = optimiser.param_groups
+    return [*(optimiser.state[p]["momentum_buffer"] for p in group["params"]), *group["params"]]
+
+
 def inference(network: Network, images: Tensor, _: Tensor, make: Callable[[Step], Step] = lambda step: step) -> Step:
     """Forward passes that record nothing; a step returns the scores."""
     return make(torch.no_grad()(lambda: network.model(images)))
+
+
+def fused_inference(network: Network, images: Tensor, _: Tensor) -> Step:
+    """The same, each one call."""
+    forward = kernels.FusedForward(network.model)
+    return lambda: forward(images)
 
 
 def batch_of(n: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +134,7 @@ def cases(n: int, backends: Sequence[str]) -> list[Case]:
         network.model.load_state_dict(weights)
         return network
 
-    def case(part: str, run: Callable[..., Step], moved: int, checked_step: int) -> Case:
+    def case(part: str, run: Callable[..., Step], fused: Callable[..., Step], moved: int, checked_step: int) -> Case:
         factories: dict[str, Callable[[], Step]] = {TORCH: lambda: run(network(TORCH), images, targets)}
         for name, compiler in compilers().items():
             # not model.compile(): it leaves an nn.Sequential as it is
@@ -124,6 +144,8 @@ def cases(n: int, backends: Sequence[str]) -> list[Case]:
         for kind in (OURS, SWAPPED):
             for backend in backends:
                 factories[label(backend, kind)] = lambda kind=kind: run(network(kind), images, targets)
+        for backend in fused_backends(backends, images.dtype):
+            factories[label(backend, FUSED)] = lambda: fused(network(OURS), images, targets)
         if on_gpu():
             factories[TORCH + GRAPH] = lambda: run(network(TORCH), images, targets, graphed)
             for backend in backends:
@@ -135,6 +157,6 @@ def cases(n: int, backends: Sequence[str]) -> list[Case]:
 
     # A training step reads and writes parameters and momentum; the gradients need never reach memory.
     return [
-        case("train step", training, size((images, targets)) + 4 * parameters, 3),
-        case("forward", inference, size((images, targets)) + parameters, 1),
+        case("train step", training, fused_training, size((images, targets)) + 4 * parameters, 3),
+        case("forward", inference, fused_inference, size((images, targets)) + parameters, 1),
     ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import kernels
 from kernels.backend import NAMES
 
 Step = Callable[[], Tensor | Sequence[Tensor]]
-TORCH, OURS, SWAPPED = "torch eager", "ours", "ours, by swap"
+TORCH, OURS, SWAPPED, FUSED = "torch eager", "ours", "ours, by swap", "ours, fused"
 COMPILED, REDUCED = "torch.compile", "torch.compile, reduce-overhead"
 GRAPH = ", CUDA graph"
 BATCHES = (1, 64, 1024, 4096)
@@ -50,6 +51,13 @@ def random(*shape: int) -> Tensor:
 def label(backend: str, contender: str = OURS) -> str:
     """The name of a contender of ours: on the CPU there is no backend but NumPy's."""
     return contender if backend == "numpy" else f"{contender}, {backend}"
+
+
+def fused_backends(backends: Sequence[str], dtype: torch.dtype) -> list[str]:
+    """Those that run a whole network of the dtype as one call."""
+    if dtype not in (torch.float32, torch.float64):
+        return []
+    return [name for name in backends if importlib.util.find_spec(f"kernels.{name}.network") is not None]
 
 
 def using(contender: str) -> contextlib.AbstractContextManager[Any]:

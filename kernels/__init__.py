@@ -4,6 +4,19 @@ import kernels.integration.vmap_rules  # noqa: F401 (the rules register themselv
 from kernels import functional, nn, optim
 from kernels._version import __version__
 from kernels.backend import Backend, backends, use_backend
+from kernels.fused import FusedForward, FusedStep
 from kernels.swapping import SwapReport, swap
 
-__all__ = ["Backend", "SwapReport", "__version__", "backends", "functional", "nn", "optim", "swap", "use_backend"]
+__all__ = [
+    "Backend",
+    "FusedForward",
+    "FusedStep",
+    "SwapReport",
+    "__version__",
+    "backends",
+    "functional",
+    "nn",
+    "optim",
+    "swap",
+    "use_backend",
+]

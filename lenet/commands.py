@@ -34,6 +34,7 @@ def train(
     loss: opt.LossName = "mse",
     amp: opt.Amp = "off",
     cuda_graph: opt.CudaGraph = False,
+    no_fused: opt.NoFused = False,
     backend: opt.Backend = None,
     device: opt.Device = None,
     seed: Annotated[int, opt.seed("Decides first weights and order of images.")] = 0,
@@ -50,6 +51,7 @@ def train(
     """
     from lenet.compute import computing
     from lenet.data import load
+    from lenet.fused import best_step
     from lenet.graph import GraphedStep, check_recordable
     from lenet.messages import log_to_stderr
     from lenet.plots import Board, save_pictures
@@ -90,7 +92,10 @@ def train(
         run = Run(settings, len(dataset.train_labels), where)
         if checkpoint:
             run.restore(checkpoint, path)
-        step = (GraphedStep if cuda_graph else Step)(run, processes)
+        if cuda_graph:
+            step: Step = GraphedStep(run, processes)
+        else:
+            step = Step(run, processes) if no_fused else best_step(run, processes)
         show = None
         if processes.first:
             out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """The network."""
 
+from collections import OrderedDict
+
 from torch import Tensor
 
 import kernels.nn as nn
@@ -27,3 +29,22 @@ class LeNet(nn.Module):
         x = self.fc1(x, activation="relu")
         x = self.fc2(x, activation="relu")
         return self.fc3(x)
+
+    def as_sequential(self) -> nn.Sequential:
+        """The network as a sequence of its modules, which kernels.FusedStep reads."""
+        return nn.Sequential(
+            OrderedDict(
+                conv1=self.conv1,
+                relu1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=self.conv2,
+                relu2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                flatten=nn.Flatten(),
+                fc1=self.fc1,
+                relu3=nn.ReLU(),
+                fc2=self.fc2,
+                relu4=nn.ReLU(),
+                fc3=self.fc3,
+            )
+        )

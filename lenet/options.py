@@ -63,6 +63,9 @@ Amp = Annotated[
 CudaGraph = Annotated[
     bool, typer.Option("--cuda-graph", help="Record the training step once, and replay it as one CUDA graph.")
 ]
+NoFused = Annotated[
+    bool, typer.Option("--no-fused", help="Take steps of one operation after the other where fused ones would do.")
+]
 Backend = Annotated[
     str | None,
     typer.Option(

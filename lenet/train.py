@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,21 @@ LOSSES = {
 }
 
 
+class Batches(NamedTuple):
+    """The images of an epoch in the order of its steps: of each batch this process's part."""
+
+    images: Tensor
+    targets: Tensor
+    labels: Tensor
+    ends: list[int]  # where each part ends, after a 0 where the first one begins
+    together: list[int]  # how many images each batch has in all processes
+
+    def part(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, targets and labels of the batches from `first` to before `last`."""
+        at = slice(self.ends[first], self.ends[last])
+        return self.images[at], self.targets[at], self.labels[at]
+
+
 class Step:
     """One step: forward, loss, backward and update, for this process's part of a batch.
 
@@ -82,31 +98,32 @@ class Step:
         self.correct.add_((scores.argmax(1) == label).sum())
         return self.scaler.get_scale() >= scale
 
+    def take(self, run: Run, batches: Batches) -> int:
+        """Takes the step of `run` that comes next, or some, and those of its schedule; how many."""
+        x, target, label = batches.part(run.steps_done, run.steps_done + 1)
+        if self(x, target, label, len(x) * self.processes.size / batches.together[run.steps_done]):
+            run.scheduler.step()
+        else:
+            log.info("step %d left out: its gradients overflow float16", run.steps_done + 1)
+        return 1
+
 
 def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
     """Take the steps of one epoch that are still to do; False if `stop` was agreed on before the last of them."""
     processes = step.processes
     start = time.perf_counter() - run.seconds
-    batches = shuffled(data.train_labels, run).split(run.settings.batch_size)
-    parts = [processes.part(batch) for batch in batches]
-    order, sizes = torch.cat(parts), [len(part) for part in parts]
-    images, labels = data.train_images[order], data.train_labels[order]
-    targets = LOSSES[run.settings.loss].targets(labels)
-    inputs = list(zip(*(tensor.split(sizes) for tensor in (images, targets, labels)), map(len, batches), strict=True))
+    batches = batches_of(data, run, processes)
     step.loss_sum.fill_(run.loss_sum if processes.first else 0)
     step.correct.fill_(run.correct if processes.first else 0)
 
     with progress_bar(run, len(data.train_labels), processes) as bar:
-        for x, target, label, together in inputs[run.steps_done :]:
-            if step(x, target, label, len(x) * processes.size / together):
-                run.scheduler.step()
-            else:
-                log.info("step %d left out: its gradients overflow float16", run.steps_done + 1)
-            run.steps_done += 1
-            if bar.update(together):  # true a few times a second
+        while run.steps_done < len(batches.together):
+            before = run.steps_done
+            run.steps_done += step.take(run, batches)
+            if bar.update(sum(batches.together[before : run.steps_done])):  # true a few times a second
                 loss, accuracy = (
-                    (before + (now.item() - before) * processes.size) / bar.n  # the other processes' parts will be like
-                    for before, now in ((run.loss_sum, step.loss_sum), (run.correct, step.correct))
+                    (begun + (now.item() - begun) * processes.size) / bar.n  # the other processes' parts will be like
+                    for begun, now in ((run.loss_sum, step.loss_sum), (run.correct, step.correct))
                 )
                 bar.set_postfix(loss=f"{loss:.4f}", accuracy=f"{accuracy:.2%}", refresh=False)
             if stop.agree():
@@ -114,7 +131,18 @@ def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
 
     run.loss_sum, run.correct = processes.total(step.loss_sum).item(), int(processes.total(step.correct))
     run.seconds = time.perf_counter() - start
-    return run.steps_done == len(inputs)
+    return run.steps_done == len(batches.together)
+
+
+def batches_of(data: Data, run: Run, processes: Processes) -> Batches:
+    """The batches of the epoch that is under way."""
+    whole = shuffled(data.train_labels, run).split(run.settings.batch_size)
+    parts = [processes.part(batch) for batch in whole]
+    order = torch.cat(parts)
+    labels = data.train_labels[order]
+    targets = LOSSES[run.settings.loss].targets(labels)
+    ends = [0, *accumulate(map(len, parts))]
+    return Batches(data.train_images[order], targets, labels, ends, [len(batch) for batch in whole])
 
 
 def shuffled(labels: Tensor, run: Run) -> Tensor:

@@ -21,6 +21,7 @@ from optuna.visualization import matplotlib as visualization
 from sqlalchemy.exc import SQLAlchemyError
 
 from lenet.data import Data
+from lenet.fused import best_step
 from lenet.messages import LenetError
 from lenet.plots import save
 from lenet.run import Run
@@ -69,7 +70,7 @@ def tune(settings: Settings, data: Data, device: torch.device, trials: int, out:
         run = TrialRun(replace(settings, **suggest(trial)), len(training.train_labels), device, trial)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # `report` prints a line for the whole trial
-                train_epochs(run, training, out)
+                train_epochs(run, training, out, best_step(run))
         except LenetError as error:  # training diverged
             raise optuna.TrialPruned from error
         return run.history[-1]["test_accuracy"]

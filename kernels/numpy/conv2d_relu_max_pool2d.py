@@ -87,7 +87,7 @@ class PooledTile(Tile):
         self._maximum, self._position = (
             scratch(name, self._top.shape, t) for name, t in (("maximum", dtype), ("position", np.uint8))
         )
-        self._maxima = self._maximum.reshape(-1)
+        self._maxima, self._zeros = self._maximum.reshape(-1), np.zeros_like(self._maximum)
         self._mask = scratch("larger", self._top.shape, bool)
         self._mask_bits, self._mask_bytes = self._mask.view(np.int8), self._mask.view(np.uint8)
 
@@ -110,7 +110,16 @@ class PooledTile(Tile):
         np.less_equal(maximum, ZERO, out=self._mask)
         np.negative(self._mask_bits, out=self._mask_bits)
         np.bitwise_or(position, self._mask_bytes, out=positions)
-        np.maximum(maximum, ZERO, out=y)
+        np.maximum(maximum, self._zeros, out=y)  # an array: with a number it takes three times as long
+
+    def pool_values(self, images: Array, matrix: Array, bias: Array | None, y: Array) -> None:
+        """Fills y alone."""
+        self.convolve(images, matrix)
+        np.maximum(self._left, self._right, out=self._wider)
+        maximum = np.maximum(self._top, self._bottom, out=self._maximum)
+        if bias is not None:
+            np.add(maximum, bias[:, None, None, None], out=maximum)
+        np.maximum(maximum, self._zeros, out=y)
 
     def _largest(self) -> tuple[Array, Array]:
         """The largest of each window of y and the position of the first of that size: of each row, then of both rows."""

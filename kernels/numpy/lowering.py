@@ -18,7 +18,10 @@ from kernels.numpy.arrays import staged
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, output_size
 
-RUN = 128  # rows
+RUN = 128  # rows that are summed one by one
+# OpenBLAS multiplies small matrices as they lie, and is slower at a transposed one, by more than transposing takes
+SMALL_PRODUCT = 10**6  # multiplications
+WIDE = 16  # rows to transpose, at least
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,10 @@ class Tile:
         self.dy = dy_rows[:, ::stride]  # with rows of zeros between
         self._zero_rows = [dy_rows[:, i::stride] for i in range(1, stride)]
         self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
+        self._dy_columns = self._dy_matrix.swapaxes(2, 3)
+        self._transposed = None
+        if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT:
+            self._transposed = scratch("dy transposed", self._dy_columns.shape, dtype)
         self._folding = Folding(g, n, dtype, dy_rows.reshape(*dy_rows.shape[:3], ow * n))
 
     @staticmethod
@@ -128,7 +135,11 @@ class Tile:
         """These images' split of dweight (O, C/groups, KH, KW), of `dy`."""
         g = self.g
         self._lowering.fill(images)
-        matrix = np.add.reduce(np.matmul(self._lowering.windows(), self._dy_matrix.swapaxes(2, 3)), axis=1)
+        columns = self._dy_columns
+        if self._transposed is not None:
+            np.copyto(self._transposed, columns)
+            columns = self._transposed
+        matrix = np.add.reduce(np.matmul(self._lowering.windows(), columns), axis=1)
         split = matrix.reshape(g.groups, g.kernel[0], g.channels, g.kernel[1], g.features).transpose(0, 4, 2, 1, 3)
         return split.reshape(g.groups * g.features, g.channels, *g.kernel)
 

@@ -27,29 +27,43 @@ def sgd(
 ) -> None:
     """One step; `first` fills the momentum buffers; float16 and bfloat16 are updated in float32."""
     rate = lr if lr_tensor is None else lr_tensor.item()
-
-    def update(p: Array, g: Array, b: Array | None) -> None:
-        if maximize:
-            g = -g
-        if weight_decay:
-            g = g + weight_decay * p
-        if b is not None:
-            if first:
-                np.copyto(b, g)
-            else:
-                np.multiply(b, momentum, out=b)
-                np.add(b, (1 - dampening) * g if dampening else g, out=b)
-            g = g + momentum * b if nesterov else b
-        np.subtract(p, rate * g, out=p)
-
+    rule = momentum, dampening, weight_decay, nesterov, maximize, first
     buffers: Sequence[Any] = momentum_buffers or [None] * len(params)
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
-        if param.dtype not in LOW_PRECISION:
-            update(param.detach().numpy(), grad.numpy(force=True), None if buffer is None else buffer.numpy())
-            continue
-        targets = [param.detach(), buffer] if buffer is not None else [param.detach()]
-        raised = [converted(target, torch.float32) for target in targets]
-        value = converted(grad, torch.float32).numpy()
-        update(raised[0].numpy(), value, raised[1].numpy() if buffer is not None else None)
-        for target, updated in zip(targets, raised, strict=True):
-            copy_on_this_thread(updated, target)
+        targets = [param.detach()] if buffer is None else [param.detach(), buffer]
+        if low := param.dtype in LOW_PRECISION:
+            grad = converted(grad, torch.float32)
+        arrays = [(converted(target, torch.float32) if low else target).numpy() for target in targets]
+        p, b = arrays[0], arrays[1] if len(arrays) > 1 else None
+        update(p, grad.numpy(force=True), b, rate, *rule, np.empty_like(p))
+        if low:
+            for target, array in zip(targets, arrays, strict=True):
+                copy_on_this_thread(torch.from_numpy(array), target)
+
+
+def update(
+    p: Array,
+    g: Array,
+    b: Array | None,
+    rate: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    work: Array,
+) -> None:
+    """One step for a parameter p with gradient g and momentum buffer b; `work` is memory like p."""
+    if maximize:
+        g = -g
+    if weight_decay:
+        g = g + weight_decay * p
+    if b is not None:
+        if first:
+            np.copyto(b, g)
+        else:
+            np.multiply(b, momentum, out=b)
+            np.add(b, (1 - dampening) * g if dampening else g, out=b)
+        g = g + momentum * b if nesterov else b
+    np.subtract(p, np.multiply(g, rate, out=work), out=p)

@@ -40,9 +40,12 @@ def even_slices(n: int, size: int) -> list[slice]:
     return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def for_each(items: Sequence[Any], function: Callable[[Any], Any]) -> list[Any]:
-    """function(item) for each item, in order of the items, on as many threads as torch.get_num_threads() allows."""
-    threads = 1 if len(items) < 4 else min(torch.get_num_threads(), len(items) // 2)
+def for_each(items: Sequence[Any], function: Callable[[Any], Any], least: int = 2) -> list[Any]:
+    """function(item) for each item, in order of the items, on as many threads as torch.get_num_threads() allows.
+
+    A thread is worth its while for `least` items or more.
+    """
+    threads = 1 if len(items) < 2 * least else min(torch.get_num_threads(), len(items) // least)
     if threads < 2:
         return list(map(function, items))
     results: list[Any] = [None] * len(items)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from lenet_helpers import Outcome, metrics, same, weights
 
+import kernels
+from lenet import fused
 from lenet.cli import main
 from lenet.model import LeNet
 
@@ -92,7 +94,7 @@ def test_ctrl_c(start: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("step", "amp"), [(1, "off"), (2, "off"), (5, "fp16"), (6, "off"), (7, "off"), (12, "off")])
 def test_ctrl_c_at_a_step(cli: Cli, tmp_path: Path, folder: Path, step: int, amp: str) -> None:
     """Two epochs of six steps: Ctrl-C in the middle of any keeps the place, and the rest is the same bit for bit."""
-    arguments = ("train", "--data", folder, "--epochs", 2, "--batch-size", 16, "--amp", amp, "--out")
+    arguments = ("train", "--data", folder, "--epochs", 2, "--batch-size", 16, "--amp", amp, "--no-fused", "--out")
     assert cli(*arguments, tmp_path / "whole").status == 0
     steps = 0
 
@@ -112,7 +114,45 @@ def test_ctrl_c_at_a_step(cli: Cli, tmp_path: Path, folder: Path, step: int, amp
     state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
     assert state["epoch"] * 6 + state["step"] == step
 
-    assert cli("train", "--out", tmp_path / "cut", "--resume").status == 0, "the run's own settings are taken up"
+    resumed = cli("train", "--no-fused", "--out", tmp_path / "cut", "--resume")
+    assert resumed.status == 0, "the run's own settings are taken up"
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
+@pytest.mark.parametrize(("seconds", "call", "reached"), [(0, 1, 1), (0, 8, 8), (1e9, 1, 1), (1e9, 2, 6), (1e9, 3, 12)])
+def test_ctrl_c_in_fused_steps(
+    cli: Cli,
+    tmp_path: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    call: int,
+    reached: int,
+    loss: str,
+) -> None:
+    """Two epochs of six steps, each a call, or as many a call as there are: the call is finished, the place kept."""
+    arguments = ("train", "--data", folder, "--epochs", 2, "--batch-size", 16, "--loss", loss, "--out")
+    assert cli(*arguments, tmp_path / "whole").status == 0
+    run, calls = kernels.FusedStep.run, 0
+
+    def press(*args: object, **kwargs: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            signal.raise_signal(signal.SIGINT)
+        return run(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "CALL", seconds)
+        patch.setattr(kernels.FusedStep, "run", press)
+        outcome = cli(*arguments, tmp_path / "cut")
+    assert (outcome.status, outcome.err) == (130, "lenet: interrupted\n")
+    state = torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] * 6 + state["step"] == reached
+
+    assert cli("train", "--out", tmp_path / "cut", "--resume").status == 0
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 

@@ -49,3 +49,16 @@ def test_log_level(cli: Cli, tmp_path: Path, folder: Path, level: str, says: boo
     lines = err.splitlines()
     assert any("INFO lenet.train: beginning after 0 epochs and 0 steps, rank 0 of 1" in line for line in lines) == says
     assert all(" lenet." in line for line in lines) and bool(lines) == says
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], "fused steps"), (["--amp", "bf16"], "one operation after the other: --amp bf16"), (["--no-fused"], "")],
+    ids=str,
+)
+def test_the_log_says_how_steps_are_taken(
+    cli: Cli, tmp_path: Path, folder: Path, options: list[str], said: str
+) -> None:
+    arguments = ("train", "--data", folder, "--epochs", 1, "--log-level", "info", *options)
+    status, _, err = cli(*arguments, "--out", tmp_path / "run")
+    assert status == 0 and said in err and ("INFO lenet.fused" in err) == bool(said)

@@ -50,7 +50,7 @@ def test_everything_is_measured_and_written(run, tmp_path):
         assert ((table["of_copy"] > 0) & (table["of_matmul"] >= 0)).all()
         assert table["cold_ms"].isna().all()  # a CPU's caches are not flushed
     for name in ("lenet", "kernelbench"):
-        assert set(tables[name]["contender"]) == {"torch eager", "ours", "ours, by swap"}
+        assert set(tables[name]["contender"]) == {"torch eager", "ours", "ours, by swap", "ours, fused"}
     for name in tables:
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
         assert f"\n| {tables[name]['name'][0]} " in (tmp_path / f"{name}.md").read_text()

@@ -18,6 +18,7 @@ from benchmarks.ceilings import Ceilings  # noqa: E402
 OURS = {f"{name}{graph}" for name in ("ours, triton", "ours, cupy") for graph in ("", ", CUDA graph")}
 TORCH = {"torch eager", "torch eager, CUDA graph", "torch.compile", "torch.compile, reduce-overhead"}
 SWAPPED = {"ours, by swap, triton", "ours, by swap, cupy"}
+FUSED = {f"ours, fused, {backend}" for backend in case.fused_backends(("triton", "cupy"), torch.float32)}
 
 
 class Clock:
@@ -118,8 +119,8 @@ def test_rates_are_those_of_cold_steps(clock: Clock) -> None:
     ("benchmark", "parts"),
     (
         (bench_softmax, {"forward": TORCH | OURS, "backward": {"torch eager", "ours, triton", "ours, cupy"}}),
-        (bench_lenet, {"train step": TORCH | OURS | SWAPPED, "forward": TORCH | OURS | SWAPPED}),
-        (bench_kernelbench, {"forward": TORCH | OURS | SWAPPED}),
+        (bench_lenet, {"train step": TORCH | OURS | SWAPPED | FUSED, "forward": TORCH | OURS | SWAPPED | FUSED}),
+        (bench_kernelbench, {"forward": TORCH | OURS | SWAPPED | FUSED}),
     ),
     ids=("softmax", "lenet", "kernelbench"),
 )
