@@ -158,6 +158,17 @@ def linear_phase(x_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-d
 
 
 @triton.jit
+def largest(x, offs_c, CLASSES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of each row of x the largest number, and where the first largest value is: NaN where there is one, as torch has it."""
+    inside = offs_c < CLASSES
+    is_nan = inside & (x != x)
+    maximum = tl.max(tl.where(inside & (x == x), x, -float("inf")), 1)
+    has_nan = tl.max(is_nan.to(tl.int32), 1)[:, None] > 0
+    is_largest = tl.where(has_nan, is_nan, inside & (x == maximum[:, None]))
+    return maximum, tl.min(tl.where(is_largest, offs_c, CLASSES), 1)
+
+
+@triton.jit
 def loss_phase(  # type: ignore[no-untyped-def]
     layer, targets_ptr, losses_ptr, correct_ptr, n,
     CLASSES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, LOSS: tl.constexpr,
@@ -171,10 +182,10 @@ def loss_phase(  # type: ignore[no-untyped-def]
         mask = mask_n[:, None] & (offs_c < CLASSES)
         place = image[:, None].to(tl.int64) * CLASSES + offs_c
         scores = tl.load(layer.y + place, mask, other=0)
-        highest = tl.argmax(tl.where(offs_c < CLASSES, scores, -float("inf")), 1)
+        maximum, answer = largest(scores, offs_c, CLASSES)
         if LOSS == "mse":
             target = tl.load(targets_ptr + place, mask, other=0)
-            label = tl.argmax(tl.where(offs_c < CLASSES, target, -float("inf")), 1)
+            _, label = largest(target, offs_c, CLASSES)
             count = (n * CLASSES).to(scores.dtype)
             error = scores - target
             dscores = 2 * error / count
@@ -182,8 +193,7 @@ def loss_phase(  # type: ignore[no-untyped-def]
         else:
             label = tl.load(targets_ptr + image, mask_n, other=0).to(tl.int32)
             count = n.to(scores.dtype)
-            shifted = tl.where(offs_c < CLASSES, scores, -float("inf"))
-            shifted -= tl.max(shifted, 1)[:, None]
+            shifted = tl.where(offs_c < CLASSES, scores - maximum[:, None], -float("inf"))
             total = tl.sum(tl.exp(shifted), 1)
             of_label = offs_c == label[:, None]
             dscores = (tl.exp(shifted) / total[:, None] - tl.where(of_label, 1.0, 0.0)) / count
@@ -191,7 +201,7 @@ def loss_phase(  # type: ignore[no-untyped-def]
             loss = tl.sum(tl.where(mask_n, each, 0.0), 0) / count
         tl.store(layer.dy + place, dscores, mask)
         tl.store(losses_ptr + tile, loss)
-        tl.store(correct_ptr + tile, tl.sum(((highest == label) & mask_n).to(tl.int32), 0))
+        tl.store(correct_ptr + tile, tl.sum(((answer == label) & mask_n).to(tl.int32), 0))
 
 
 @triton.jit

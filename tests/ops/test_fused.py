@@ -89,7 +89,10 @@ def batch(
 
 
 class Magnitudes:
-    """The sizes of the sums behind a step's results, for the tolerance: the network of the absolute values, linear."""
+    """The sizes of the sums behind a step's results, for the tolerance: the network of the absolute values, linear.
+
+    What is not finite counts as 0: no finite result has a share of it.
+    """
 
     def __init__(self, model: nn.Module, images: Tensor, targets: Tensor, loss: str) -> None:
         modules = [copy.deepcopy(m) for m in model.modules() if not isinstance(m, nn.Sequential)]
@@ -102,8 +105,9 @@ class Magnitudes:
         parameters = list(linear.parameters())
         with torch.no_grad():
             for p in parameters:
-                p.abs_()
-        scores = linear(images.abs())
+                p.abs_().nan_to_num_(0, 0)
+        images, targets = images.abs().nan_to_num(0, 0), targets.nan_to_num(0, 0) if loss == "mse" else targets
+        scores = linear(images)
         largest = scores.detach()
         if loss == "mse":
             self.loss = (largest + targets.abs()).square().mean()
