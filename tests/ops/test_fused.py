@@ -123,11 +123,12 @@ class Magnitudes:
 
 def magnitude_of_update(p: Tensor, b: Tensor | None, gradient: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Of the parameter and the momentum buffer after a step: the formula, with every difference a sum."""
-    g = gradient + group["weight_decay"] * p.abs()
+    p = p.abs().nan_to_num(0, 0)
+    g = gradient + group["weight_decay"] * p
     if group["momentum"]:
         b = g if b is None else group["momentum"] * b.abs() + (1 - group["dampening"]) * g
         g = g + group["momentum"] * b if group["nesterov"] else b
-    return p.abs() + float(group["lr"]) * g, g if b is None else b
+    return p + float(group["lr"]) * g, g if b is None else b
 
 
 def check_step(model: nn.Module, optimizer: Any, loss: str, images: Tensor, targets: Tensor, take: Any) -> None:
