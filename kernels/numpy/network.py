@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.numpy.arrays import ZERO, drop, staged
 from kernels.numpy.blas import one_blas_thread
 from kernels.numpy.conv2d_relu_max_pool2d import PooledTile
-from kernels.numpy.lowering import geometry
+from kernels.numpy.lowering import Geometry, geometry
 from kernels.numpy.sgd import update
 from kernels.numpy.threads import SILENT, even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
@@ -26,6 +26,7 @@ from kernels.ops.network import Network, Update
 from kernels.sizes import Pair, cdiv
 
 TILE = 32  # images that go through the network at once: more leave the cache, and the products that BLAS is quickest at
+MOST_BYTES = 16 << 20  # that a layer's work arrays have for a tile: of large images it has fewer
 PARTS = 16  # of a batch, at most: so many threads have work
 
 Shape = tuple[int, ...]
@@ -40,6 +41,15 @@ class Sizes(NamedTuple):
     biases: tuple[bool, ...]
     paddings: tuple[Pair, ...]  # of the convolutions, which are the first layers
 
+    def geometries(self) -> list[Geometry]:
+        """Those of the convolutions."""
+        size, found = self.image[1:], []
+        for shape, padding in zip(self.weights, self.paddings, strict=False):
+            g = geometry(size, shape, (1, 1), padding, (1, 1), 1, even=True)
+            found.append(g)
+            size = g.out[0] // 2, g.out[1] // 2
+        return found
+
 
 def network_forward(network: Network, images: Tensor) -> Tensor:
     """Scores (N, classes) of images (N, C, H, W)."""
@@ -53,7 +63,7 @@ def network_forward(network: Network, images: Tensor) -> Tensor:
         np.copyto(scores[:, at], tile.forward(array[at], parameters, for_backward=False))
 
     with one_blas_thread:
-        SILENT.copy().run(for_each, forward_tiles(len(array)), compute, 1)
+        SILENT.copy().run(for_each, forward_tiles(len(array), tile_size(sizes, array.itemsize)), compute, 1)
     return torch.from_numpy(scores.T)
 
 
@@ -97,6 +107,7 @@ class Steps:
             check_range("targets", self.targets, len(network.linears[-1].weight))
         self.parameters, self.loss = parameters_of(network), LOSSES[loss]
         self.sizes = sizes_of(network, self.images, self.parameters)
+        self.tile_size = tile_size(self.sizes, self.images.itemsize)
         arrays = (array for layer in self.parameters for array in layer if array is not None)
         self.updates = [
             (u, param, None if u.momentum_buffer is None else u.momentum_buffer.numpy(), rates_of(u))
@@ -106,7 +117,7 @@ class Steps:
     def step(self, number: int, batch: slice) -> tuple[Any, int]:
         """Takes a step on a batch: the loss before it, and how many images were right."""
         count = batch.stop - batch.start
-        parts = parts_of(count)
+        parts = parts_of(count, self.tile_size)
         gradients = workspace(Gradients, self.sizes, len(parts), self.images.dtype)
 
         def differentiate(i: int) -> tuple[Any, int]:
@@ -123,7 +134,7 @@ class Steps:
     def differentiate(self, part: slice, count: int, share: list[Array]) -> tuple[Any, int]:
         """Fills a part's share of the gradients of a batch of `count` images; its share of the loss, how many were right."""
         loss, correct = self.images.dtype.type(0), 0
-        for at in even_slices(part.stop - part.start, TILE):
+        for at in even_slices(part.stop - part.start, self.tile_size):
             which: Any = moved(at, part.start)
             if self.order is not None:
                 which = self.order[which]
@@ -161,9 +172,10 @@ class Tile:
     def __init__(self, sizes: Sizes, n: int, dtype: Any) -> None:
         self._images = x = scratch("images", (*sizes.image, n), dtype)
         self._layers: list[Any] = []
+        geometries = sizes.geometries()
         for i, shape in enumerate(sizes.weights):
-            if i < len(sizes.paddings):
-                layer: Any = Convolution(i, x, shape, sizes.paddings[i])
+            if i < len(geometries):
+                layer: Any = Convolution(i, x, geometries[i])
             else:
                 layer = Linear(i, x.reshape(-1, n), shape, relu=i < len(sizes.weights) - 1)
             self._layers.append(layer)
@@ -190,11 +202,10 @@ class Tile:
 class Convolution:
     """y (O, OH // 2, OW // 2, n) of x (C, H, W, n): convolution, ReLU and pooling, and the way back from `dy`."""
 
-    def __init__(self, number: int, x: Array, shape: Shape, padding: Pair) -> None:
-        self._x, n = x, x.shape[-1]
-        self._g = g = geometry(x.shape[1:3], shape, (1, 1), padding, (1, 1), 1, even=True)
+    def __init__(self, number: int, x: Array, g: Geometry) -> None:
+        self._x, self._g, n = x, g, x.shape[-1]
         self._tile = PooledTile(g, n, x.dtype)
-        pooled = (shape[0], g.out[0] // 2, g.out[1] // 2, n)
+        pooled = (g.features, g.out[0] // 2, g.out[1] // 2, n)
         self.y, self.dy = (scratch(f"{name} {number}", pooled, x.dtype) for name in ("y", "dy"))
         self._positions = scratch(f"positions {number}", pooled, np.uint8)
 
@@ -281,15 +292,22 @@ def check_range(argument: str, values: Array, end: int) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def parts_of(n: int) -> list[slice]:
-    """A batch of n images in parts: one, or an even number, so that two threads have equal shares."""
-    return even_slices(n, cdiv(n, 1 if n <= TILE else min(PARTS, 2 * cdiv(n, 2 * TILE))))
+def tile_size(sizes: Sizes, itemsize: int) -> int:
+    """How many images a tile has at most."""
+    largest = max((g.values_per_image for g in sizes.geometries()), default=1)
+    return max(1, min(TILE, MOST_BYTES // (largest * itemsize)))
 
 
 @functools.lru_cache(maxsize=256)
-def forward_tiles(n: int) -> list[slice]:
+def parts_of(n: int, tile: int) -> list[slice]:
+    """A batch of n images in parts: one, or an even number, so that two threads have equal shares."""
+    return even_slices(n, cdiv(n, 1 if n <= tile else min(PARTS, 2 * cdiv(n, 2 * tile))))
+
+
+@functools.lru_cache(maxsize=256)
+def forward_tiles(n: int, tile: int) -> list[slice]:
     """The tiles of n images for the forward pass alone."""
-    return even_slices(n, min(cdiv(n, len(parts_of(n))), TILE)) if n else []
+    return even_slices(n, min(tile, cdiv(n, len(parts_of(n, tile))))) if n else []
 
 
 def moved(part: slice, start: int) -> slice:

@@ -495,6 +495,17 @@ def test_parts_are_added(backend: str) -> None:
     check(small(), (2, 9, 8), 1100, "mse")
 
 
+def test_large_images(backend: str) -> None:
+    """A tile has one of them."""
+    if backend != "numpy":
+        pytest.skip("the others have no tiles of images")
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2 * 99 * 99, 3)),
+    )
+    check(model, (3, 400, 400), 3, "mse", steps=1)
+
+
 @pytest.mark.large
 @pytest.mark.parametrize(
     "model",
