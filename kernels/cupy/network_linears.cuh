@@ -9,6 +9,7 @@ template <int L, int N> __device__ __forceinline__ void linear_forward(const Par
     constexpr Linear s = LINEARS[L];
     const float* weight = parameters.param[s.parameter];
     constexpr int STEP = LANES * s.vector, WHOLE = s.inputs / STEP * STEP;
+    constexpr int UNROLL = N == 1 ? 2 : 1;  // so far that registers hold what is read ahead
     const int own = lane() % LANES;
     const float* xs = memory + s.x + own * s.vector;
     for (int first = warp() * AT_ONCE; first < s.outputs; first += WARPS * AT_ONCE) {
@@ -33,7 +34,7 @@ template <int L, int N> __device__ __forceinline__ void linear_forward(const Par
                     for (int e = 0; e < s.vector; e++) sums[o][n] += w[o].at[e] * x.at[e];
             }
         };
-#pragma unroll 4
+#pragma unroll UNROLL
         for (int i = 0; i < WHOLE; i += STEP) add(i);
         if (WHOLE < s.inputs && own * s.vector < s.inputs - WHOLE) add(WHOLE);
 #pragma unroll
