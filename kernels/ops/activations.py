@@ -173,10 +173,11 @@ phi_step = differentiable(Step)
 
 
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
-    """max(input, 0) of any shape and real dtype but bool; NaN stays NaN. Raises RuntimeError, TypeError as torch does."""
+    """max(input, 0) of any shape and real dtype but bool; NaN stays NaN. Raises RuntimeError (for bool
+    NotImplementedError, which is one) and TypeError as torch does."""
     _check_real("relu", input)
     if input.dtype == torch.bool:
-        raise RuntimeError("relu: expected input to be of a number dtype, got torch.bool")
+        raise NotImplementedError("relu: expected input to be of a number dtype, got torch.bool")
     y = phi_relu(input, chosen())
     return input.copy_(y) if inplace else y
 
