@@ -2,11 +2,11 @@
 
     python -m benchmarks.counts.bounds
 
-The model: a kernel takes at least as long as its bytes at the memory's peak rate, and at least as long as its
-multiply-adds at the float32 peak rate; kernels follow one another. Ours touch the bytes and issue the multiply-adds
-that `python -m benchmarks.counts` counted. torch's sequence is one kernel an operator, unfused, which touches every
-input and output once and issues no multiply-add in vain: the best that sequence could do. Launches take no time in
-this model, nor do caches save any.
+The model: a kernel takes at least as long as its bytes at the memory's peak rate, as its multiply-adds at the float32
+peak rate, and as its instructions in all the schedulers' issue slots; kernels follow one another. Ours touch the bytes
+and issue what `python -m benchmarks.counts` counted. torch's sequence is one kernel an operator, unfused, which touches
+every input and output once and issues nothing but useful multiply-adds: the best that sequence could do. Launches and
+barriers take no time in this model, all multiprocessors have the same work, and caches save nothing.
 """
 
 import math
@@ -34,15 +34,21 @@ class GPU(NamedTuple):
 
     bandwidth: float
     flops: float
+    lanes: int  # of a multiprocessor, for float32; its four schedulers issue an instruction of 32 lanes each
+
+    @property
+    def issued(self) -> float:
+        """Warp instructions a second."""
+        return 4 * self.flops / (2 * self.lanes)
 
 
 GPUS = {
-    "T4": GPU(0.32e12, 8.1e12),
-    "L4": GPU(0.30e12, 30.3e12),
-    "RTX 4090": GPU(1.008e12, 82.6e12),
-    "A100 SXM": GPU(2.039e12, 19.5e12),
-    "H100 SXM": GPU(3.35e12, 67e12),
-    "H200 SXM": GPU(4.8e12, 67e12),
+    "T4": GPU(0.32e12, 8.1e12, 64),
+    "L4": GPU(0.30e12, 30.3e12, 128),
+    "RTX 4090": GPU(1.008e12, 82.6e12, 128),
+    "A100 SXM": GPU(2.039e12, 19.5e12, 64),
+    "H100 SXM": GPU(3.35e12, 67e12, 128),
+    "H200 SXM": GPU(4.8e12, 67e12, 128),
 }
 
 
@@ -53,11 +59,12 @@ class Kernel(NamedTuple):
     launches: int
     bytes: int
     useful: int  # multiply-adds
-    issued: float
+    issued: float  # multiply-adds
+    instructions: float  # of warps
 
     def bound(self, gpu: GPU) -> float:
         """Seconds."""
-        return max(self.bytes / gpu.bandwidth, 2 * self.issued / gpu.flops)
+        return max(self.bytes / gpu.bandwidth, 2 * self.issued / gpu.flops, self.instructions / gpu.issued)
 
 
 class Unfused(TorchDispatchMode):
@@ -75,7 +82,7 @@ class Unfused(TorchDispatchMode):
             new = [] if written else results
             touched = sum(distinct_bytes(t) for t in tree_leaves((args, written, new)) if isinstance(t, Tensor))
             useful = multiply_adds(func, args, results)
-            self.kernels.append(Kernel(func._opname, 1, touched, useful, useful))
+            self.kernels.append(Kernel(func._opname, 1, touched, useful, useful, useful / 32))
         return results
 
 
@@ -98,11 +105,14 @@ def of_torch(batch: int, training: bool) -> list[Kernel]:
 def of_ours(counted: pd.DataFrame, training: bool) -> list[Kernel]:
     """The counted operations of one backend at one batch."""
     kernels = [
-        Kernel(row.operation, row.launches, row.bytes, row.multiply_adds, row.multiply_adds * row.issued_per_useful)
+        Kernel(
+            row.operation, row.launches, row.bytes, row.multiply_adds, row.multiply_adds * row.issued_per_useful,
+            row.warp_instructions,
+        )
         for row in counted.fillna({"issued_per_useful": 0}).itertuples()  # empty where nothing is useful
-    ]
+    ]  # fmt: skip
     if training:
-        return kernels
+        return [kernel for kernel in kernels if kernel.operation != "network_forward"]
     return [kernel for kernel in kernels if kernel.operation.endswith("_forward") and "loss" not in kernel.operation]
 
 
@@ -124,12 +134,13 @@ def row(contender: str, batch: int, training: bool, kernels: list[Kernel]) -> di
 
 def main(
     counters: Annotated[
-        Path, typer.Option(exists=True, dir_okay=False, help="what python -m benchmarks.counts wrote")
-    ] = COUNTERS / "lenet.csv",
+        Path, typer.Option(exists=True, file_okay=False, help="the folder where python -m benchmarks.counts wrote")
+    ] = COUNTERS,
     out: Annotated[Path, typer.Option(help="folder for the CSV file")] = COUNTERS,
 ) -> None:
     """Prints the bounds, and writes them to OUT/bounds.csv."""
-    counted = pd.read_csv(counters)
+    operations, network = (pd.read_csv(counters / name) for name in ("lenet.csv", "network.csv"))
+    counted = pd.concat([operations, network.assign(backend=network["backend"] + ", one launch")])
     rows = []
     for batch, of_batch in counted.groupby("batch"):
         for training in (False, True):

@@ -134,20 +134,27 @@ def test_bounds_of_torch_s_sequence():
     assert sum(kernel.useful for kernel in training) == products
 
 
-def test_bounds_take_the_larger_of_memory_and_arithmetic(tmp_path):
+def test_bounds_take_the_largest_of_memory_arithmetic_and_issue_slots(tmp_path):
     from benchmarks.counts import bounds
 
-    (tmp_path / "counts.csv").write_text(
-        "backend,batch,operation,launches,bytes,multiply_adds,issued_per_useful\n"
-        "triton,64,linear_forward,1,1000000,10000000,2\n"  # 4 * 10^7 operations: they decide on an A100
-        "triton,64,mse_loss_backward,2,3000000,0,\n"
+    head = "backend,batch,operation,launches,warp_instructions,bytes,multiply_adds,issued_per_useful\n"
+    (tmp_path / "lenet.csv").write_text(
+        f"{head}triton,64,linear_forward,1,1000,1000000,10000000,2\n"  # 4 * 10^7 operations: they decide on an A100
+        "triton,64,mse_loss_backward,2,1000,3000000,0,\n"
     )
-    bounds.main(tmp_path / "counts.csv", tmp_path)
-    forward, _, step, _ = pd.read_csv(tmp_path / "bounds.csv").to_dict("records")
+    (tmp_path / "network.csv").write_text(
+        f"{head}triton,64,network_forward,1,4000000,1000,10,1\ntriton,64,network_step,1,8000000,1000,10,1\n"
+    )
+    bounds.main(tmp_path, tmp_path)
+    rows = pd.read_csv(tmp_path / "bounds.csv").set_index(["kernels of", "what"])
+    forward, step = rows.loc[("triton", "forward")], rows.loc[("triton", "training step")]
     assert (forward["launches"], step["launches"]) == (1, 3)
     arithmetic, memory = 4e7 / 19.5e12, 3e6 / 2.039e12
     assert forward["A100 SXM, us"] == pytest.approx(1e6 * arithmetic, rel=1e-3)
     assert step["A100 SXM, us"] == pytest.approx(1e6 * (arithmetic + memory), rel=1e-3)
+    slots = 108 * 4 * 1.41e9  # multiprocessors, schedulers, clock
+    assert rows.loc[("triton, one launch", "forward"), "A100 SXM, us"] == pytest.approx(4e12 / slots, rel=0.01)
+    assert rows.loc[("triton, one launch", "training step"), "A100 SXM, us"] == pytest.approx(8e12 / slots, rel=0.01)
 
 
 @pytest.mark.parametrize("missing", ("ptxsim", "something else"))
