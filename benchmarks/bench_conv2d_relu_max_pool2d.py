@@ -22,4 +22,13 @@ def cases(n: int, backends: Sequence[str]) -> list[Case]:
         *operation(
             "conv2 + relu + pool", three_calls, fused, backends, random(n, 6, 14, 14), random(16, 6, 5, 5), random(16)
         ),
+        *operation(  # at batch 64 the case of robust-kbench
+            "3x3, 1 to 32 maps + relu + pool",
+            three_calls,
+            fused,
+            backends,
+            random(n, 1, 28, 28),
+            random(32, 1, 3, 3),
+            random(32),
+        ),  # fmt: skip
     ]

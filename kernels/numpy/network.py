@@ -1,6 +1,6 @@
-"""A whole network in NumPy: each thread takes its parts of a batch through forward, loss and backward in work arrays.
+"""A whole network in NumPy: each thread takes splits of a batch through forward, loss and backward in work arrays.
 
-A part leaves its share of every gradient; the shares are added in the order of the parts. What the parts are depends on
+A split leaves its sums for every gradient; they are added in the order of the splits. What the splits are depends on
 the batch alone, so the sums are the same on any number of threads. Arrays have the batch innermost: images (C, H, W, n),
 features (I, n).
 """
@@ -27,7 +27,7 @@ from kernels.sizes import Pair, cdiv
 
 TILE = 32  # images that go through the network at once: more leave the cache, and the products that BLAS is quickest at
 MOST_BYTES = 16 << 20  # that a layer's work arrays have for a tile: of large images it has fewer
-PARTS = 16  # of a batch, at most: so many threads have work
+SPLITS = 16  # of a batch, at most: so many threads have work
 
 Shape = tuple[int, ...]
 Parameters = list[tuple[Array, Array | None]]  # weight and bias of each layer
@@ -117,53 +117,53 @@ class Steps:
     def step(self, number: int, batch: slice) -> tuple[Any, int]:
         """Takes a step on a batch: the loss before it, and how many images were right."""
         count = batch.stop - batch.start
-        parts = parts_of(count, self.tile_size)
-        gradients = workspace(Gradients, self.sizes, len(parts), self.images.dtype)
+        splits = splits_of(count, self.tile_size)
+        gradients = workspace(Gradients, self.sizes, len(splits), self.images.dtype)
 
         def differentiate(i: int) -> tuple[Any, int]:
-            return self.differentiate(moved(parts[i], batch.start), count, gradients.shares[i])
+            return self.differentiate(moved(splits[i], batch.start), count, gradients.of_splits[i])
 
-        losses, correct = zip(*for_each(range(len(parts)), differentiate, 1), strict=True)
-        gradients.add_shares()
+        losses, correct = zip(*for_each(range(len(splits)), differentiate, 1), strict=True)
+        gradients.add_splits()
         for (u, param, buffer, rates), gradient, work in zip(self.updates, gradients.sums, gradients.work, strict=True):
             rate, first = rates[number] if isinstance(rates, list) else rates, u.first and number == 0
             options = u.momentum, u.dampening, u.weight_decay, u.nesterov, u.maximize
             update(param, gradient, buffer, rate, *options, first, work)
         return sum(losses), sum(correct)
 
-    def differentiate(self, part: slice, count: int, share: list[Array]) -> tuple[Any, int]:
-        """Fills a part's share of the gradients of a batch of `count` images; its share of the loss, how many were right."""
+    def differentiate(self, split: slice, count: int, gradients: list[Array]) -> tuple[Any, int]:
+        """Fills a split's sums for the gradients of a batch of `count` images; its part of the loss, how many were right."""
         loss, correct = self.images.dtype.type(0), 0
-        for at in even_slices(part.stop - part.start, self.tile_size):
-            which: Any = moved(at, part.start)
+        for at in even_slices(split.stop - split.start, self.tile_size):
+            which: Any = moved(at, split.start)
             if self.order is not None:
                 which = self.order[which]
             tile = workspace(Tile, self.sizes, at.stop - at.start, self.images.dtype)
             scores = tile.forward(self.images[which], self.parameters, for_backward=True)
             more, right = self.loss(scores, self.targets[which], count, tile.dscores)
-            tile.backward(self.parameters, share, add=at.start > 0)
+            tile.backward(self.parameters, gradients, add=at.start > 0)
             loss, correct = loss + more, correct + right
         return loss, correct
 
 
 class Gradients:
-    """Memory for each part's share of the gradients, and for their sums."""
+    """Memory for each split's gradients, and for their sums."""
 
-    def __init__(self, sizes: Sizes, parts: int, dtype: Any) -> None:
+    def __init__(self, sizes: Sizes, splits: int, dtype: Any) -> None:
         layers = zip(sizes.weights, sizes.biases, strict=True)
         shapes = [shape for weight, biased in layers for shape in ((weight, weight[:1]) if biased else (weight,))]
         ends = list(accumulate(map(prod, shapes)))
-        self._shares = scratch("shares of gradients", (parts, ends[-1]), dtype)
-        self._sum = self._shares[0] if parts == 1 else scratch("gradients", (ends[-1],), dtype)
-        *self.shares, self.sums, self.work = (
+        self._of_splits = scratch("gradients of splits", (splits, ends[-1]), dtype)
+        self._sum = self._of_splits[0] if splits == 1 else scratch("gradients", (ends[-1],), dtype)
+        *self.of_splits, self.sums, self.work = (
             [row[end - prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
-            for row in (*self._shares, self._sum, scratch("update", (ends[-1],), dtype))
+            for row in (*self._of_splits, self._sum, scratch("update", (ends[-1],), dtype))
         )
 
-    def add_shares(self) -> None:
-        """Fills `sums`, in the order of the parts."""
-        if len(self.shares) > 1:
-            np.add.reduce(self._shares, axis=0, out=self._sum)
+    def add_splits(self) -> None:
+        """Fills `sums`, in the order of the splits."""
+        if len(self.of_splits) > 1:
+            np.add.reduce(self._of_splits, axis=0, out=self._sum)
 
 
 class Tile:
@@ -189,13 +189,13 @@ class Tile:
             layer.forward(weight, bias, for_backward)
         return self._layers[-1].y
 
-    def backward(self, parameters: Parameters, share: list[Array], add: bool) -> None:
-        """From `dscores` to the gradient of each parameter, which fills `share` or is added to it."""
-        end = len(share)
+    def backward(self, parameters: Parameters, gradients: list[Array], add: bool) -> None:
+        """From `dscores` to the gradient of each parameter, which fills `gradients` or is added to it."""
+        end = len(gradients)
         for i in reversed(range(len(self._layers))):
             weight, bias = parameters[i]
             start = end - (1 if bias is None else 2)
-            self._layers[i].backward(weight, share[start:end], self._layers[i - 1].dy if i else None, add)
+            self._layers[i].backward(weight, gradients[start:end], self._layers[i - 1].dy if i else None, add)
             end = start
 
 
@@ -261,7 +261,7 @@ def put(value: Array, place: Array, add: bool) -> None:
 
 
 def mse(scores: Array, targets: Array, count: int, dscores: Array) -> tuple[Any, int]:
-    """These images' share of the loss of `count` images, and how many of them are right; fills dscores (classes, n)."""
+    """These images' part of the loss of `count` images, and how many of them are right; fills dscores (classes, n)."""
     targets, elements = targets.T, count * len(scores)
     np.subtract(scores, targets, out=dscores)
     loss = np.add.reduce(np.square(dscores), axis=None) / elements
@@ -299,19 +299,19 @@ def tile_size(sizes: Sizes, itemsize: int) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def parts_of(n: int, tile: int) -> list[slice]:
-    """A batch of n images in parts: one, or an even number, so that two threads have equal shares."""
-    return even_slices(n, cdiv(n, 1 if n <= tile else min(PARTS, 2 * cdiv(n, 2 * tile))))
+def splits_of(n: int, tile: int) -> list[slice]:
+    """A batch of n images in splits: one, or an even number, so that two threads have the same number."""
+    return even_slices(n, cdiv(n, 1 if n <= tile else min(SPLITS, 2 * cdiv(n, 2 * tile))))
 
 
 @functools.lru_cache(maxsize=256)
 def forward_tiles(n: int, tile: int) -> list[slice]:
     """The tiles of n images for the forward pass alone."""
-    return even_slices(n, min(tile, cdiv(n, len(parts_of(n, tile))))) if n else []
+    return even_slices(n, min(tile, cdiv(n, len(splits_of(n, tile))))) if n else []
 
 
-def moved(part: slice, start: int) -> slice:
-    return slice(start + part.start, start + part.stop)
+def moved(split: slice, start: int) -> slice:
+    return slice(start + split.start, start + split.stop)
 
 
 def rates_of(u: Update) -> Any:
