@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shutil
 import time
 from collections.abc import Callable
 from itertools import accumulate
@@ -239,12 +240,14 @@ def train_epochs(
 
 
 def progress_bar(run: Run, images: int, processes: Processes) -> tqdm:
-    """A bar that counts images, in the first process and on a terminal only."""
+    """A bar that counts images, in the first process and on a terminal only; a narrow one has no room for their rate."""
+    narrow = shutil.get_terminal_size().columns < 110
     return tqdm(
         desc=f"epoch {run.epochs_done + 1}/{run.settings.epochs}",
         initial=run.steps_done * run.settings.batch_size,
         total=images,
         unit=" images",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}" if narrow else None,
         mininterval=0.25,
         leave=False,
         disable=None if processes.first else True,
