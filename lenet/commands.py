@@ -1,4 +1,4 @@
-"""The commands `lenet train`, `tune`, `evaluate`, `predict`, `export` and `info`.
+"""The commands `lenet train`, `tune`, `speedrun`, `evaluate`, `predict`, `export` and `info`.
 
 Each imports what it needs when it runs, so that --help answers at once.
 """
@@ -164,6 +164,50 @@ def tune(
         out.mkdir(parents=True, exist_ok=True)
         study = search(settings, dataset, where, trials, out)
     print(f"best: trial {study.best_trial.number}, validation accuracy {study.best_value:.2%}; {out}/best.toml has it")
+
+
+@app.command(epilog="Example: `lenet speedrun --data mnist --seeds 30`")
+def speedrun(
+    config: opt.Config = None,
+    data: opt.DataName = "mnist",
+    data_dir: opt.DataDir = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings, each with another seed.")] = 30,
+    target: Annotated[float, typer.Option(min=0, max=1, help="The mean accuracy to reach on the test set.")] = 0.99,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 2,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    lr: opt.LearningRate = None,
+    momentum: opt.Momentum = opt.MOMENTUM,
+    schedule: opt.Schedule = opt.SCHEDULE,
+    loss: opt.LossName = "mse",
+    backend: opt.Backend = None,
+    device: opt.Device = None,
+) -> None:
+    """Time how long training takes to a mean accuracy over many seeds.
+
+    Only the steps count: the data are on the device, the kernels compiled, and the test set waits until the clock
+    has stopped. Nothing is written.
+    """
+    from lenet.compute import computing
+    from lenet.data import load
+    from lenet.speedrun import summary, trainings
+
+    settings = opt.settings_for(
+        data=data,
+        data_dir=data_dir,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        schedule=schedule,
+        loss=loss,
+        seed=0,
+    )
+    results = []
+    with computing(backend, device) as where:
+        for seconds, accuracy in trainings(settings, load(settings.data, settings.data_dir).to(where), where, seeds):
+            results.append((seconds, accuracy))
+            print(f"seed {len(results) - 1}: {seconds:.3g} s, accuracy {accuracy:.2%}", flush=True)
+    print(summary(results, target))
 
 
 @app.command(epilog="Example: `lenet evaluate --checkpoint mnist-run/checkpoint.pt`")
