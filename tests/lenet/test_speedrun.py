@@ -20,7 +20,7 @@ def test_a_training_for_each_seed(cli: Cli, folder: Path, tmp_path: Path) -> Non
         assert re.match(r"seed 0: .*\nseed 1: .*\nseed 2: .*\n99\.00% (reached|missed): mean accuracy", out)
     first, second = (re.findall(r"accuracy ([\d.]+)%", out) for _, out, _ in outcomes)
     assert first == second
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_accuracies_are_those_of_lenet_train(cli: Cli, folder: Path, tmp_path: Path) -> None:
