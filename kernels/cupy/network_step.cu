@@ -58,9 +58,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) network_step(
         if (blockIdx.x < batch.splits) load_weights<0>(parameters);
         for (int split = blockIdx.x; split < batch.splits; split += gridDim.x) {
             const int begin = split * batch.split, end = min(begin + batch.split, batch.images);
-            float* gradients = scratch.gradients + int64(split) * GRADIENTS;
             for (int n = begin; n < end; n++) {
                 const int64 at = order ? order[first + n] : first + n;
+                float* gradients = scratch.gradients + int64(split) * GRADIENTS;
                 train(images, targets, at, n, parameters, scratch, batch, gradients, n == begin);
             }
         }
