@@ -107,7 +107,8 @@ template <int L> __device__ __forceinline__ void convolution_forward(int n) {
             }
             maximum += memory[s.bias_at + map];  // max(a) + b = max(a + b)
             memory[y + s.y(map, row, column)] = relu(maximum);
-            if (TRAINING) positions_at(s.positions)[map * s.cells() + row * s.columns + column] = maximum <= 0 ? NOWHERE : position;
+            if (TRAINING)
+                positions_at(s.positions)[map * s.cells() + row * s.columns + column] = maximum <= 0 ? NOWHERE : position;
         }
     }
 }

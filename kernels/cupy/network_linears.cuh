@@ -108,7 +108,8 @@ struct Largest {
         if (larger || (equal && at < place)) value = other, place = at;
     }
 
-    template <typename Values> __device__ __forceinline__ Largest(Values values) : value(__int_as_float(0xff800000)), place(CLASSES) {
+    template <typename Values>
+    __device__ __forceinline__ Largest(Values values) : value(__int_as_float(0xff800000)), place(CLASSES) {
         for (int k = lane(); k < CLASSES; k += 32) take(values(k), k);
 #pragma unroll
         for (int distance = 16; distance > 0; distance /= 2)

@@ -260,9 +260,7 @@ def _convolutions(
         if training:
             weight_grad_maps, weight_grad_rows = weight_grad_work(s.weight, 2 * rows, 2 * columns)
             border, height, width = (0, 0), 2 * rows, 2 * columns
-            if (
-                k
-            ):  # dx: windows begin `up` rows above and `left` columns before it; of rows outside, one at most is read
+            if k:  # dx: windows begin `up` rows above, `left` columns before it; of rows outside one is read at most
                 up, left = kh - 1 - ph, kw - 1 - pw
                 border = (int(up > 0), left if left >= 0 else left % 2)
                 height += border[0] + 1
@@ -310,4 +308,6 @@ def _linears(
 
 def initialiser(value: int | tuple[object, ...]) -> str:
     """A structure as C++ writes it."""
-    return "{" + ",".join(map(initialiser, value)) + "}" if isinstance(value, tuple) else str(int(value))  # type: ignore[arg-type]
+    if isinstance(value, tuple):
+        return "{" + ",".join(map(initialiser, value)) + "}"  # type: ignore[arg-type]
+    return str(int(value))

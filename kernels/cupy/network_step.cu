@@ -60,7 +60,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) network_step(
             const int begin = split * batch.split, end = min(begin + batch.split, batch.images);
             for (int n = begin; n < end; n++) {
                 const int64 at = order ? order[first + n] : first + n;
-                train(images, targets, at, n, parameters, scratch, batch, scratch.gradients + int64(split) * GRADIENTS, n == begin);
+                float* gradients = scratch.gradients + int64(split) * GRADIENTS;
+                train(images, targets, at, n, parameters, scratch, batch, gradients, n == begin);
             }
         }
         grid_barrier(barrier);  // every image has left what the gradients need
