@@ -34,6 +34,5 @@ def test_accuracies_are_those_of_lenet_train(cli: Cli, folder: Path, tmp_path: P
 def test_summary(target: float, verdict: str) -> None:
     line = summary([(2.0, 0.98), (1.0, 0.99), (4.0, 0.985)], target)
     assert line == (
-        f"98.50% {verdict}: mean accuracy 98.500%, standard deviation 0.50%, over 3 seeds;"
-        " training takes 2 s (1 to 4)"
+        f"98.50% {verdict}: mean accuracy 98.500%, standard deviation 0.50%, over 3 seeds; training takes 2 s (1 to 4)"
     )
