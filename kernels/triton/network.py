@@ -45,6 +45,8 @@ class ConvolutionPlan(NamedTuple):
     is_convolution: bool
     g: Any
     t: Any
+    x_strides: tuple[int, ...]  # of the input, which is contiguous
+    dy_strides: tuple[int, ...]  # of the result's gradient
     strides: tuple[int, ...]  # of the weights
     weight_t: Any
     turned: Any
@@ -108,6 +110,12 @@ class Rule(NamedTuple):
     maximize: bool
 
 
+@triton.constexpr_function
+def item(table, at):  # type: ignore[no-untyped-def]
+    """table[at] of a table of constants: what the brackets give may have no strings in it before Triton 3.9."""
+    return table[at]
+
+
 @triton.jit
 def wait_for_all(arrived_ptr, phases):  # type: ignore[no-untyped-def]
     """Ends a phase: returns when every program has called it so many times, and all see what the others have stored."""
@@ -128,32 +136,31 @@ def cut_of(cuts_ptr, layer):  # type: ignore[no-untyped-def]
 def convolution_phase(x_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
     G: tl.constexpr = P.g
     T: tl.constexpr = P.t
+    X_STRIDES: tl.constexpr = P.x_strides
+    STRIDES: tl.constexpr = P.strides
     PLANE: tl.constexpr = (G.out[0] // T.outputs[0]) * (G.out[1] // T.outputs[1])
     BLOCKS: tl.constexpr = T.blocks[0] * T.blocks[1]
     for number in range(tl.program_id(0), tl.cdiv(n * PLANE, T.block_m) * BLOCKS, tl.num_programs(0)):
         tile = tl.cast(number, tl.int32)
         convolve_and_pool(
-            x_ptr, layer.weight, layer.bias, layer.y, layer.positions, n, tile, image_strides(G), 1, G, T, P.strides
+            x_ptr, layer.weight, layer.bias, layer.y, layer.positions, n, tile, X_STRIDES, 1, G, T, STRIDES
         )
 
 
 @triton.jit
-def image_strides(G: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of a convolution's contiguous input."""
-    return G.channels * G.size[0] * G.size[1], G.size[0] * G.size[1], G.size[1], 1
-
-
-@triton.jit
 def linear_phase(x_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+    I: tl.constexpr = P.i  # noqa: E741
+    O: tl.constexpr = P.o  # noqa: E741
     PHI: tl.constexpr = None if P.is_last else relu
+    PRECISION: tl.constexpr = P.precision
     BLOCK_N: tl.constexpr = P.forward[0]
     BLOCK_O: tl.constexpr = P.forward[1]
     BLOCK_I: tl.constexpr = P.forward[2]
-    for number in range(tl.program_id(0), tl.cdiv(n, BLOCK_N) * tl.cdiv(P.o, BLOCK_O), tl.num_programs(0)):
+    for number in range(tl.program_id(0), tl.cdiv(n, BLOCK_N) * tl.cdiv(O, BLOCK_O), tl.num_programs(0)):
         tile = tl.cast(number, tl.int32)
         linear.forward_tile(
-            x_ptr, layer.weight, layer.bias, layer.y, n, tile, (P.i, 1), (P.i, 1), 1, (P.o, 1),
-            P.i, P.o, PHI, P.precision, BLOCK_N, BLOCK_O, BLOCK_I,
+            x_ptr, layer.weight, layer.bias, layer.y, n, tile, (I, 1), (I, 1), 1, (O, 1),
+            I, O, PHI, PRECISION, BLOCK_N, BLOCK_O, BLOCK_I,
         )  # fmt: skip
 
 
@@ -206,22 +213,25 @@ def loss_phase(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def linear_gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P: tl.constexpr):  # type: ignore[no-untyped-def]
+    I: tl.constexpr = P.i  # noqa: E741
+    O: tl.constexpr = P.o  # noqa: E741
     PHI_GRAD: tl.constexpr = None if P.is_last else relu_grad
+    PRECISION: tl.constexpr = P.precision
     BLOCK_N: tl.constexpr = P.backward[0]
     BLOCK_O: tl.constexpr = P.backward[1]
     BLOCK_I: tl.constexpr = P.backward[2]
     WARP_SPLITS: tl.constexpr = P.backward[3]
     BLOCK_K: tl.constexpr = P.backward[4]
-    dbias_ptr = None if layer.bias is None else layer.partials + P.o * P.i
+    dbias_ptr = None if layer.bias is None else layer.partials + O * I
     count = weight_tiles
     if dx_ptr is not None:
-        count += tl.cdiv(n, BLOCK_N) * tl.cdiv(P.i, BLOCK_I)
+        count += tl.cdiv(n, BLOCK_N) * tl.cdiv(I, BLOCK_I)
     for number in range(tl.program_id(0), count, tl.num_programs(0)):
         tile = tl.cast(number, tl.int32)
         linear.gradients_tile(
             layer.dy, layer.y, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, length, weight_tiles, tile,
-            (P.o, 1), (P.o, 1), (P.i, 1), (P.i, 1), (P.i, 1),
-            P.o, P.i, P.i, PHI_GRAD, P.precision, BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K,
+            (O, 1), (O, 1), (I, 1), (I, 1), (I, 1),
+            O, I, I, PHI_GRAD, PRECISION, BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K,
         )  # fmt: skip
 
 
@@ -231,9 +241,10 @@ def convolution_gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P:
     WEIGHT_T: tl.constexpr = P.weight_t
     TURNED: tl.constexpr = P.turned
     INPUT_T: tl.constexpr = P.input_t
+    X_STRIDES: tl.constexpr = P.x_strides
+    DY_STRIDES: tl.constexpr = P.dy_strides
+    STRIDES: tl.constexpr = P.turned_strides
     WEIGHTS: tl.constexpr = G.features * G.channels * G.kernel[0] * G.kernel[1]
-    PLANE: tl.constexpr = (G.out[0] // 2) * (G.out[1] // 2)
-    dy_strides = (G.features * PLANE, PLANE, G.out[1] // 2, 1)
     dbias_ptr = None if layer.bias is None else layer.partials + WEIGHTS
     count = weight_tiles
     if INPUT_T is not None:
@@ -243,7 +254,7 @@ def convolution_gradient_phase(x_ptr, dx_ptr, layer, length, weight_tiles, n, P:
         tile = tl.cast(number, tl.int32)
         conv2d.gradients_tile(
             layer.dy, layer.positions, x_ptr, layer.weight, dx_ptr, layer.partials, dbias_ptr, n, length,
-            weight_tiles, tile, dy_strides, image_strides(G), G, WEIGHT_T, TURNED, INPUT_T, P.turned_strides,
+            weight_tiles, tile, DY_STRIDES, X_STRIDES, G, WEIGHT_T, TURNED, INPUT_T, STRIDES,
         )  # fmt: skip
 
 
@@ -283,10 +294,10 @@ def forward_phases(images_ptr, layers, arrived_ptr, phases, n, PLANS: tl.constex
     """The layers in order, for n images: each takes from memory what the one before has left there."""
     for at in tl.static_range(len(PLANS)):
         x_ptr = images_ptr if at == 0 else layers[at - 1].y
-        if PLANS[at].is_convolution:
-            convolution_phase(x_ptr, layers[at], n, PLANS[at])
+        if item(PLANS, at).is_convolution:
+            convolution_phase(x_ptr, layers[at], n, item(PLANS, at))
         else:
-            linear_phase(x_ptr, layers[at], n, PLANS[at])
+            linear_phase(x_ptr, layers[at], n, item(PLANS, at))
         wait_for_all(arrived_ptr, phases + at + 1)
 
 
@@ -304,7 +315,7 @@ def network_step_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """So many steps on images (total, IMAGE elements each) and targets, `batch` of them each; the last may have fewer."""
     LAYERS: tl.constexpr = len(PLANS)
-    CLASSES: tl.constexpr = PLANS[LAYERS - 1].o
+    CLASSES: tl.constexpr = item(PLANS, LAYERS - 1).o
     TARGET: tl.constexpr = CLASSES if LOSS == "mse" else 1  # elements
     for step in range(steps):
         phases = step * (2 * LAYERS + 2)
@@ -323,12 +334,12 @@ def network_step_kernel(  # type: ignore[no-untyped-def]
             dx_ptr = None if behind == LAYERS - 1 else layers[LAYERS - 2 - behind].dy
             _, length, weight_tiles = cut_of(cuts_ptr, LAYERS - 1 - behind)
             gradient_phase(
-                x_ptr, dx_ptr, layers[LAYERS - 1 - behind], length, weight_tiles, n, PLANS[LAYERS - 1 - behind]
+                x_ptr, dx_ptr, layers[LAYERS - 1 - behind], length, weight_tiles, n, item(PLANS, LAYERS - 1 - behind)
             )
             wait_for_all(arrived_ptr, phases + behind + 1)
         for i in tl.static_range(len(RULES)):
-            splits, _, _ = cut_of(cuts_ptr, RULES[i].layer)
-            update_phase(layers[RULES[i].layer], splits, parameters[i], step, RULES[i], BLOCK_S, BLOCK_E)
+            splits, _, _ = cut_of(cuts_ptr, item(RULES, i).layer)
+            update_phase(layers[item(RULES, i).layer], splits, parameters[i], step, item(RULES, i), BLOCK_S, BLOCK_E)
         if tl.program_id(0) == 0:
             loss_tiles = tl.cdiv(n, BLOCK_N)
             tl.store(losses_ptr + step, sum_of_tiles(loss_parts_ptr, loss_tiles, BLOCK_E))
@@ -408,7 +419,7 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
         input_t = tiles.conv2d_tile(turned, dtype, tiles.dot_precision(turned, dtype), WARPS, False, True)
         plans.append(
             ConvolutionPlan(
-                True, g, tiles.pooled_tile(g, dtype, dot, WARPS, False), weight_strides(weight, g), weight_t, turned,
+                True, g, tiles.pooled_tile(g, dtype, dot, WARPS, False), contiguous((g.channels, *g.size)), contiguous((g.features, g.out[0] // 2, g.out[1] // 2)), weight_strides(weight, g), weight_t, turned,
                 input_t if plans else None, (of_group, c_stride, o_stride, *of_taps),
             )
         )  # fmt: skip
@@ -420,6 +431,12 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
         is_last = number == len(network.linears) - 1
         plans.append(LinearPlan(False, i, o, precision or "ieee", forward[:3], backward[:5], is_last))
     return tuple(plans)
+
+
+def contiguous(shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """The strides of contiguous images (N, *shape)."""
+    channels, height, width = shape
+    return channels * height * width, height * width, width, 1
 
 
 @functools.lru_cache(maxsize=256)
