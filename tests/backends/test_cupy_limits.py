@@ -169,9 +169,9 @@ def test_element_wise_and_rows(
     for reduction in ("none", "mean", "sum"):
         K.mse_loss_backward(K.mse_loss_forward(x, x, reduction), x, x, reduction)
         if x.dim() > 1:
-            loss, norm, divisor = K.cross_entropy_forward(x, x, x[0, :, 0] if x.dim() > 2 else x[0], reduction, -1, 0.0)
+            classes, weight = meta(len(x), *x.shape[2:], dtype=torch.int64), meta(x.shape[1], dtype=dtype)
+            loss, norm, divisor = K.cross_entropy_forward(x, x, weight, reduction, -1, 0.0)
             K.cross_entropy_backward(loss, x, x, None, norm, divisor, -1, 0.1)
-            classes = x.select(1, 0).to(torch.int64)
             K.cross_entropy_forward(x, classes, None, reduction, -1, 0.0)
     K.sgd([x, x], [x, x], [x, x], 0.1, None, 0.9, 0.0, 0.0, False, False, False)
     for each in launches:
