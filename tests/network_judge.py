@@ -1,9 +1,13 @@
 """A step of training on a whole network, judged by torch in float64 from the same state: forward, loss, backward, update.
 
 How far each result may lie off follows from the one tolerance rule, applied layer by layer to the activations and
-gradients that there are. A layer f is bilinear, and sums terms of its own in addition to the errors that it is given:
+gradients that there are. A layer f is bilinear. The error of its own sums is the rule's; those that it is given with a
+and b walk at random in the same sums, as roundings do, so their squares add up:
 
-    error(f(a, b)) = sqrt(terms) f(|a|, |b|) + f(error(a), |b|) + f(|a|, error(b))
+    error(f(a, b)) = sqrt(terms) f(|a|, |b|) + sqrt(f(error(a)^2, b^2) + f(a^2, error(b)^2))
+
+Without that a bound would grow with every layer by the square root of its terms more than errors do, and end above the
+gradients of the first layer.
 
 ReLU and pooling hand an error on where they hand the number on, forward and backward. Errors are counted in the rule's
 4 (a + j). Numbers that are NaN or infinite count as 0 in them, for no finite result has a share of one; results that are
@@ -119,7 +123,8 @@ def product(function: Callable[[Tensor, Tensor], Tensor], a: Value, b: Value) ->
     """A bilinear function."""
     x, y = magnitude(a.value), magnitude(b.value)
     terms = function(torch.ones_like(x), torch.ones_like(y))
-    error = terms.sqrt() * function(x, y) + function(a.error, y) + function(x, b.error)
+    passed_on = function(a.error**2, y**2) + function(x**2, b.error**2)
+    error = terms.sqrt() * function(x, y) + passed_on.sqrt()
     return Value(function(a.value, b.value), error)
 
 
@@ -135,7 +140,7 @@ def relu(z: Value) -> Value:
 def summed(dy: Value, dims: tuple[int, ...]) -> Value:
     value = dy.value.sum(dims)
     terms = dy.value.numel() / value.numel()
-    return Value(value, terms**0.5 * magnitude(dy.value).sum(dims) + dy.error.sum(dims))
+    return Value(value, terms**0.5 * magnitude(dy.value).sum(dims) + (dy.error**2).sum(dims).sqrt())
 
 
 class Forward:
