@@ -62,11 +62,11 @@ def check_step(
     Each parameter has its options of torch.optim.SGD, and its momentum buffer before the step, None where there is none.
     """
     with torch.device("cpu"):
-        network_before, images, targets = changed(network, exactly), exactly(images), exactly(targets)
-        before = parameters(network_before)
-        old = [None if buffer is None else exactly(buffer) for buffer in buffers]
-        judged = changed(network_before, lambda p: p.clone().requires_grad_())
+        judged = changed(network, lambda p: exactly(p).requires_grad_())
+        images, targets = exactly(images), exactly(targets)
         params = parameters(judged)
+        before = [p.detach().clone() for p in params]
+        old = [None if b is None else exactly(b) for b in buffers]
         sgd = torch.optim.SGD(
             [{**o, "params": [p], "lr": float(o["lr"])} for p, o in zip(params, options, strict=True)]
         )
@@ -77,22 +77,22 @@ def check_step(
         scores, mse = forward.scores.value, targets.is_floating_point()
         loss = F.mse_loss(scores, targets) if mse else F.cross_entropy(scores, targets)
         loss.backward()
-        sgd.step()
         loss_error, dscores = (mse_errors if mse else cross_entropy_errors)(forward.scores, targets)
-        gradient_errors = forward.backward(network_before, dscores)
+        gradients = [p.grad for p in params]
+        errors = list(map(update_errors, before, old, gradients, forward.backward(dscores), options))
+        sgd.step()
 
     result, correct, new = take()
 
     with torch.device("cpu"):
         near(result, loss, loss_error)
         assert correct.item() == (scores.argmax(1) == (targets.argmax(1) if mse else targets)).sum()
-        for i, (result, p, error) in enumerate(zip(parameters(network), params, gradient_errors, strict=True)):
-            largest = magnitude_of_update(before[i], old[i], p.grad, error, options[i])
-            near(result, p, largest[0])
-            buffer = sgd.state[p].get("momentum_buffer")
-            assert (new[i] is None) == (buffer is None)
-            if buffer is not None:
-                near(new[i], buffer, largest[1])
+        for result, p, b, (error, of_buffer) in zip(parameters(network), params, new, errors, strict=True):
+            near(result, p, error)
+            expected = sgd.state[p].get("momentum_buffer")
+            assert (b is None) == (expected is None)
+            if b is not None:
+                near(b, expected, of_buffer)
 
 
 def near(result: Tensor, judged: Tensor, error: Tensor) -> None:
@@ -147,7 +147,7 @@ class Forward:
     """The forward pass of images, of which torch's autograd can go back, and the way back of errors."""
 
     def __init__(self, network: Network, images: Tensor) -> None:
-        x = given(images)
+        self.network, x = network, given(images)
         self.inputs: list[Value] = []  # of each layer
         self.windows: list[tuple[Tensor, Tensor]] = []  # of each convolution what is pooled, and where the largest are
         for weight, bias, padding in network.convolutions:
@@ -165,28 +165,24 @@ class Forward:
         self.scores = z
 
     @torch.no_grad()
-    def backward(self, network: Network, dy: Value) -> list[Tensor]:
-        """The errors of the parameters' gradients, where dy are those of the scores."""
-        inputs, gradients = list(self.inputs), []
-        for weight, bias in reversed(network.linears):
-            x = inputs.pop()
+    def backward(self, dy: Value) -> list[Tensor]:
+        """The errors of the parameters' gradients, of the scores' dy."""
+        inputs, gradients = reversed(self.inputs), []
+        for weight, bias in reversed(self.network.linears):
+            x = next(inputs)
             dbias = [] if bias is None else [summed(dy, (0,))]
             gradients[:0] = [product(lambda dy, x: dy.t() @ x, dy, x), *dbias]
             dx = product(lambda dy, w: dy @ w, dy, given(weight))
             dy = dx.map(lambda t, x=x.value: torch.where(x <= 0, 0, t))
-        for (weight, bias, padding), (z, places) in zip(
-            reversed(network.convolutions), reversed(self.windows), strict=True
-        ):
-            x = inputs.pop()
+        convolutions = zip(self.network.convolutions, self.windows, strict=True)
+        for (weight, bias, padding), (z, places) in reversed(list(convolutions)):
+            x = next(inputs)
             dy = dy.map(lambda t, z=z, places=places: unpooled(t.view(places.shape), z, places))
             dbias = [] if bias is None else [summed(dy, (0, 2, 3))]
-            dweight = product(
-                lambda dy, x, shape=weight.shape, p=padding: conv2d_weight(x, shape, dy, padding=p), dy, x
-            )
+            shapes = x.value.shape, weight.shape
+            dweight = product(lambda dy, x, s=shapes[1], p=padding: conv2d_weight(x, s, dy, padding=p), dy, x)
             gradients[:0] = [dweight, *dbias]
-            dy = product(
-                lambda dy, w, shape=x.value.shape, p=padding: conv2d_input(shape, w, dy, padding=p), dy, given(weight)
-            )
+            dy = product(lambda dy, w, s=shapes[0], p=padding: conv2d_input(s, w, dy, padding=p), dy, given(weight))
         return [gradient.error for gradient in gradients]
 
 
@@ -219,17 +215,16 @@ def cross_entropy_errors(scores: Value, labels: Tensor) -> tuple[Tensor, Value]:
     return loss_error, Value(dy / n, (magnitude(p) * (relative + mean) + magnitude(dy)) / n)
 
 
-def magnitude_of_update(
+def update_errors(
     p: Tensor, b: Tensor | None, gradient: Tensor, error: Tensor, o: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """The errors of a parameter and its momentum buffer after a step: of kernels.ops.sgd's formula with every difference a sum.
+    """Of a parameter and its momentum buffer after a step: kernels.ops.sgd's formula, with every difference a sum.
 
-    It sums at most the four terms p, b, gradient and weight_decay p.
+    It sums at most the four terms p, b, gradient and weight_decay p, so each has 2 = sqrt(4) of its magnitude.
     """
-    p, g = 4**0.5 * magnitude(p), 4**0.5 * magnitude(gradient) + error
-    b = None if b is None else 4**0.5 * magnitude(b)
-    g_and_p = g + o["weight_decay"] * p
+    p, b, g = 2 * magnitude(p), None if b is None else 2 * magnitude(b), 2 * magnitude(gradient) + error
+    g = g + o["weight_decay"] * p
     if o["momentum"]:
-        b = g_and_p if b is None else o["momentum"] * b + abs(1 - o["dampening"]) * g_and_p
-        g_and_p = g_and_p + o["momentum"] * b if o["nesterov"] else b
-    return p + float(o["lr"]) * g_and_p, b
+        b = g if b is None else o["momentum"] * b + abs(1 - o["dampening"]) * g
+        g = g + o["momentum"] * b if o["nesterov"] else b
+    return p + float(o["lr"]) * g, b
