@@ -8,9 +8,9 @@ import devices
 import pytest
 import torch
 import torch.nn.functional as F
-from judge import assert_near
+from network_judge import changed, check_scores, parameters
+from network_judge import check_step as judge_step
 from torch import Tensor
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 cupy = pytest.importorskip("cupy")
 
@@ -77,136 +77,6 @@ SHAPES = {
 }
 
 
-def parameters(network: Network) -> list[Tensor]:
-    """Weight and bias of each layer."""
-    layers = (*network.convolutions, *network.linears)
-    return [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-
-
-def changed(network: Network, function: Callable[[Tensor], Tensor]) -> Network:
-    """The network with `function` of its parameters."""
-
-    def of(layer: Any) -> Any:
-        layer = layer._replace(weight=function(layer.weight))
-        return layer if layer.bias is None else layer._replace(bias=function(layer.bias))
-
-    return Network(tuple(map(of, network.convolutions)), tuple(map(of, network.linears)))
-
-
-def double(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().double()
-
-
-def forward(network: Network, x: Tensor) -> Tensor:
-    """Scores, by torch."""
-    for layer in network.convolutions:
-        x = F.max_pool2d(F.relu(F.conv2d(x, layer.weight, layer.bias, padding=layer.padding)), 2)
-    x = x.flatten(1)
-    for layer in network.linears[:-1]:
-        x = F.relu(F.linear(x, layer.weight, layer.bias))
-    return F.linear(x, network.linears[-1].weight, network.linears[-1].bias)
-
-
-class Value(NamedTuple):
-    """A number in float64, and the magnitude of its error as the tolerance rule has it, for one term."""
-
-    value: Tensor
-    error: Tensor
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Value":
-        return Value(function(self.value), function(self.error))
-
-
-def product(function: Callable[[Tensor, Tensor], Tensor], a: Value, b: Value) -> Value:
-    """A bilinear function: its own error is that of a sum, sqrt(terms) times its magnitude; those of a and b pass on."""
-    x, y = a.value.abs(), b.value.abs()
-    terms = function(torch.ones_like(x), torch.ones_like(y))
-    error = terms.sqrt() * function(x, y) + function(a.error, y) + function(x, b.error)
-    return Value(function(a.value, b.value), error)
-
-
-def added(a: Value, bias: Value | None, shape: tuple[int, ...]) -> Value:
-    return a if bias is None else Value(*(x + y.view(shape) for x, y in zip(a, bias, strict=True)))
-
-
-def exact(tensor: Tensor | None) -> Value | None:
-    """What is given; where it is added, that rounds the sum."""
-    return None if tensor is None else Value(double(tensor), double(tensor).abs())
-
-
-class Errors:
-    """How far scores, loss and gradients of a batch may be off: the rule for every layer, one after the other."""
-
-    def __init__(self, network: Network, images: Tensor, targets: Tensor) -> None:
-        x = Value(double(images), torch.zeros_like(double(images)))
-        inputs, maxima = [], []
-        for s in network.convolutions:
-            inputs.append(x)
-            z = product(lambda a, b, p=s.padding: F.conv2d(a, b, padding=p), x, self._given(s.weight))
-            z = added(z, exact(s.bias), (-1, 1, 1))
-            y, places = F.max_pool2d(z.value, 2, return_indices=True)
-            x = Value(y, F.max_pool2d(z.error, 2)).map(lambda t, y=y: torch.where(y <= 0, 0, t))
-            maxima.append((places, z.value.shape, y))
-        pooled, x = x, x.map(lambda t: t.flatten(1))
-        for k, s in enumerate(network.linears):
-            inputs.append(x)
-            z = added(product(F.linear, x, self._given(s.weight)), exact(s.bias), (-1,))
-            x = z.map(lambda t, z=z.value: torch.where(z <= 0, 0, t)) if k < len(network.linears) - 1 else z
-        self.scores, mse = x.error, targets.is_floating_point()
-        targets = double(targets) if mse else targets.cpu()
-        loss, dy = self._mse(x, targets) if mse else self._cross_entropy(x, targets)
-
-        gradients: list[list[Value]] = []
-        for s in reversed(network.linears):
-            x = inputs.pop()
-            dbias = [] if s.bias is None else [self._sum(dy, (0,))]
-            gradients.insert(0, [product(lambda dy, x: dy.t() @ x, dy, x), *dbias])
-            dx = product(lambda dy, weight: dy @ weight, dy, self._given(s.weight))
-            dy = dx.map(lambda t, x=x.value: torch.where(x <= 0, 0, t))
-        dy = dx.map(lambda t: t.view_as(pooled.value))
-        for s in reversed(network.convolutions):
-            x, (places, shape, y) = inputs.pop(), maxima.pop()
-            dy = dy.map(lambda t, y=y: torch.where(y <= 0, 0, t))
-            dy = dy.map(lambda t, i=places, shape=shape: F.max_unpool2d(t, i, 2, output_size=shape[2:]))
-            dbias = [] if s.bias is None else [self._sum(dy, (0, 2, 3))]
-            weight = self._given(s.weight)
-            dweight = product(lambda dy, x, s=s: conv2d_weight(x, s.weight.shape, dy, padding=s.padding), dy, x)
-            gradients.insert(0, [dweight, *dbias])
-            dy = product(lambda dy, w, x=x.value, p=s.padding: conv2d_input(x.shape, w, dy, padding=p), dy, weight)
-        self.loss, self.gradients = loss.error, [gradient.error for layer in gradients for gradient in layer]
-
-    @staticmethod
-    def _given(tensor: Tensor) -> Value:
-        return Value(double(tensor), torch.zeros_like(double(tensor)))
-
-    @staticmethod
-    def _sum(dy: Value, dims: tuple[int, ...]) -> Value:
-        terms = dy.value.numel() / dy.value.sum(dims).numel()
-        return Value(dy.value.sum(dims), terms**0.5 * dy.value.abs().sum(dims) + dy.error.sum(dims))
-
-    @staticmethod
-    def _mse(scores: Value, targets: Tensor) -> tuple[Value, Value]:
-        off, n = scores.value - targets, targets.numel()
-        error = scores.error + off.abs()
-        loss = off.square().mean()
-        return Value(loss, n**0.5 * loss + 2 * (off.abs() * error).mean()), Value(
-            2 * off / n, 2 * (error + off.abs()) / n
-        )
-
-    @staticmethod
-    def _cross_entropy(scores: Value, labels: Tensor) -> tuple[Value, Value]:
-        """exp turns the error of a score into a relative one."""
-        p = scores.value.softmax(1)
-        below = scores.value.amax(1, keepdim=True) - scores.value
-        relative = scores.error + scores.error.amax(1, keepdim=True) + below + p.shape[1] ** 0.5
-        error = p * (relative + (p * relative).sum(1, keepdim=True))
-        loss = F.cross_entropy(scores.value, labels)
-        dy = p - F.one_hot(labels, p.shape[1])
-        return Value(loss, relative.amax(1).mean() * 2 + len(p) ** 0.5 * loss), Value(
-            dy / len(p), (error + dy.abs()) / len(p)
-        )
-
-
 class Model:
     """A network with the state of its optimizer."""
 
@@ -239,41 +109,17 @@ class Model:
         return [*parameters(self.network), *(b for b in self.buffers if b is not None)]
 
 
-def near(result: Tensor, judged: Tensor, error: Tensor) -> None:
-    """By the rule; an error that is no number is as large as can be."""
-    assert_near(result.cpu(), judged, 1, error.nan_to_num(nan=torch.inf, posinf=torch.inf))
-
-
 def check_step(model: Model, images: Tensor, targets: Tensor) -> None:
     """Takes one step, which torch takes in float64 from the same state."""
-    errors = Errors(model.network, images, targets)
-    judged = changed(model.network, lambda p: double(p).requires_grad_())
-    params, first, o = parameters(judged), model.first, model.options
-    old = [None if buffer is None else double(buffer) for buffer in model.buffers]
-    sgd = torch.optim.SGD(params, float(model.lr), **o)
-    if not first:
-        for p, buffer in zip(params, old, strict=True):
-            sgd.state[p]["momentum_buffer"] = None if buffer is None else buffer.clone()
-    before = [p.detach().clone() for p in params]
-    scores = forward(judged, double(images))
-    if targets.is_floating_point():
-        loss, labels = F.mse_loss(scores, double(targets)), targets.cpu().argmax(1)
-    else:
-        loss, labels = F.cross_entropy(scores, targets.cpu()), targets.cpu()
-    loss.backward()
-    sgd.step()
 
-    losses, correct = model.step(images, targets)
-    near(losses[0], loss.detach(), errors.loss)
-    assert correct.tolist() == [int((scores.argmax(1) == labels).sum())]
-    for k, (p, error) in enumerate(zip(params, errors.gradients, strict=True)):
-        error = error + 2 * o["weight_decay"] * before[k].abs()
-        if o["momentum"]:
-            if not first:
-                error = 2 * o["momentum"] * old[k].abs() + (1 - o["dampening"]) * error
-            near(model.buffers[k], sgd.state[p]["momentum_buffer"], error)
-            error = error + 2 * o["momentum"] * error if o["nesterov"] else error
-        near(parameters(model.network)[k], p.detach(), before[k].abs() + 2 * float(model.lr) * error)
+    def take() -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        losses, correct = model.step(images, targets)
+        assert losses.shape == correct.shape == (1,)
+        return losses[0], correct[0], model.buffers
+
+    count = len(model.buffers)
+    before = [None] * count if model.first else model.buffers
+    judge_step(model.network, images, targets, [{"lr": model.lr, **model.options}] * count, before, take)
 
 
 @pytest.fixture(autouse=True)
@@ -300,13 +146,8 @@ def test_shapes(grid: Any, name: str, loss: str) -> None:
     model = Model(shape.network(), lr=0.1, momentum=0.9)
     for n in (3, 2):
         check_step(model, *shape.batch(n, loss))
-    images, targets = shape.batch(7, loss)
-    errors = Errors(model.network, images, targets)
-    near(
-        launchers.network_forward(model.network, images),
-        forward(changed(model.network, double), double(images)),
-        errors.scores,
-    )
+    images, _ = shape.batch(7, loss)
+    check_scores(model.network, images, launchers.network_forward(model.network, images))
 
 
 @pytest.mark.parametrize("n", (1, 2, 5, 65, 257))

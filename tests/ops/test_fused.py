@@ -8,12 +8,15 @@ from typing import Any
 import devices
 import pytest
 import torch
-from judge import assert_near
+from network_judge import check_scores, parameters
+from network_judge import check_step as judge_step
 from torch import Tensor, nn
 
 import kernels
 import kernels.nn as ours
 import kernels.optim as optim
+from kernels.integration.layers import layers_of
+from kernels.ops.network import Network
 from lenet import LeNet
 
 THEIRS = {"mse": nn.functional.mse_loss, "cross_entropy": nn.functional.cross_entropy}
@@ -88,84 +91,26 @@ def batch(
     return images, torch.eye(classes, dtype=dtype)[labels] if loss == "mse" else labels
 
 
-class Magnitudes:
-    """The sizes of the sums behind a step's results, for the tolerance: the network of the absolute values, linear.
-
-    What is not finite counts as 0: no finite result has a share of it.
-    """
-
-    def __init__(self, model: nn.Module, images: Tensor, targets: Tensor, loss: str) -> None:
-        modules = [copy.deepcopy(m) for m in model.modules() if not isinstance(m, nn.Sequential)]
-        for i, module in enumerate(modules):
-            if isinstance(module, nn.ReLU):
-                modules[i] = nn.Identity()
-            elif isinstance(module, nn.MaxPool2d):
-                modules[i] = nn.AvgPool2d(2, divisor_override=1)
-        linear = nn.Sequential(*modules)
-        parameters = list(linear.parameters())
-        with torch.no_grad():
-            for p in parameters:
-                p.abs_().nan_to_num_(0, 0)
-        images, targets = images.abs().nan_to_num(0, 0), targets.nan_to_num(0, 0) if loss == "mse" else targets
-        scores = linear(images)
-        largest = scores.detach()
-        if loss == "mse":
-            self.loss = (largest + targets.abs()).square().mean()
-            dscores = 2 * (largest + targets.abs()) / largest.numel()
-        else:
-            self.loss = 2 * largest.amax(1).mean() + 1
-            dscores = 2 * (1 + largest.amax(1, keepdim=True).expand_as(largest)) / len(largest)
-        self.scores = largest
-        self.gradients = torch.autograd.grad(scores, parameters, dscores)
-        positions = len(images) * images[0].numel()
-        self.terms = 2 * sum(p[0].numel() for p in parameters) + positions
+def read(model: nn.Module, images: Tensor) -> Network:
+    """What is judged in the model's place; of these images it has the model's scores."""
+    network = layers_of(model, "read").network()
+    check_scores(network, images, copy.deepcopy(model).double()(images.double()))
+    return network
 
 
-def magnitude_of_update(p: Tensor, b: Tensor | None, gradient: Tensor, group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Of the parameter and the momentum buffer after a step: the formula, with every difference a sum."""
-    p = p.abs().nan_to_num(0, 0)
-    g = gradient + group["weight_decay"] * p
-    if group["momentum"]:
-        b = g if b is None else group["momentum"] * b.abs() + (1 - group["dampening"]) * g
-        g = g + group["momentum"] * b if group["nesterov"] else b
-    return p + float(group["lr"]) * g, g if b is None else b
+def check_step(model: nn.Module, optimizer: Any, step: Any, images: Tensor, targets: Tensor) -> None:
+    """Takes a step, which is judged by a step of torch."""
+    network = read(model, images)
+    params = parameters(network)
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
 
+    def buffers() -> list[Tensor | None]:
+        return [optimizer.state.get(p, {}).get("momentum_buffer") for p in params]
 
-def check_step(model: nn.Module, optimizer: Any, loss: str, images: Tensor, targets: Tensor, take: Any) -> None:
-    """Judges what take() returns, (loss, correct), and leaves in the parameters and the optimizer, by a step of torch."""
-    parameters = list(model.parameters())
-    judged = copy.deepcopy(model).cpu().double()
-    twins = dict(zip(parameters, judged.parameters(), strict=True))
-    sgd = torch.optim.SGD(
-        [group | {"params": [twins.get(p, p) for p in group["params"]]} for group in optimizer.param_groups]
+    judge_step(
+        *(network, images, targets, [groups[p] for p in params], buffers()),
+        lambda: (step(images, targets), step.correct, buffers()),
     )
-    for p, state in optimizer.state.items():
-        sgd.state[twins[p]].update({name: value.to("cpu", torch.float64, copy=True) for name, value in state.items()})
-    double = images.cpu().double(), targets.cpu().double() if loss == "mse" else targets.cpu()
-    sizes = Magnitudes(judged, *double, loss)
-    groups = {p: group for group in sgd.param_groups for p in group["params"]}
-    updates = [
-        magnitude_of_update(p.detach(), sgd.state[p].get("momentum_buffer"), gradient, groups[p])
-        for p, gradient in zip(judged.parameters(), sizes.gradients, strict=True)
-    ]
-    scores = judged(double[0])
-    value = THEIRS[loss](scores, double[1])
-    value.backward()
-    sgd.step()
-
-    result, correct = take()
-    assert_near(result.cpu(), value.detach(), sizes.terms, sizes.loss)
-    assert correct.item() == (scores.argmax(1) == (double[1].argmax(1) if loss == "mse" else double[1])).sum()
-    for p, expected, (magnitude, of_buffer) in zip(parameters, judged.parameters(), updates, strict=True):
-        assert_near(p.detach().cpu(), expected.detach(), sizes.terms, magnitude)
-        if buffer := sgd.state[expected].get("momentum_buffer") is not None:
-            assert_near(
-                optimizer.state[p]["momentum_buffer"].cpu(),
-                sgd.state[expected]["momentum_buffer"],
-                sizes.terms,
-                of_buffer,
-            )
-        assert ("momentum_buffer" in optimizer.state[p]) == bool(buffer)
 
 
 def check(
@@ -181,15 +126,11 @@ def check(
     model.to(dtype)
     optimizer = optim.SGD(model.parameters(), **{"lr": 0.1, "momentum": 0.9} | options)
     step = kernels.FusedStep(model, loss, optimizer=optimizer)
-    *_, last = model.parameters()
     classes = len(list(model.modules())[-1].weight)
     for _ in range(steps):
         images, targets = batch(shape, classes, n, loss, dtype)
-        check_step(model, optimizer, loss, images, targets, lambda x=images, t=targets: (step(x, t), step.correct))
-    judged = copy.deepcopy(model).cpu().double()
-    sizes = Magnitudes(judged, images.cpu().double(), judged(images.cpu().double()).detach(), "mse")
-    expected = judged(images.cpu().double()).detach()
-    assert_near(kernels.FusedForward(model)(images).cpu(), expected, sizes.terms, sizes.scores)
+        check_step(model, optimizer, step, images, targets)
+    check_scores(read(model, images), images, kernels.FusedForward(model)(images))
 
 
 @pytest.mark.parametrize("loss", THEIRS)
@@ -211,7 +152,6 @@ def test_batch_sizes(backend: str, name: str, n: int, loss: str) -> None:
 @pytest.mark.parametrize("loss", THEIRS)
 @pytest.mark.parametrize("n", (3, 257))
 def test_float64(backend: str, n: int, loss: str) -> None:
-    """Where the tolerance is narrow enough for one image left out of 257 to show."""
     if backend != "numpy":
         pytest.skip("networks in float64 are the NumPy backend's")
     make, shape = NETWORKS["LeNet"]
@@ -248,8 +188,7 @@ def test_groups(backend: str, SGD: Any) -> None:
     )
     step = kernels.FusedStep(model, optimizer=optimizer)
     for _ in range(3):
-        images, targets = batch((2, 9, 8), 4, 3, "mse")
-        check_step(model, optimizer, "mse", images, targets, lambda x=images, t=targets: (step(x, t), step.correct))
+        check_step(model, optimizer, step, *batch((2, 9, 8), 4, 3, "mse"))
     assert not other.any()
 
 
@@ -435,7 +374,7 @@ def test_values_that_are_not_finite(backend: str, where: str, value: float, loss
     """They go where they go in torch, and nowhere else."""
     if (where, loss) == ("targets", "cross_entropy"):
         pytest.skip("labels are finite")
-    model = small()
+    model = nn.Sequential(*small()[:4], nn.Linear(27, 5), nn.ReLU(), nn.Linear(5, 4))
     images, targets = batch((2, 9, 8), 4, 3, loss)
     with torch.no_grad():
         place = {"images": images, "targets": targets, "weight": model[4].weight, "bias": model[0].bias}[where]
@@ -446,7 +385,7 @@ def test_values_that_are_not_finite(backend: str, where: str, value: float, loss
 def check_step_of(model: nn.Module, images: Tensor, targets: Tensor, loss: str) -> None:
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     step = kernels.FusedStep(model, loss, optimizer=optimizer)
-    check_step(model, optimizer, loss, images, targets, lambda: (step(images, targets), step.correct))
+    check_step(model, optimizer, step, images, targets)
 
 
 @pytest.mark.parametrize("loss", THEIRS)
