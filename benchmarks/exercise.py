@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 import kernels.functional as F
+from kernels import FusedForward, FusedStep
 from kernels.nn import MSELoss
 from kernels.ops.linear import ACTIVATIONS, activated_linear
 from kernels.optim import SGD
@@ -73,6 +74,18 @@ def sgd(dtype: torch.dtype, **options: Any) -> Launches:
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)
             optimiser.step()
+
+    return run
+
+
+def whole_network(model: torch.nn.Module, image: tuple[int, ...]) -> Launches:
+    """A call that takes a step of a network with ten classes as one launch, and its forward pass as another; in float32."""
+
+    def run() -> None:
+        images, labels = torch.rand(64, *image), torch.arange(64) % 10
+        FusedForward(model)(images)
+        for loss, targets in (("mse", one_hot(labels, 10).float()), ("cross_entropy", labels)):
+            FusedStep(model, loss, optimizer=SGD(model.parameters(), lr=0.1, momentum=0.9))(images, targets)
 
     return run
 
@@ -149,4 +162,7 @@ def geometries(dtype: torch.dtype) -> dict[str, Launches]:
         "SGD, dampening, maximize": sgd(dtype, lr=0.1, momentum=0.9, dampening=0.5, maximize=True),
         "SGD, rate in a tensor": sgd(dtype, lr=torch.tensor(0.1, dtype=dtype)),
     }
+    if dtype == torch.float32:
+        layer = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 10))
+        calls |= {"whole LeNet": whole_network(LeNet(), (1, 32, 32)), "whole layer": whole_network(layer, (3, 2, 2))}
     return calls

@@ -78,7 +78,8 @@ def test_multiply_adds_are_fused_whatever_the_environment_says(
         triton._utils.warn_once.cache_clear()
     calls = [*operations(torch.float32).values()]
     calls += [
-        geometries(torch.float32)[name] for name in ("max_pool2d, twice", "mse_loss, sum", "cross_entropy of many rows")
+        geometries(torch.float32)[name]
+        for name in ("max_pool2d, twice", "mse_loss, sum", "cross_entropy of many rows", "whole layer")
     ]
     with warnings.catch_warnings(), compiling_for("80") as device, kernels.use_backend("triton"):
         warnings.simplefilter("error")
