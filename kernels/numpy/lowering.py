@@ -20,7 +20,10 @@ from kernels.sizes import Pair, output_size
 
 RUN = 128  # rows that are summed one by one
 # OpenBLAS multiplies small matrices as they lie, and is slower at a transposed one, by more than transposing takes
-SMALL_PRODUCT = 10**6  # multiplications
+SMALL_PRODUCT = (
+    10**6
+)  # multiplications; with AVX-512 larger ones are packed first, which would cost a quarter as much again
+SHORTEST_PIECE = 64  # columns of a product that is cut into small ones
 WIDE = 16  # rows to transpose, at least
 
 
@@ -92,33 +95,38 @@ class Tile:
         self.g = g
         self._lowering = Lowering(g, n, dtype)
         y = scratch("y", (g.groups, g.features, oh, ow * n), dtype)
-        self._y_rows, self.y = y.transpose(0, 2, 1, 3), y.reshape(-1, oh, ow, n)
+        self._pieces = pieces_of(ow * n, g.multiplications_per_row // ow)
+        self._y_pieces, self.y = in_pieces(y.transpose(0, 2, 1, 3), self._pieces), y.reshape(-1, oh, ow, n)
         dy_rows = scratch("dy", (g.groups, (oh - 1) * stride + 1, g.features, ow, n), dtype)
         self.dy = dy_rows[:, ::stride]  # with rows of zeros between
         self._zero_rows = [dy_rows[:, i::stride] for i in range(1, stride)]
         self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
-        self._dy_columns = self._dy_matrix.swapaxes(2, 3)
+        self._dy_columns = in_pieces(self._dy_matrix, self._pieces).swapaxes(3, 4)
         self._transposed = None
-        if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT:
+        if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT * self._pieces:
             self._transposed = scratch("dy transposed", self._dy_columns.shape, dtype)
-        self._folding = Folding(g, n, dtype, dy_rows.reshape(*dy_rows.shape[:3], ow * n))
+        self._folding = Folding(g, n, dtype, dy_rows.reshape(*dy_rows.shape[:3], ow * n), self._pieces)
 
     @staticmethod
     def matrix(weight: Array, g: Geometry) -> Array:
-        """The weights as (groups, 1, O, KH C KW), the order of the lowered rows."""
+        """The weights as (groups, 1, 1, O, KH C KW), the order of the lowered rows."""
         matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)
-        return matrix.transpose(0, 1, 3, 2, 4).reshape(g.groups, 1, g.features, g.kernel[0] * g.channels * g.kernel[1])
+        return matrix.transpose(0, 1, 3, 2, 4).reshape(
+            g.groups, 1, 1, g.features, g.kernel[0] * g.channels * g.kernel[1]
+        )
 
     @staticmethod
     def flipped_matrix(weight: Array, g: Geometry) -> Array:
-        """The weights as (groups, 1, C KW, KH O), KH backwards: under a row of dx lie dy's rows in the opposite order."""
+        """The weights as (groups, 1, 1, C KW, KH O), KH backwards: under a row of dx lie dy's rows in the opposite order."""
         matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)[:, :, :, ::-1]
-        return matrix.transpose(0, 2, 4, 3, 1).reshape(g.groups, 1, g.channels * g.kernel[1], g.kernel[0] * g.features)
+        return matrix.transpose(0, 2, 4, 3, 1).reshape(
+            g.groups, 1, 1, g.channels * g.kernel[1], g.kernel[0] * g.features
+        )
 
     def convolve(self, images: Array, matrix: Array) -> Array:
         """y (O, OH, OW, n) of images (C, H, W, n)."""
         self._lowering.fill(images)
-        np.matmul(matrix, self._lowering.windows(), out=self._y_rows)
+        np.matmul(matrix, in_pieces(self._lowering.windows(), self._pieces), out=self._y_pieces)
         return self.y
 
     def take_dy(self, dimages: Array) -> None:
@@ -139,7 +147,8 @@ class Tile:
         if self._transposed is not None:
             np.copyto(self._transposed, columns)
             columns = self._transposed
-        matrix = np.add.reduce(np.matmul(self._lowering.windows(), columns), axis=1)
+        windows = in_pieces(self._lowering.windows(), self._pieces)
+        matrix = np.add.reduce(np.matmul(windows, columns), axis=(1, 2))
         split = matrix.reshape(g.groups, g.kernel[0], g.channels, g.kernel[1], g.features).transpose(0, 4, 2, 1, 3)
         return split.reshape(g.groups * g.features, g.channels, *g.kernel)
 
@@ -186,7 +195,7 @@ class Folding:
     columns of dx to which it belongs, and its sum over KW is dx.
     """
 
-    def __init__(self, g: Geometry, n: int, dtype: Any, dy_rows: Array) -> None:
+    def __init__(self, g: Geometry, n: int, dtype: Any, dy_rows: Array, pieces: int) -> None:
         (h, w), (kh, kw), (_, sw), (ph, pw), (dh, dw), (_, ow) = (
             g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
         )  # fmt: skip
@@ -202,19 +211,19 @@ class Folding:
             self._gaps = [memory]
             self._product = scratch("product", self._product.shape, dtype)
             self._spread = rows.reshape(*rows.shape[:3], pitch, n)[:, :, :, : (ow - 1) * sw + 1 : sw]
-        self._products = []
+        self._pieces, self._products = pieces, []
         top = ph - (kh - 1) * dh  # the row of dy under the first row of the first window
         for (first, last), run in itertools.groupby(range(h), lambda i: inside(top + i, dh, kh, dy_rows.shape[1])):
             i, *others = run
             count = 1 + len(others)
             windows = Windows(dy_rows, top + i + first * dh, last - first, 1, dh, count)
             columns = slice(first * g.features, last * g.features)
-            self._products.append((columns, windows, self._product[:, i : i + count]))
+            self._products.append((columns, windows, in_pieces(self._product[:, i : i + count], pieces)))
 
     def fold(self, matrix: Array, dx: Array) -> None:
         """Fills dx (groups, H, C, W, n) by the flipped weight matrix."""
         for columns, windows, product in self._products:
-            np.matmul(matrix[..., columns], windows(), out=product)
+            np.matmul(matrix[..., columns], in_pieces(windows(), self._pieces), out=product)
         for gap in self._gaps:
             gap.fill(0)
         if self._spread is not None:
@@ -245,6 +254,21 @@ class Windows:
 
     def __call__(self) -> Array:
         return self._rows[:, self._places].reshape(self._shape) if self._view is None else self._view
+
+
+@functools.lru_cache(maxsize=256)
+def pieces_of(m: int, multiplications: int) -> int:
+    """In how many equal pieces m columns, with that many multiplications each, make small products; else 1."""
+    for pieces in range(1, m // SHORTEST_PIECE + 1):
+        if m % pieces == 0 and m // pieces * multiplications <= SMALL_PRODUCT:
+            return pieces
+    return 1
+
+
+def in_pieces(columns: Array, pieces: int) -> Array:
+    """A view of (..., k, m) as (..., pieces, k, m / pieces)."""
+    *outer, k, m = columns.shape
+    return columns.reshape(*outer, k, pieces, m // pieces).swapaxes(-3, -2)
 
 
 def view(array: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
