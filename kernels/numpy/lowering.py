@@ -93,19 +93,19 @@ class Tile:
     def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
         (oh, ow), stride = g.out, g.stride[0]
         self.g = g
-        self._lowering = Lowering(g, n, dtype)
+        pieces = pieces_of(ow * n, g.multiplications_per_row // ow)
+        self._lowering = Lowering(g, n, dtype, pieces)
         y = scratch("y", (g.groups, g.features, oh, ow * n), dtype)
-        self._pieces = pieces_of(ow * n, g.multiplications_per_row // ow)
-        self._y_pieces, self.y = in_pieces(y.transpose(0, 2, 1, 3), self._pieces), y.reshape(-1, oh, ow, n)
+        self._y_pieces, self.y = in_pieces(y.transpose(0, 2, 1, 3), pieces), y.reshape(-1, oh, ow, n)
         dy_rows = scratch("dy", (g.groups, (oh - 1) * stride + 1, g.features, ow, n), dtype)
         self.dy = dy_rows[:, ::stride]  # with rows of zeros between
         self._zero_rows = [dy_rows[:, i::stride] for i in range(1, stride)]
         self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
-        self._dy_columns = in_pieces(self._dy_matrix, self._pieces).swapaxes(3, 4)
+        self._dy_columns = in_pieces(self._dy_matrix, pieces).swapaxes(3, 4)
         self._transposed = None
-        if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT * self._pieces:
+        if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT * pieces:
             self._transposed = scratch("dy transposed", self._dy_columns.shape, dtype)
-        self._folding = Folding(g, n, dtype, dy_rows.reshape(*dy_rows.shape[:3], ow * n), self._pieces)
+        self._folding = Folding(g, n, dtype, dy_rows.reshape(*dy_rows.shape[:3], ow * n), pieces)
 
     @staticmethod
     def matrix(weight: Array, g: Geometry) -> Array:
@@ -126,7 +126,7 @@ class Tile:
     def convolve(self, images: Array, matrix: Array) -> Array:
         """y (O, OH, OW, n) of images (C, H, W, n)."""
         self._lowering.fill(images)
-        np.matmul(matrix, in_pieces(self._lowering.windows(), self._pieces), out=self._y_pieces)
+        np.matmul(matrix, self._lowering.windows(), out=self._y_pieces)
         return self.y
 
     def take_dy(self, dimages: Array) -> None:
@@ -147,14 +147,15 @@ class Tile:
         if self._transposed is not None:
             np.copyto(self._transposed, columns)
             columns = self._transposed
-        windows = in_pieces(self._lowering.windows(), self._pieces)
-        matrix = np.add.reduce(np.matmul(windows, columns), axis=(1, 2))
+        matrix = np.add.reduce(np.matmul(self._lowering.windows(), columns), axis=(1, 2))
         split = matrix.reshape(g.groups, g.kernel[0], g.channels, g.kernel[1], g.features).transpose(0, 4, 2, 1, 3)
         return split.reshape(g.groups * g.features, g.channels, *g.kernel)
 
     def bias_split(self) -> Array:
         """These images' split of dbias (O), of `dy`: a run of rows at a time, for NumPy adds up rows one by one."""
         rows = self._dy_matrix  # (groups, OH, features, OW n)
+        if rows.shape[1] <= RUN:
+            return np.add.reduce(np.add.reduce(rows, axis=1), axis=2).reshape(-1)
         runs = [np.add.reduce(rows[:, i : i + RUN], axis=1) for i in range(0, rows.shape[1], RUN)]
         return np.add.reduce(np.stack(runs, axis=-1).reshape(rows.shape[0] * rows.shape[2], -1), axis=1)
 
@@ -162,7 +163,7 @@ class Tile:
 class Lowering:
     """The rows (groups, H, C KW, OW n) of n images, and the windows over them."""
 
-    def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
+    def __init__(self, g: Geometry, n: int, dtype: Any, pieces: int) -> None:
         (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = (
             g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
         )  # fmt: skip
@@ -174,7 +175,7 @@ class Lowering:
         channel, row, column, item = self._padded.strides
         strides = (g.channels * channel, row, channel, dw * column, sw * column, item)
         self._columns = view(self._padded, 0, self._rows.shape, strides)
-        self.windows = Windows(self._rows.reshape(g.groups, height, g.channels * kw, ow * n), 0, kh, sh, dh, oh)
+        self.windows = Windows(self._rows.reshape(g.groups, height, g.channels * kw, ow * n), 0, kh, sh, dh, oh, pieces)
 
     def fill(self, images: Array) -> None:
         """Fills the rows with what lies under the windows of images (C, H, W, n)."""
@@ -211,19 +212,19 @@ class Folding:
             self._gaps = [memory]
             self._product = scratch("product", self._product.shape, dtype)
             self._spread = rows.reshape(*rows.shape[:3], pitch, n)[:, :, :, : (ow - 1) * sw + 1 : sw]
-        self._pieces, self._products = pieces, []
+        self._products = []
         top = ph - (kh - 1) * dh  # the row of dy under the first row of the first window
         for (first, last), run in itertools.groupby(range(h), lambda i: inside(top + i, dh, kh, dy_rows.shape[1])):
             i, *others = run
             count = 1 + len(others)
-            windows = Windows(dy_rows, top + i + first * dh, last - first, 1, dh, count)
+            windows = Windows(dy_rows, top + i + first * dh, last - first, 1, dh, count, pieces)
             columns = slice(first * g.features, last * g.features)
             self._products.append((columns, windows, in_pieces(self._product[:, i : i + count], pieces)))
 
     def fold(self, matrix: Array, dx: Array) -> None:
         """Fills dx (groups, H, C, W, n) by the flipped weight matrix."""
         for columns, windows, product in self._products:
-            np.matmul(matrix[..., columns], in_pieces(windows(), self._pieces), out=product)
+            np.matmul(matrix[..., columns], windows(), out=product)
         for gap in self._gaps:
             gap.fill(0)
         if self._spread is not None:
@@ -240,20 +241,23 @@ def inside(row: int, dilation: int, k: int, rows: int) -> Pair:
 class Windows:
     """Windows of k rows over rows (groups, H, C, m): window i has rows first + i stride + 0, dilation, 2 dilation...
 
-    A call gives them as (groups, count, k C, m): overlapping in memory where their rows follow each other, else copied.
+    A call gives them as (groups, count, pieces, k C, m / pieces): overlapping in memory where their rows follow each
+    other, else copied.
     """
 
-    def __init__(self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int) -> None:
+    def __init__(self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int, pieces: int) -> None:
         groups, _, c, m = rows.shape
-        self._rows, self._shape = rows, (groups, count, k * c, m)
+        self._rows, self._shape, self._pieces = rows, (groups, count, k * c, m), pieces
         self._places = first + np.arange(count)[:, None] * stride + np.arange(k) * dilation
         self._view = None
         if k and (dilation == 1 or k == 1):  # no rows, k = 0, may lie beyond the array
             group, row, *inner = rows.strides
-            self._view = view(rows, first * row, self._shape, (group, row * stride, *inner))
+            self._view = in_pieces(view(rows, first * row, self._shape, (group, row * stride, *inner)), pieces)
 
     def __call__(self) -> Array:
-        return self._rows[:, self._places].reshape(self._shape) if self._view is None else self._view
+        if self._view is not None:
+            return self._view
+        return in_pieces(self._rows[:, self._places].reshape(self._shape), self._pieces)
 
 
 @functools.lru_cache(maxsize=256)
