@@ -34,8 +34,8 @@ class FusedForward:
         scores = kernels.FusedForward(model)(images)
 
     The model is an nn.Sequential of the form above, or has a method `as_sequential` that returns the nn.Sequential whose
-    forward is its own; float32 or float64. Raises TypeError for a model of another form, ValueError for a setting that a
-    layer may not have, RuntimeError for parameters that do not go together.
+    forward is its own; float32, with NumPy also float64. Raises TypeError for a model of another form, ValueError for a
+    setting that a layer may not have, RuntimeError for parameters that do not go together.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -117,6 +117,8 @@ class FusedStep:
             order = order.contiguous()
         if (batch_size := whole("FusedStep", "batch_size", batch_size)) < 1:
             raise ValueError(f"FusedStep: expected batch_size to be at least 1, got {batch_size}")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise TypeError(f"FusedStep: expected scheduler to be an LRScheduler, got {type(scheduler).__name__}")
         take = backend_for(chosen(), images.device.type).network_step
         images, targets = images.contiguous(), targets.detach().contiguous()
         count, done = len(images if order is None else order), 0
@@ -135,7 +137,7 @@ class FusedStep:
         return losses
 
     def _check_targets(self, network: Network, images: Tensor, targets: Any) -> None:
-        check_tensors("FusedStep", targets=targets)
+        check_dense("FusedStep", targets=targets)
         mse, classes = self._loss == "mse", len(network.linears[-1].weight)
         dtype = images.dtype if mse else torch.int64
         if targets.dtype != dtype or targets.device != images.device:
@@ -215,7 +217,7 @@ class FusedStep:
 
 def check_images(layers: Layers, network: Network, images: Any) -> None:
     """TypeError, RuntimeError: images are no tensor (N, C, H, W) of the network's dtype, on its device, for its layers."""
-    check_tensors(layers.caller, images=images)
+    check_dense(layers.caller, images=images)
     weight = network.linears[0].weight
     if images.dtype != weight.dtype or images.device != weight.device:
         raise RuntimeError(
@@ -227,6 +229,14 @@ def check_images(layers: Layers, network: Network, images: Any) -> None:
     if images.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(f"{layers.caller}: expected images not to require grad: no gradient of them is computed")
     layers.check_images(tuple(images.shape))
+
+
+def check_dense(caller: str, **tensors: Any) -> None:
+    """TypeError, NotImplementedError: an argument is no tensor, or a sparse or mkldnn one."""
+    check_tensors(caller, **tensors)
+    for argument, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise NotImplementedError(f"{caller}: expected {argument} to be a strided tensor, got {tensor.layout}")
 
 
 def check_order(images: Tensor, order: Any) -> None:

@@ -32,7 +32,8 @@ from benchmarks.command import BACKENDS, RESULTS, one_of
 from benchmarks.exercise import training_step
 from benchmarks.report import console
 from kernels.check.run import precision
-from kernels.ops.network import Convolution, Linear, Network, Update
+from kernels.integration.layers import layers_of
+from kernels.ops.network import Update
 from lenet import LeNet
 
 
@@ -187,11 +188,7 @@ def count_network(backend: str, batch: int) -> list[Row]:
     launchers = importlib.import_module(f"kernels.{backend}.network")
     torch.manual_seed(0)
     net = LeNet().requires_grad_(False)
-    layers = net.conv1, net.conv2, net.fc1, net.fc2, net.fc3
-    network = Network(
-        tuple(Convolution(layer.weight, layer.bias, (0, 0)) for layer in layers[:2]),
-        tuple(Linear(layer.weight, layer.bias) for layer in layers[2:]),
-    )
+    network = layers_of(net, "benchmarks.counts").network()
     images, targets = torch.randn(batch, 1, 32, 32), torch.rand(batch, 10)
     updates = [
         Update(p, torch.zeros_like(p), 0.01, None, 0.9, 0.0, 0.0, nesterov=False, maximize=False, first=False)

@@ -21,7 +21,7 @@ from kernels.cupy.network_plan import (
     plan,
 )
 from kernels.cupy.sgd import OPTIONS
-from kernels.ops.network import Convolution, Linear, Network, Update
+from kernels.ops.network import Convolution, Linear, Network, Update, check_float32
 from kernels.sizes import cdiv
 
 
@@ -71,8 +71,7 @@ def network_step(
 
 def plan_of(network: Network, images: Tensor, training: bool) -> Plan:
     """The network's layout on the device of the images; RuntimeError where a block lacks the memory, or for float64."""
-    if images.dtype != torch.float32:
-        raise RuntimeError(f"the CuPy backend runs whole networks in torch.float32, got {images.dtype}")
+    check_float32("CuPy", images)
     channels, height, width = images.shape[1:]
     return plan((channels, height, width), *shapes(network), training, driver.limits(images).shared)
 

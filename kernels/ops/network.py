@@ -5,6 +5,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kernels.sizes import Pair
@@ -45,3 +46,9 @@ class Update(NamedTuple):
     nesterov: bool
     maximize: bool
     first: bool  # the first step fills the buffer
+
+
+def check_float32(backend: str, images: Tensor) -> None:
+    """RuntimeError: the images, and so the network, are of another dtype than what the GPU backends compute in."""
+    if images.dtype != torch.float32:
+        raise RuntimeError(f"the {backend} backend runs whole networks in torch.float32, got {images.dtype}")

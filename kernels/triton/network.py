@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from kernels.ops.network import Network, Update
+from kernels.ops.network import Network, Update, check_float32
 from kernels.sizes import cdiv
 from kernels.triton import conv2d, linear, tiles
 from kernels.triton.activations import relu, relu_grad
@@ -112,7 +112,7 @@ class Rule(NamedTuple):
 
 @triton.constexpr_function
 def item(table, at):  # type: ignore[no-untyped-def]
-    """table[at] of a table of constants: what the brackets give may have no strings in it before Triton 3.9."""
+    """table[at] of a table of constants: what the brackets give may have no strings in it with Triton 3.6."""
     return table[at]
 
 
@@ -407,7 +407,11 @@ def rules_of(layers: Sequence[Layer], updates: Sequence[Update]) -> tuple[tuple[
 
 
 def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | LinearPlan, ...]:
-    """How each layer is computed: by the rules of its operation, but all with the same number of warps."""
+    """How each layer is computed: by the rules of its operation, but all with the same number of warps.
+
+    RuntimeError for float64: Triton hands the numbers of SGD's rule on as float32.
+    """
+    check_float32("Triton", images)
     plans: list[ConvolutionPlan | LinearPlan] = []
     size, dtype = tuple(images.shape[2:]), images.dtype
     for weight, _, padding in network.convolutions:

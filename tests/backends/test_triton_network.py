@@ -6,7 +6,9 @@ import pytest
 import torch
 from devices import running
 
+from kernels.integration.layers import layers_of
 from kernels.ops.network import Convolution, Linear, Network, Update
+from lenet import LeNet
 
 pytest.importorskip("triton")
 
@@ -58,23 +60,13 @@ def test_no_loop_has_spills(target: str) -> None:
     from benchmarks.compile.triton import build
     from kernels.triton.network import network_forward, network_step
 
-    def values(*shape: int) -> torch.Tensor:
-        return torch.zeros(shape)
-
-    layers = Network(
-        (Convolution(values(6, 1, 5, 5), values(6), (0, 0)), Convolution(values(16, 6, 5, 5), values(16), (0, 0))),
-        (
-            Linear(values(120, 400), values(120)),
-            Linear(values(84, 120), values(84)),
-            Linear(values(10, 84), values(10)),
-        ),
-    )
-    params = [tensor for layer in (*layers.convolutions, *layers.linears) for tensor in layer[:2]]
+    model = LeNet()
+    layers, params = layers_of(model, "this test").network(), list(model.parameters())
     updates = [Update(p, p.clone(), 0.1, None, 0.9, 0.0, 0.0, False, False, False) for p in params]
-    images = values(64, 1, 32, 32)
+    images = torch.zeros(64, 1, 32, 32)
     calls = [
         lambda: network_forward(layers, images),
-        lambda: network_step(layers, images, values(64, 10), "mse", updates, None, 64),
+        lambda: network_step(layers, images, torch.zeros(64, 10), "mse", updates, None, 64),
     ]
     rows = build(target, "float32", calls)
     assert {row.kernel for row in rows} >= {"network_forward_kernel", "network_step_kernel"}

@@ -153,7 +153,10 @@ def test_batch_sizes(backend: str, name: str, n: int, loss: str) -> None:
 @pytest.mark.parametrize("n", (3, 257))
 def test_float64(backend: str, n: int, loss: str) -> None:
     if backend != "numpy":
-        pytest.skip("networks in float64 are the NumPy backend's")
+        forward, images = kernels.FusedForward(small().double()), batch((2, 9, 8), 4, 3, loss, torch.float64)[0]
+        with pytest.raises(RuntimeError, match="runs whole networks in torch.float32, got torch.float64"):
+            forward(images)
+        return
     make, shape = NETWORKS["LeNet"]
     check(make(), shape, n, loss, dtype=torch.float64)
 
@@ -618,6 +621,13 @@ CALLS: dict[str, tuple[Callable[[Tensor, Tensor], Any], str, type[Exception], st
     "small": (lambda x, t: (x[..., :2], t), "mse", RuntimeError, "too small for layer '0'"),
     "dtype": (lambda x, t: (x.double(), t), "mse", RuntimeError, "images to be torch.float32 .* got torch.float64"),
     "device": (lambda x, t: (x.to("meta"), t), "mse", RuntimeError, "images .* got torch.float32 on meta"),
+    "sparse": (lambda x, t: (x.to_sparse(), t), "mse", NotImplementedError, "images to be a strided tensor, got"),
+    "sparse target": (
+        lambda x, t: (x, t.to_sparse()),
+        "mse",
+        NotImplementedError,
+        "targets to be a strided tensor, got",
+    ),
     "requires grad": (lambda x, t: (x.requires_grad_(), t), "mse", RuntimeError, "not to require grad"),
     "no target": (lambda x, t: (x, None), "mse", TypeError, "targets to be a Tensor, got NoneType"),
     "target's dtype": (lambda x, t: (x, t.double()), "mse", RuntimeError, "targets of mse to be torch.float32"),
@@ -660,6 +670,7 @@ def test_runs_that_are_refused(backend: str) -> None:
         ((2, torch.ones(2)), IndexError, "order to be int64 of one dimension, got torch.float32"),
         ((2, torch.zeros(1, 1, dtype=torch.int64)), IndexError, "one dimension"),
         ((2, torch.zeros(1, dtype=torch.int64, device="meta")), RuntimeError, "order to be on the device"),
+        ((2, None, 3), TypeError, "scheduler to be an LRScheduler, got int"),
     ):
         with pytest.raises(error, match=f"^FusedStep: .*{match}"):
             loops.step.run(images, targets, *arguments)
