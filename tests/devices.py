@@ -1,14 +1,12 @@
 """What runs a backend's kernels in the tests: the GPU where there is one, or what stands in for it."""
 
 import contextlib
-import functools
-import inspect
 import os
 from collections.abc import Iterator
-from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of torch's threads: the other processes need the cores that wait
 
+import interpreter  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -27,7 +25,7 @@ def running(backend: str) -> Iterator[None]:
     elif backend == "numpy":
         yield
     elif backend == "triton" and "TRITON_INTERPRET" in os.environ:
-        quicken_interpreter()
+        interpreter.quicken()
         yield
     elif backend == "triton":
         import ptxsim
@@ -48,24 +46,3 @@ def running(backend: str) -> Iterator[None]:
             patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
             patch.setattr(launch, "limits", lambda tensor: limits)
             yield
-
-
-@functools.cache
-def quicken_interpreter() -> None:
-    """Lets Triton's interpreter remember the names of what it replaces in `triton.language`.
-
-    At each call of a @triton.jit function it goes through everything there, which takes longer than the kernels themselves.
-    """
-    from triton.language.core import is_builtin
-    from triton.runtime import interpreter
-
-    @functools.cache
-    def builtins(package: Any) -> list[str]:
-        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
-
-    def patch_builtin(package: Any, builder: Any, scope: Any) -> None:
-        for name in builtins(package):
-            if is_builtin(member := getattr(package, name)):
-                interpreter._patch_attr(package, name, member, builder, scope)
-
-    interpreter._patch_builtin = patch_builtin

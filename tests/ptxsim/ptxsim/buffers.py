@@ -114,7 +114,7 @@ def _storage_buffer(tensor, name: str) -> HostBuffer:
 
 def find(address: int, name: str) -> HostBuffer | None:
     """The tensor that an integer address points into: a registered one, or any live torch tensor."""
-    for tensor in registered():
+    for tensor in reversed(registered()):  # most often the last: a launcher registers what it passes
         buffer = _storage_buffer(tensor, name)
         if buffer.address <= address < buffer.end:
             return buffer

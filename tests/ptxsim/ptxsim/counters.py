@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .native import PROFILE_FIELDS
 from .parser import Instruction
 
 INSTRUCTION_CLASSES = (
@@ -216,14 +215,13 @@ class Counters:
         return self.shared_wavefronts - self.shared_requests
 
     @classmethod
-    def from_profile(cls, instructions: list[Instruction], profile: np.ndarray, segments, traffic) -> Counters:
-        c = cls()
-        column = {name: k for k, name in enumerate(PROFILE_FIELDS)}
-        for pc in np.nonzero(profile[:, column["issued"]])[0]:
-            i = instructions[pc]
-            issued, executed, lanes, divergent, requests, sectors, shared, wavefronts, tensor = (
-                int(v) for v in profile[pc]
-            )
+    def from_profile(
+        cls, instructions: list[Instruction], profile: np.ndarray, arguments: list[ArgumentTraffic]
+    ) -> Counters:
+        """The counters of a launch: `profile` has a row of PROFILE_FIELDS for each instruction that was issued."""
+        c = cls(arguments=arguments)
+        for i, row in zip(instructions, profile.tolist(), strict=True):
+            issued, executed, lanes, divergent, requests, sectors, shared, wavefronts, tensor = row
             kind = instruction_class(i)
             c.warp_instructions += issued
             c.thread_instructions += lanes
@@ -252,13 +250,6 @@ class Counters:
             line.global_sectors += sectors
             line.shared_requests += shared
             line.shared_wavefronts += wavefronts
-        for segment, t in zip(segments, traffic, strict=False):
-            if t.bytes_read or t.bytes_written:
-                c.arguments.append(
-                    ArgumentTraffic(
-                        "/".join(segment.names), t.bytes_read, t.bytes_written, t.sectors_read, t.sectors_written
-                    )
-                )
         return c
 
     def summary(self) -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import re
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from . import buffers as memory
 from . import limits, native
-from .counters import Counters
+from .counters import ArgumentTraffic, Counters
 from .errors import DeviceFault, LaunchError, Race, RaceFound, SourceLine
 from .lowering import Program, lower, lower_globals
 from .parser import Function, Parameter, parse
@@ -72,10 +74,15 @@ class LaunchRecord:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int
-    counters: Counters
+    count: Callable[[], Counters] = field(repr=False)
     races: list[Race] = field(default_factory=list)
     schedule_dependent: list[str] = field(default_factory=list)  # arguments that differed between seeds
     seconds: float = 0.0
+
+    @functools.cached_property
+    def counters(self) -> Counters:
+        """Added up when somebody asks for them, which takes longer than many a launch."""
+        return self.count()
 
     @property
     def num_warps(self) -> int:
@@ -267,7 +274,7 @@ def launch(
         if run:
             for segment, saved in zip(writable, contents, strict=False):
                 ctypes.memmove(segment.host_begin, saved, segment.size)
-        counters, found = _run(kernel, grid, block, shared, arguments, options, options.seed + run, most_resident)
+        count, found = _run(kernel, grid, block, shared, arguments, options, options.seed + run, most_resident)
         for race in found:
             races.setdefault((race.location, race.first, race.second, race.kind), race)
         if seeds > 1:
@@ -281,7 +288,7 @@ def launch(
         grid,
         block,
         kernel.program.static_shared + shared,
-        counters,
+        count,
         list(races.values()),
         list(dict.fromkeys(dependent)),
         time.perf_counter() - start,
@@ -292,7 +299,7 @@ def launch(
 
 
 def _run(kernel: Kernel, grid, block, shared: int, arguments: _Arguments, options, seed: int, most_resident: int):
-    """One execution; returns its counters and races or raises DeviceFault."""
+    """One execution; returns what counts it and its races, or raises DeviceFault."""
     lib = native.library()
     description = native.LaunchDescription()
     description.grid[:], description.block[:] = grid, block
@@ -323,9 +330,19 @@ def _run(kernel: Kernel, grid, block, shared: int, arguments: _Arguments, option
         lib.ptxsim_traffic(handle, ctypes.cast(traffic, ctypes.c_void_p))
         capacity = 1000
         races = (native.RaceDescription * capacity)()
-        count = min(lib.ptxsim_races(handle, ctypes.cast(races, ctypes.c_void_p), capacity), capacity)
-        counters = Counters.from_profile(kernel.program.instructions, profile, arguments.segments, traffic)
-        return counters, [_race(kernel, arguments.segments, races[k]) for k in range(count)]
+        found = min(lib.ptxsim_races(handle, ctypes.cast(races, ctypes.c_void_p), capacity), capacity)
+        issued = np.flatnonzero(profile[:, native.PROFILE_FIELDS.index("issued")])
+        count = functools.partial(
+            Counters.from_profile,
+            [kernel.program.instructions[pc] for pc in issued],
+            profile[issued],
+            [
+                ArgumentTraffic("/".join(s.names), t.bytes_read, t.bytes_written, t.sectors_read, t.sectors_written)
+                for s, t in zip(arguments.segments, traffic, strict=False)
+                if t.bytes_read or t.bytes_written
+            ],
+        )
+        return count, [_race(kernel, arguments.segments, races[k]) for k in range(found)]
     finally:
         lib.ptxsim_launch_destroy(handle)
 
