@@ -19,12 +19,11 @@ def quicken() -> None:
     assert not builder.options.debug  # so that of integers, whether they overflow is computed and never looked at
     builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
     interpreter._get_np_dtype = _remembering(interpreter._get_np_dtype, lambda dtype: dtype.name)
-    builder.get_block_ty = _remembering(builder.get_block_ty, lambda dtype, shape: (dtype.name, *shape))
-    core.block_type.with_element_ty = _remembering(
-        core.block_type.with_element_ty, lambda block, element: (block.name, element.name)
-    )
     interpreter._patch_lang = _remembering(_for_good(interpreter._patch_lang), lambda function: function.__module__)
-    core.tensor.__init__ = _describing_once(core.tensor.__init__)
+    core.tensor.__init__ = _describing_once(core.tensor.__init__, "handle", lambda handle, type: type.name)
+    core.block_type.__init__ = _describing_once(
+        core.block_type.__init__, "element_ty", lambda element, shape: (element.name, *shape)
+    )
     TritonSemantic.binary_op_type_checking_impl = _deciding_once(TritonSemantic.binary_op_type_checking_impl)
     TritonSemantic.broadcast_impl_value = _leaving_equal_shapes(TritonSemantic.broadcast_impl_value)
 
@@ -53,15 +52,17 @@ def _for_good(patch: Callable[..., Any]) -> Callable[..., Any]:
     return for_good
 
 
-def _describing_once(init: Callable[..., None]) -> Callable[..., None]:
-    """`tensor.__init__`, computing once for a type what depends on nothing else: the shape, as constants."""
-    described: dict[str, dict[str, Any]] = {}
+def _describing_once(init: Callable[..., None], own: str, key: Callable[..., Hashable]) -> Callable[..., None]:
+    """`__init__`, computing once for all arguments of the same key what it makes of them, but for the first, the attribute `own`."""
+    described: dict[Hashable, dict[str, Any]] = {}
 
-    def describing_once(self: Any, handle: Any, type: Any) -> None:
-        if type.name not in described:
-            init(self, handle, type)
-            described[type.name] = vars(self).copy()
-        self.__dict__.update(described[type.name], handle=handle)
+    def describing_once(self: Any, first: Any, second: Any) -> None:
+        arguments = key(first, second)
+        if arguments not in described:
+            init(self, first, second)
+            described[arguments] = vars(self).copy()
+        self.__dict__.update(described[arguments])
+        setattr(self, own, first)
 
     return describing_once
 

@@ -324,7 +324,8 @@ def _run(kernel: Kernel, grid, block, shared: int, arguments: _Arguments, option
     try:
         if fault.kind:
             raise _device_fault(kernel, block, arguments.segments, fault, lib.ptxsim_fault_message(handle).decode())
-        profile = np.zeros((len(kernel.program.instructions), len(native.PROFILE_FIELDS)), np.uint64)
+        instructions = kernel.program.instructions
+        profile = np.zeros((len(instructions), len(native.PROFILE_FIELDS)), np.uint64)
         lib.ptxsim_profile(handle, profile.ctypes.data)
         traffic = (native.SegmentTraffic * max(len(arguments.segments), 1))()
         lib.ptxsim_traffic(handle, ctypes.cast(traffic, ctypes.c_void_p))
@@ -334,7 +335,7 @@ def _run(kernel: Kernel, grid, block, shared: int, arguments: _Arguments, option
         issued = np.flatnonzero(profile[:, native.PROFILE_FIELDS.index("issued")])
         count = functools.partial(
             Counters.from_profile,
-            [kernel.program.instructions[pc] for pc in issued],
+            [instructions[pc] for pc in issued],
             profile[issued],
             [
                 ArgumentTraffic("/".join(s.names), t.bytes_read, t.bytes_written, t.sectors_read, t.sectors_written)
