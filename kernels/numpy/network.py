@@ -7,9 +7,9 @@ features (I, n).
 
 import functools
 from collections.abc import Sequence
-from itertools import accumulate
+from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from kernels.numpy.arrays import ZERO, drop, staged
 from kernels.numpy.blas import one_blas_thread
-from kernels.numpy.conv2d_relu_max_pool2d import PooledTile
-from kernels.numpy.lowering import Geometry, geometry
+from kernels.numpy.places import Convolution, Weights, pooled_size
 from kernels.numpy.sgd import update
 from kernels.numpy.threads import SILENT, even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
@@ -33,22 +32,38 @@ Shape = tuple[int, ...]
 Parameters = list[tuple[Array, Array | None]]  # weight and bias of each layer
 
 
-class Sizes(NamedTuple):
-    """What the work arrays of a network depend on."""
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """What the work arrays of a network depend on; `sizes` makes one for each network, so identity is equality."""
 
     image: Shape  # (C, H, W)
     weights: tuple[Shape, ...]
     biases: tuple[bool, ...]
     paddings: tuple[Pair, ...]  # of the convolutions, which are the first layers
+    dtype: Any
 
-    def geometries(self) -> list[Geometry]:
-        """Those of the convolutions."""
-        size, found = self.image[1:], []
-        for shape, padding in zip(self.weights, self.paddings, strict=False):
-            g = geometry(size, shape, (1, 1), padding, (1, 1), 1, even=True)
-            found.append(g)
-            size = g.out[0] // 2, g.out[1] // 2
-        return found
+    @functools.cached_property
+    def parameters(self) -> int:
+        """How many numbers they are."""
+        return sum(prod(weight) + biased * weight[0] for weight, biased in zip(self.weights, self.biases, strict=True))
+
+    @functools.cached_property
+    def inputs(self) -> list[Pair]:
+        """(H, W) of the images that each convolution gets."""
+        found = [self.image[1:]]
+        for weight, padding in zip(self.weights, self.paddings, strict=False):
+            found.append(pooled_size(found[-1], weight, padding))
+        return found[:-1]
+
+    @functools.cached_property
+    def tile(self) -> int:
+        """How many images go through the network at once."""
+        layers = zip(self.inputs, self.weights, self.paddings, strict=False)
+        largest = max((values_per_image(*layer) for layer in layers), default=1)
+        return max(1, min(TILE, MOST_BYTES // (largest * self.dtype.itemsize)))
+
+
+sizes = functools.lru_cache(maxsize=64)(Sizes)
 
 
 def network_forward(network: Network, images: Tensor) -> Tensor:
@@ -56,14 +71,15 @@ def network_forward(network: Network, images: Tensor) -> Tensor:
     array = images.numpy(force=True)
     parameters = parameters_of(network)
     sizes = sizes_of(network, array, parameters)
+    matrices = workspace(Matrices, sizes).of(parameters, for_backward=False)
     scores = np.empty((sizes.weights[-1][0], len(array)), array.dtype)
 
     def compute(at: slice) -> None:
-        tile = workspace(Tile, sizes, at.stop - at.start, array.dtype)
-        np.copyto(scores[:, at], tile.forward(array[at], parameters, for_backward=False))
+        tile = workspace(Tile, sizes, at.stop - at.start)
+        np.copyto(scores[:, at], tile.forward(array[at], matrices, parameters, for_backward=False))
 
     with one_blas_thread:
-        SILENT.copy().run(for_each, forward_tiles(len(array), tile_size(sizes, array.itemsize)), compute, 1)
+        SILENT.copy().run(for_each, forward_tiles(len(array), sizes.tile), compute, 1)
     return torch.from_numpy(scores.T)
 
 
@@ -107,7 +123,6 @@ class Steps:
             check_range("targets", self.targets, len(network.linears[-1].weight))
         self.parameters, self.loss = parameters_of(network), LOSSES[loss]
         self.sizes = sizes_of(network, self.images, self.parameters)
-        self.tile_size = tile_size(self.sizes, self.images.itemsize)
         arrays = (array for layer in self.parameters for array in layer if array is not None)
         self.updates = [
             (u, param, None if u.momentum_buffer is None else u.momentum_buffer.numpy(), rates_of(u))
@@ -117,11 +132,12 @@ class Steps:
     def step(self, number: int, batch: slice) -> tuple[Any, int]:
         """Takes a step on a batch: the loss before it, and how many images were right."""
         count = batch.stop - batch.start
-        splits = splits_of(count, self.tile_size)
-        gradients = workspace(Gradients, self.sizes, len(splits), self.images.dtype)
+        splits = splits_of(count, self.sizes.tile)
+        gradients = workspace(Gradients, self.sizes, len(splits))
+        matrices = workspace(Matrices, self.sizes).of(self.parameters, for_backward=True)
 
         def differentiate(i: int) -> tuple[Any, int]:
-            return self.differentiate(moved(splits[i], batch.start), count, gradients.of_splits[i])
+            return self.differentiate(shifted(splits[i], batch.start), count, matrices, gradients.of_splits[i])
 
         losses, correct = zip(*for_each(range(len(splits)), differentiate, 1), strict=True)
         gradients.add_splits()
@@ -131,133 +147,127 @@ class Steps:
             update(param, gradient, buffer, rate, *options, first, work)
         return sum(losses), sum(correct)
 
-    def differentiate(self, split: slice, count: int, gradients: list[Array]) -> tuple[Any, int]:
-        """Fills a split's sums for the gradients of a batch of `count` images; its part of the loss, how many were right."""
+    def differentiate(self, split: slice, count: int, matrices: list[Any], gradient: "Gradient") -> tuple[Any, int]:
+        """Fills a split's sums for the gradient of a batch of `count` images; its part of the loss, how many were right."""
         loss, correct = self.images.dtype.type(0), 0
-        for at in even_slices(split.stop - split.start, self.tile_size):
-            which: Any = moved(at, split.start)
+        for at in even_slices(split.stop - split.start, self.sizes.tile):
+            which: Any = shifted(at, split.start)
             if self.order is not None:
                 which = self.order[which]
-            tile = workspace(Tile, self.sizes, at.stop - at.start, self.images.dtype)
-            scores = tile.forward(self.images[which], self.parameters, for_backward=True)
+            tile = workspace(Tile, self.sizes, at.stop - at.start)
+            scores = tile.forward(self.images[which], matrices, self.parameters, for_backward=True)
             more, right = self.loss(scores, self.targets[which], count, tile.dscores)
-            tile.backward(self.parameters, gradients, add=at.start > 0)
+            tile.backward(matrices, tile.gradient if at.start else gradient)
+            if at.start:
+                np.add(gradient.memory, tile.gradient.memory, out=gradient.memory)
             loss, correct = loss + more, correct + right
         return loss, correct
 
 
-class Gradients:
-    """Memory for each split's gradients, and for their sums."""
+class Gradient:
+    """The gradient of each parameter, in one memory: `layers` has that of weight and bias, or None."""
 
-    def __init__(self, sizes: Sizes, splits: int, dtype: Any) -> None:
-        layers = zip(sizes.weights, sizes.biases, strict=True)
-        shapes = [shape for weight, biased in layers for shape in ((weight, weight[:1]) if biased else (weight,))]
-        ends = list(accumulate(map(prod, shapes)))
-        self._of_splits = scratch("gradients of splits", (splits, ends[-1]), dtype)
-        self._sum = self._of_splits[0] if splits == 1 else scratch("gradients", (ends[-1],), dtype)
-        *self.of_splits, self.sums, self.work = (
-            [row[end - prod(shape) : end].reshape(shape) for shape, end in zip(shapes, ends, strict=True)]
-            for row in (*self._of_splits, self._sum, scratch("update", (ends[-1],), dtype))
-        )
+    def __init__(self, sizes: Sizes, memory: Array) -> None:
+        self.memory, end = memory, 0
+        self.layers: list[tuple[Array, Array | None]] = []
+        for weight, biased in zip(sizes.weights, sizes.biases, strict=True):
+            start, middle, end = end, end + prod(weight), end + prod(weight) + biased * weight[0]
+            self.layers.append((memory[start:middle].reshape(weight), memory[middle:end] if biased else None))
+        self.arrays = [array for layer in self.layers for array in layer if array is not None]
+
+
+class Gradients:
+    """Memory for the gradient of each split, for their sum, and to update parameters with."""
+
+    def __init__(self, sizes: Sizes, splits: int) -> None:
+        self._rows = scratch("gradients of splits", (splits, sizes.parameters), sizes.dtype)
+        self.of_splits = [Gradient(sizes, row) for row in self._rows]
+        self._sum = self.of_splits[0]
+        if splits > 1:
+            self._sum = Gradient(sizes, scratch("gradients", (sizes.parameters,), sizes.dtype))
+        self.sums = self._sum.arrays
+        self.work = Gradient(sizes, scratch("update", (sizes.parameters,), sizes.dtype)).arrays
 
     def add_splits(self) -> None:
         """Fills `sums`, in the order of the splits."""
         if len(self.of_splits) > 1:
-            np.add.reduce(self._of_splits, axis=0, out=self._sum)
+            np.add.reduce(self._rows, axis=0, out=self._sum.memory)
+
+
+class Matrices:
+    """The weights of each layer as its products take them."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self._of_convolutions = [Weights(shape, sizes.dtype) for shape in sizes.weights[: len(sizes.paddings)]]
+
+    def of(self, parameters: Parameters, for_backward: bool) -> list[Any]:
+        for i, weights in enumerate(self._of_convolutions):
+            weights.fill(parameters[i][0], flipped=for_backward and i > 0)
+        return self._of_convolutions + [weight for weight, _ in parameters[len(self._of_convolutions) :]]
 
 
 class Tile:
-    """Forward and backward of n images."""
+    """Forward and backward of n images: each layer writes y to where the next one has x, and dx to where one before has dy."""
 
-    def __init__(self, sizes: Sizes, n: int, dtype: Any) -> None:
-        self._images = x = scratch("images", (*sizes.image, n), dtype)
+    def __init__(self, sizes: Sizes, n: int) -> None:
         self._layers: list[Any] = []
-        geometries = sizes.geometries()
         for i, shape in enumerate(sizes.weights):
-            if i < len(geometries):
-                layer: Any = Convolution(i, x, geometries[i])
+            if i < len(sizes.paddings):
+                self._layers.append(Convolution(i, sizes.inputs[i], shape, sizes.paddings[i], n, sizes.dtype))
             else:
-                layer = Linear(i, x.reshape(-1, n), shape, relu=i < len(sizes.weights) - 1)
-            self._layers.append(layer)
-            x = layer.y
-        self.dscores = layer.dy
+                self._layers.append(Linear(i, shape, n, sizes.dtype, relu=i < len(sizes.weights) - 1))
+        pairs = list(zip(self._layers, self._layers[1:], strict=False))
+        images = self._layers[0].x
+        self._images = images if sizes.paddings else images.reshape(*sizes.image, n)
+        self.scores, self.dscores = scratch("scores", self._layers[-1].dy.shape, sizes.dtype), self._layers[-1].dy
+        self._ys = [*(after.x.reshape(layer.dy.shape) for layer, after in pairs), self.scores]
+        self._dxs = [None, *(layer.dy.reshape(after.x.shape) for layer, after in pairs)]
+        self.gradient = Gradient(sizes, scratch("gradient", (sizes.parameters,), sizes.dtype))
 
-    def forward(self, images: Array, parameters: Parameters, for_backward: bool) -> Array:
+    def forward(self, images: Array, matrices: list[Any], parameters: Parameters, for_backward: bool) -> Array:
         """Scores (classes, n) of images (n, C, H, W)."""
+        for layer in self._layers:
+            layer.clear_padding()
         np.copyto(self._images, staged(images.transpose(1, 2, 3, 0)))
-        for layer, (weight, bias) in zip(self._layers, parameters, strict=True):
-            layer.forward(weight, bias, for_backward)
-        return self._layers[-1].y
+        for layer, matrix, (_, bias), y in zip(self._layers, matrices, parameters, self._ys, strict=True):
+            layer.forward(matrix, bias, y, for_backward)
+        return self.scores
 
-    def backward(self, parameters: Parameters, gradients: list[Array], add: bool) -> None:
-        """From `dscores` to the gradient of each parameter, which fills `gradients` or is added to it."""
-        end = len(gradients)
+    def backward(self, matrices: list[Any], gradient: Gradient) -> None:
+        """From `dscores` to the gradient of each parameter."""
         for i in reversed(range(len(self._layers))):
-            weight, bias = parameters[i]
-            start = end - (1 if bias is None else 2)
-            self._layers[i].backward(weight, gradients[start:end], self._layers[i - 1].dy if i else None, add)
-            end = start
-
-
-class Convolution:
-    """y (O, OH // 2, OW // 2, n) of x (C, H, W, n): convolution, ReLU and pooling, and the way back from `dy`."""
-
-    def __init__(self, number: int, x: Array, g: Geometry) -> None:
-        self._x, self._g, n = x, g, x.shape[-1]
-        self._tile = PooledTile(g, n, x.dtype)
-        pooled = (g.features, g.out[0] // 2, g.out[1] // 2, n)
-        self.y, self.dy = (scratch(f"{name} {number}", pooled, x.dtype) for name in ("y", "dy"))
-        self._positions = scratch(f"positions {number}", pooled, np.uint8)
-
-    def forward(self, weight: Array, bias: Array | None, for_backward: bool) -> None:
-        matrix = self._tile.matrix(weight, self._g)
-        if for_backward:
-            self._tile.pool(self._x, matrix, bias, self.y, self._positions)
-        else:
-            self._tile.pool_values(self._x, matrix, bias, self.y)
-
-    def backward(self, weight: Array, gradients: list[Array], dx: Array | None, add: bool) -> None:
-        self._tile.unpool(self.dy, self._positions)
-        put(self._tile.weight_split(self._x), gradients[0], add)
-        if len(gradients) > 1:
-            put(self._tile.bias_split(), gradients[1], add)
-        if dx is not None:
-            self._tile.write_input_grad(self._tile.flipped_matrix(weight, self._g), dx)
+            self._layers[i].backward(matrices[i], *gradient.layers[i], self._dxs[i])
 
 
 class Linear:
-    """y (O, n) of x (I, n), with ReLU in every layer but the last, and the way back from `dy`, which is overwritten."""
+    """y (O, n) of `x` (I, n), with ReLU in every layer but the last; from `dy`, which is overwritten, to the gradients."""
 
-    def __init__(self, number: int, x: Array, shape: Shape, relu: bool) -> None:
-        self._x, self._relu, n = x, relu, x.shape[1]
-        self.y, self.dy = (scratch(f"{name} {number}", (shape[0], n), x.dtype) for name in ("y", "dy"))
-        self._zeros, self._dropped = np.zeros_like(self.y), scratch(f"dropped {number}", self.y.shape, bool)
+    def __init__(self, number: int, shape: Shape, n: int, dtype: Any, relu: bool) -> None:
+        self.x = scratch(f"x {number}", (shape[1], n), dtype)
+        self.dy = scratch(f"dy {number}", (shape[0], n), dtype)
+        self._relu, self._zeros = relu, np.zeros_like(self.dy)
+        self._is_zero = scratch(f"zeros of {number}", self.dy.shape, bool)
 
-    def forward(self, weight: Array, bias: Array | None, for_backward: bool) -> None:
-        np.dot(weight, self._x, out=self.y)
+    def clear_padding(self) -> None:
+        """There is none."""
+
+    def forward(self, weight: Array, bias: Array | None, y: Array, for_backward: bool) -> None:
+        np.dot(weight, self.x, out=y)
         if bias is not None:
-            np.add(self.y, bias[:, None], out=self.y)
+            np.add(y, bias[:, None], out=y)
         if self._relu:
-            np.maximum(self.y, self._zeros, out=self.y)
+            if for_backward:
+                np.less_equal(y, ZERO, out=self._is_zero)
+            np.maximum(y, self._zeros, out=y)
 
-    def backward(self, weight: Array, gradients: list[Array], dx: Array | None, add: bool) -> None:
+    def backward(self, weight: Array, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
         if self._relu:
-            drop(self.dy, np.less_equal(self.y, ZERO, out=self._dropped), out=self.dy)
-        if add:
-            np.add(gradients[0], np.dot(self.dy, self._x.T), out=gradients[0])
-        else:
-            np.dot(self.dy, self._x.T, out=gradients[0])
-        if len(gradients) > 1:
-            put(np.add.reduce(self.dy, axis=1), gradients[1], add)
+            drop(self.dy, self._is_zero, out=self.dy)
+        np.dot(self.dy, self.x.T, out=dweight)
+        if dbias is not None:
+            np.add.reduce(self.dy, axis=1, out=dbias)
         if dx is not None:
-            np.dot(weight.T, self.dy, out=dx.reshape(self._x.shape))
-
-
-def put(value: Array, place: Array, add: bool) -> None:
-    if add:
-        np.add(place, value, out=place)
-    else:
-        np.copyto(place, value)
+            np.dot(weight.T, self.dy, out=dx)
 
 
 def mse(scores: Array, targets: Array, count: int, dscores: Array) -> tuple[Any, int]:
@@ -292,13 +302,6 @@ def check_range(argument: str, values: Array, end: int) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def tile_size(sizes: Sizes, itemsize: int) -> int:
-    """How many images a tile has at most."""
-    largest = max((g.values_per_image for g in sizes.geometries()), default=1)
-    return max(1, min(TILE, MOST_BYTES // (largest * itemsize)))
-
-
-@functools.lru_cache(maxsize=256)
 def splits_of(n: int, tile: int) -> list[slice]:
     """A batch of n images in splits: one, or an even number, so that two threads have the same number."""
     return even_slices(n, cdiv(n, 1 if n <= tile else min(SPLITS, 2 * cdiv(n, 2 * tile))))
@@ -310,7 +313,7 @@ def forward_tiles(n: int, tile: int) -> list[slice]:
     return even_slices(n, min(tile, cdiv(n, len(splits_of(n, tile))))) if n else []
 
 
-def moved(split: slice, start: int) -> slice:
+def shifted(split: slice, start: int) -> slice:
     return slice(start + split.start, start + split.stop)
 
 
@@ -319,10 +322,17 @@ def rates_of(u: Update) -> Any:
     return u.lr if u.lr_tensor is None else u.lr_tensor.tolist()
 
 
+def values_per_image(size: Pair, weight: Shape, padding: Pair) -> int:
+    """What a convolution's largest work arrays hold for each image: what lies under the windows, and their places."""
+    (o, c, kh, kw), (oh, ow) = weight, pooled_size(size, weight, padding)
+    return (2 * oh - 1 + kh) * c * (kw + 1) * ow + 8 * o * oh * ow
+
+
 def sizes_of(network: Network, images: Array, parameters: Parameters) -> Sizes:
     weights, biases = zip(*parameters, strict=True)
     paddings = tuple(layer.padding for layer in network.convolutions)
-    return Sizes(images.shape[1:], tuple(w.shape for w in weights), tuple(b is not None for b in biases), paddings)
+    shapes = tuple(w.shape for w in weights)
+    return sizes(images.shape[1:], shapes, tuple(b is not None for b in biases), paddings, images.dtype)
 
 
 def parameters_of(network: Network) -> Parameters:

@@ -1,0 +1,224 @@
+"""Convolution, ReLU and 2x2 pooling of n images in NumPy, by the places of the windows that are pooled.
+
+A window has four places, two by two. What the convolution has at one place of all windows is a convolution of stride 2,
+by the weights moved by a row, a column, or both; so all four are one, of stride 2, with four times the features and a
+kernel that is a row and a column larger. Some multiplications are by zeros, 0.3 of all where kernels are 5x5, and yet it
+takes no longer: the products are of larger matrices, and pooling compares whole arrays.
+
+Images are (C, H, W, n), with the batch innermost; PH = OH // 2, PW = OW // 2. Work arrays and views are made once.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from kernels.numpy.arrays import BITS, ZERO, drop
+from kernels.numpy.lowering import inside, view
+from kernels.numpy.workspaces import Array, scratch
+from kernels.sizes import Pair, cdiv
+
+Shape = tuple[int, ...]
+ONE = np.ones((), np.int8)
+
+
+class Weights:
+    """The weights (O, C, KH, KW) of a convolution as the matrices that multiply what lies under a window, or beside it."""
+
+    def __init__(self, shape: Shape, dtype: Any) -> None:
+        o, c, kh, kw = shape
+        kernels = np.zeros((2, 2, o, kh + 1, c, kw + 1), dtype)
+        self.matrix = kernels.reshape(4 * o, -1)
+        self._moved = moved(kernels, kh, kw)
+        height, width = cdiv(kh + 1, 2), cdiv(kw + 1, 2)
+        flipped = np.zeros((2, c, 2 * width, height, 4 * o), dtype)
+        self.flipped = flipped.reshape(4 * c * width, -1)
+        self._flipped = []
+        for i in range(2):
+            rows = kernels.reshape(4 * o, kh + 1, c, kw + 1)[:, i::2][:, ::-1].transpose(2, 3, 1, 0)
+            self._flipped.append((flipped[i, :, : kw + 1, height - rows.shape[2] :], rows))
+
+    def fill(self, weight: Array, flipped: bool) -> None:
+        np.copyto(self._moved, weight)
+        if flipped:
+            for rows, values in self._flipped:
+                np.copyto(rows, values)
+
+
+def pooled_size(size: Pair, weight: Shape, padding: Pair) -> Pair:
+    """(PH, PW) of images (H, W)."""
+    h, w = (size[i] + 2 * padding[i] - weight[2 + i] + 1 for i in (0, 1))
+    return h // 2, w // 2
+
+
+def moved(kernels: Array, kh: int, kw: int) -> Array:
+    """A view (2, 2, O, C, KH, KW) of the places' kernels (2, 2, O, KH + 1, C, KW + 1): the weights in each of them."""
+    (_, _, o, _, c, _), (below, right, feature, row, channel, column) = kernels.shape, kernels.strides
+    strides = (below + row, right + column, feature, channel, row, column)
+    return np.lib.stride_tricks.as_strided(kernels, (2, 2, o, c, kh, kw), strides)
+
+
+class Convolution:
+    """y (O, PH, PW, n) of `x` (C, H, W, n), and from `dy`, which is overwritten, back to the gradients."""
+
+    def __init__(self, number: int, size: Pair, shape: Shape, padding: Pair, n: int, dtype: Any) -> None:
+        o, c, kh, kw = shape
+        (h, w), (ph, pw) = size, padding
+        padded = scratch(f"padded {number}", (c, h + 2 * ph, w + 2 * pw, n), dtype)
+        self._padded, self.x = padded if ph or pw else None, padded[:, ph : ph + h, pw : pw + w]
+        pooled = pooled_size(size, shape, padding)
+        self._pool = Pool(number, (o, *pooled, n), dtype)
+        self.dy = self._pool.dy
+        self._windows = Windows(number, padded, pooled, (kh + 1, kw + 1))
+        self._dproducts = scratch("dproducts", (pooled[0], (kh + 1) * c * (kw + 1), 4 * o), dtype)
+        dkernels = scratch("dkernels", (kh + 1, c, kw + 1, 2, 2, o), dtype)
+        self._dkernels = dkernels.reshape(self._dproducts.shape[1:])
+        self._dmoved = moved(dkernels.transpose(3, 4, 5, 0, 1, 2), kh, kw)
+        self._input_grad = InputGrad(self._pool.dplaces, size, shape, padding)
+
+    def clear_padding(self) -> None:
+        """Before `x` is filled."""
+        if self._padded is not None:
+            self._padded.fill(0)
+
+    def forward(self, weights: Weights, bias: Array | None, y: Array, for_backward: bool) -> None:
+        np.matmul(weights.matrix, self._windows.lower(), out=self._pool.places)
+        self._pool.forward(bias, y, for_backward)
+
+    def backward(self, weights: Weights, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
+        self._pool.backward(dbias)
+        np.matmul(self._windows.lowered, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
+        np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
+        np.add.reduce(self._dmoved, axis=(0, 1), out=dweight)
+        if dx is not None:
+            self._input_grad.fill(weights.flipped, dx)
+
+
+class Windows:
+    """What lies under the windows of padded images (C, H, W, n), as matrices `lowered` (PH, KH C KW, PW n).
+
+    Only the width is copied out, to rows (H, C KW, PW n): under a window of rows they follow each other in memory, so
+    that one view of them has them all.
+    """
+
+    def __init__(self, number: int, padded: Array, pooled: Pair, kernel: Pair) -> None:
+        (c, _, _, n), (oh, ow), (kh, kw) = padded.shape, pooled, kernel
+        channel, row, column, image = padded.strides
+        shape = (2 * oh - 2 + kh, c, kw, ow, n)
+        self._columns = view(padded, 0, shape, (row, channel, column, 2 * column, image))
+        self._rows = scratch(f"rows {number}", shape, padded.dtype)
+        row, _, column, _, item = self._rows.strides
+        self.lowered = view(self._rows, 0, (oh, kh * c * kw, ow * n), (2 * row, column, image))
+
+    def lower(self) -> Array:
+        np.copyto(self._rows, self._columns)
+        return self.lowered
+
+
+class Pool:
+    """y (O, PH, PW, n) = the largest of the four `places` (PH, 4 O, PW n), bias added, or zero; back from `dy`.
+
+    Of equal ones it is the first, of NaN the last, as torch has it: that of a row, then that of the rows.
+    """
+
+    def __init__(self, number: int, shape: Shape, dtype: Any) -> None:
+        (o, oh, ow, n), size, bits = shape, math.prod(shape), BITS[np.dtype(dtype).itemsize]
+        places = scratch("places", (2, 2, size), dtype)
+        self.places = places.reshape(4 * o, oh, ow * n).swapaxes(0, 1)
+        self._left, self._right = places[:, 0], places[:, 1]
+        self._wider = scratch("wider", (2, size), dtype)
+        self._upper, self._lower = self._wider
+        self._largest = scratch("largest", shape, dtype)
+        self._flat, self._by_feature = self._largest.reshape(-1), self._largest.reshape(o, -1)
+        self._zeros = np.zeros(shape, dtype)
+
+        masks = scratch(f"masks {number}", (4, size), bool)  # kept for the way back
+        self._is_right, self._is_lower, self._is_zero = masks[:2], masks[2], masks[3].reshape(shape)
+        self._right_bits, self._lower_bits = masks[:2].view(np.int8), masks[2].view(np.int8)
+        self._row_bits = scratch("row bits", (2, size), np.int8)
+        taken = scratch("place bits", (2, 2, size), np.int8)
+        self._left_taken, self._right_taken = taken[:, 0], taken[:, 1]
+        self._taken = taken.reshape(4, o, oh, ow * n)
+        self.dy = scratch(f"dy {number}", shape, dtype)
+        self._dy_by_feature, self._dy_bits = self.dy.reshape(o, -1), self.dy.view(bits).reshape(o, oh, ow * n)
+        self.dplaces = scratch("dplaces", (oh, 4 * o, ow * n), dtype)
+        self._dplaces_bits = self.dplaces.view(bits).reshape(oh, 4, o, ow * n).transpose(1, 2, 0, 3)
+
+    def forward(self, bias: Array | None, y: Array, for_backward: bool) -> None:
+        np.maximum(self._left, self._right, out=self._wider)
+        np.maximum(self._upper, self._lower, out=self._flat)
+        if for_backward:
+            self._compare()
+        if bias is not None:
+            np.add(self._by_feature, bias[:, None], out=self._by_feature)
+        if for_backward:
+            np.less_equal(self._largest, ZERO, out=self._is_zero)
+        np.maximum(self._largest, self._zeros, out=y)  # an array: with a number it takes three times as long
+
+    def _compare(self) -> None:
+        """Notes where the largest is."""
+        np.greater(self._right, self._left, out=self._is_right)
+        np.greater(self._lower, self._upper, out=self._is_lower)
+        if math.isnan(np.dot(self._flat, self._flat)):  # which one NaN makes NaN, and nothing else
+            np.bitwise_or(self._is_right, np.isnan(self._right), out=self._is_right)
+            np.bitwise_or(self._is_lower, np.isnan(self._lower), out=self._is_lower)
+
+    def backward(self, dbias: Array | None) -> None:
+        """Fills `dplaces` (PH, 4 O, PW n) from `dy`, bit by bit: infinity times 0 is 0."""
+        drop(self.dy, self._is_zero, out=self.dy)
+        if dbias is not None:
+            np.add.reduce(self._dy_by_feature, axis=1, out=dbias)
+        np.subtract(self._lower_bits, ONE, out=self._row_bits[0])
+        np.negative(self._lower_bits, out=self._row_bits[1])
+        np.multiply(self._row_bits, self._right_bits, out=self._right_taken)
+        np.bitwise_xor(self._row_bits, self._right_taken, out=self._left_taken)
+        np.bitwise_and(self._dy_bits, self._taken, out=self._dplaces_bits)
+
+
+class InputGrad:
+    """dx (C, H, W, n) of `dplaces` (PH, 4 O, PW n), rows and columns of dx two by two, too.
+
+    Two rows of dx have windows from rows i - k, k = 0, 1, ..., of dplaces: one product sums over these rows and the
+    places. Its result is (H / 2, 2, C, KW, PW n); a view that shifts its columns has under each other what two columns
+    of dx are the sum of.
+    """
+
+    def __init__(self, dplaces: Array, size: Pair, shape: Shape, padding: Pair) -> None:
+        (oh, features, columns), (_, c, kh, kw), dtype = dplaces.shape, shape, dplaces.dtype
+        ow = pooled_size(size, shape, padding)[1]
+        n, (h, w) = columns // ow, (cdiv(size[i] + 2 * padding[i], 2) for i in (0, 1))
+        height, width = cdiv(kh + 1, 2), cdiv(kw + 1, 2)
+        pitch, reach = max(w, ow + width - 1), width - 1  # columns of zeros on the left of each line
+        memory = scratch("wide rows", ((reach + h * 2 * c * 2 * width * pitch) * n,), dtype)
+        lines = memory[reach * n :].reshape(h, 4 * c * width, pitch * n)
+        self._gaps = [memory[: reach * n], lines[:, :, columns:]]
+        self._products = []
+        for (first, last), run in itertools.groupby(range(h), lambda i: inside(i - height + 1, 1, height, oh)):
+            i, *others = run
+            product = lines[i : i + 1 + len(others), :, :columns]
+            if first == last:
+                self._gaps.append(product)
+                continue
+            top, (row, line, item) = i - height + 1 + first, dplaces.strides
+            rows = (len(product), (last - first) * features, columns)
+            windows = view(dplaces, top * row, rows, (row, line, item))
+            self._products.append((slice(first * features, last * features), windows, product))
+        item = dplaces.itemsize * n
+        line = pitch * item
+        strides = (4 * c * width * line, 2 * c * width * line, 2 * width * line, item, line, 2 * line - item, item // n)
+        self._shifted = view(memory, reach * item, (h, 2, c, w, 2, width, n), strides)
+        self._whole = scratch("whole dx", (c, h, 2, w, 2, n), dtype)
+        (ph, pw), (c, dh, dw, _) = padding, (c, *size, n)
+        self._inside = self._whole.reshape(c, 2 * h, 2 * w, n)[:, ph : ph + dh, pw : pw + dw]
+
+    def fill(self, flipped: Array, dx: Array) -> None:
+        for columns, windows, product in self._products:
+            np.matmul(flipped[:, columns], windows, out=product)
+        for gap in self._gaps:
+            gap.fill(0)
+        if dx.size == self._whole.size:
+            np.add.reduce(self._shifted, axis=5, out=dx.reshape(self._whole.shape).transpose(1, 2, 0, 3, 4, 5))
+        else:
+            np.add.reduce(self._shifted, axis=5, out=self._whole.transpose(1, 2, 0, 3, 4, 5))
+            np.copyto(dx, self._inside)
