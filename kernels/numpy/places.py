@@ -21,29 +21,35 @@ from kernels.sizes import Pair, cdiv
 
 Shape = tuple[int, ...]
 ONE = np.ones((), np.int8)
+FEW = 16  # features: BLAS is as quick at fewer as at twice as many
 
 
 class Weights:
-    """The weights (O, C, KH, KW) of a convolution as the matrices that multiply what lies under a window, or beside it."""
+    """The weights (O, C, KH, KW) of a convolution as the matrices that multiply what lies under places, or beside them."""
 
     def __init__(self, shape: Shape, dtype: Any) -> None:
-        o, c, kh, kw = shape
-        kernels = np.zeros((2, 2, o, kh + 1, c, kw + 1), dtype)
-        self.matrix = kernels.reshape(4 * o, -1)
+        (o, c, kh, kw), rows = shape, place_rows(shape)
+        kernels = np.zeros((rows, 2, o, kh + rows - 1, c, kw + 1), dtype)
+        self.matrix = kernels.reshape(2 * rows * o, -1)
         self._moved = moved(kernels, kh, kw)
-        height, width = cdiv(kh + 1, 2), cdiv(kw + 1, 2)
-        flipped = np.zeros((2, c, 2 * width, height, 4 * o), dtype)
-        self.flipped = flipped.reshape(4 * c * width, -1)
+        height, width = cdiv(kh + rows - 1, rows), cdiv(kw + 1, 2)
+        flipped = np.zeros((rows, c, 2 * width, height, 2 * rows * o), dtype)
+        self.flipped = flipped.reshape(rows * c * 2 * width, -1)
         self._flipped = []
-        for i in range(2):
-            rows = kernels.reshape(4 * o, kh + 1, c, kw + 1)[:, i::2][:, ::-1].transpose(2, 3, 1, 0)
-            self._flipped.append((flipped[i, :, : kw + 1, height - rows.shape[2] :], rows))
+        for i in range(rows):
+            lines = kernels.reshape(2 * rows * o, -1, c, kw + 1)[:, i::rows][:, ::-1].transpose(2, 3, 1, 0)
+            self._flipped.append((flipped[i, :, : kw + 1, height - lines.shape[2] :], lines))
 
     def fill(self, weight: Array, flipped: bool) -> None:
         np.copyto(self._moved, weight)
         if flipped:
-            for rows, values in self._flipped:
-                np.copyto(rows, values)
+            for lines, values in self._flipped:
+                np.copyto(lines, values)
+
+
+def place_rows(shape: Shape) -> int:
+    """How many rows of a window's places are computed at once: both where there are few features."""
+    return 2 if shape[0] < FEW else 1
 
 
 def pooled_size(size: Pair, weight: Shape, padding: Pair) -> Pair:
@@ -53,10 +59,10 @@ def pooled_size(size: Pair, weight: Shape, padding: Pair) -> Pair:
 
 
 def moved(kernels: Array, kh: int, kw: int) -> Array:
-    """A view (2, 2, O, C, KH, KW) of the places' kernels (2, 2, O, KH + 1, C, KW + 1): the weights in each of them."""
-    (_, _, o, _, c, _), (below, right, feature, row, channel, column) = kernels.shape, kernels.strides
+    """A view (rows, 2, O, C, KH, KW) of places' kernels (rows, 2, O, ., C, KW + 1): the weights in each of them."""
+    (rows, _, o, _, c, _), (below, right, feature, row, channel, column) = kernels.shape, kernels.strides
     strides = (below + row, right + column, feature, channel, row, column)
-    return np.lib.stride_tricks.as_strided(kernels, (2, 2, o, c, kh, kw), strides)
+    return np.lib.stride_tricks.as_strided(kernels, (rows, 2, o, c, kh, kw), strides)
 
 
 class Convolution:
@@ -67,14 +73,15 @@ class Convolution:
         (h, w), (ph, pw) = size, padding
         padded = scratch(f"padded {number}", (c, h + 2 * ph, w + 2 * pw, n), dtype)
         self._padded, self.x = padded if ph or pw else None, padded[:, ph : ph + h, pw : pw + w]
-        pooled = pooled_size(size, shape, padding)
-        self._pool = Pool(number, (o, *pooled, n), dtype)
+        pooled, rows = pooled_size(size, shape, padding), place_rows(shape)
+        self._pool = Pool(number, (o, *pooled, n), dtype, rows)
         self.dy = self._pool.dy
-        self._windows = Windows(number, padded, pooled, (kh + 1, kw + 1))
-        self._dproducts = scratch("dproducts", (pooled[0], (kh + 1) * c * (kw + 1), 4 * o), dtype)
-        dkernels = scratch("dkernels", (kh + 1, c, kw + 1, 2, 2, o), dtype)
-        self._dkernels = dkernels.reshape(self._dproducts.shape[1:])
+        kernel = (kh + rows - 1, kw + 1)
+        self._windows = Windows(number, padded, pooled, kernel, rows)
+        dkernels = scratch("dkernels", (kernel[0], c, kernel[1], rows, 2, o), dtype)
+        self._dkernels = dkernels.reshape(-1, 2 * rows * o)
         self._dmoved = moved(dkernels.transpose(3, 4, 5, 0, 1, 2), kh, kw)
+        self._dproducts = scratch("dproducts", (2 * pooled[0] // rows, *self._dkernels.shape), dtype)
         self._input_grad = InputGrad(self._pool.dplaces, size, shape, padding)
 
     def clear_padding(self) -> None:
@@ -88,7 +95,7 @@ class Convolution:
 
     def backward(self, weights: Weights, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
         self._pool.backward(dbias)
-        np.matmul(self._windows.lowered, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
+        np.matmul(self._windows.by_row, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
         np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
         np.add.reduce(self._dmoved, axis=(0, 1), out=dweight)
         if dx is not None:
@@ -96,20 +103,22 @@ class Convolution:
 
 
 class Windows:
-    """What lies under the windows of padded images (C, H, W, n), as matrices `lowered` (PH, KH C KW, PW n).
+    """What lies under places of padded images (C, H, W, n), as matrices `lowered` (PH, 2 / rows, KH C KW, PW n).
 
-    Only the width is copied out, to rows (H, C KW, PW n): under a window of rows they follow each other in memory, so
-    that one view of them has them all.
+    Only the width is copied out, to rows (H, C KW, PW n): under a place they follow each other in memory, so that one
+    view of them has them all.
     """
 
-    def __init__(self, number: int, padded: Array, pooled: Pair, kernel: Pair) -> None:
+    def __init__(self, number: int, padded: Array, pooled: Pair, kernel: Pair, rows: int) -> None:
         (c, _, _, n), (oh, ow), (kh, kw) = padded.shape, pooled, kernel
         channel, row, column, image = padded.strides
-        shape = (2 * oh - 2 + kh, c, kw, ow, n)
+        shape = (2 * oh - rows + kh, c, kw, ow, n)
         self._columns = view(padded, 0, shape, (row, channel, column, 2 * column, image))
         self._rows = scratch(f"rows {number}", shape, padded.dtype)
-        row, _, column, _, item = self._rows.strides
-        self.lowered = view(self._rows, 0, (oh, kh * c * kw, ow * n), (2 * row, column, image))
+        row, _, line, _, image = self._rows.strides
+        matrix, strides = (kh * c * kw, ow * n), (line, image)
+        self.lowered = view(self._rows, 0, (oh, 2 // rows, *matrix), (2 * row, rows * row, *strides))
+        self.by_row = view(self._rows, 0, (2 * oh // rows, *matrix), (rows * row, *strides))
 
     def lower(self) -> Array:
         np.copyto(self._rows, self._columns)
@@ -117,15 +126,17 @@ class Windows:
 
 
 class Pool:
-    """y (O, PH, PW, n) = the largest of the four `places` (PH, 4 O, PW n), bias added, or zero; back from `dy`.
+    """y (O, PH, PW, n) = the largest of four `places`, bias added, or zero; from `dy` back to `dplaces`.
+
+    `places` is (PH, 2 / rows, rows 2 O, PW n), in memory with all first places side by side, then all second ones...
 
     Of equal ones it is the first, of NaN the last, as torch has it: that of a row, then that of the rows.
     """
 
-    def __init__(self, number: int, shape: Shape, dtype: Any) -> None:
+    def __init__(self, number: int, shape: Shape, dtype: Any, rows: int) -> None:
         (o, oh, ow, n), size, bits = shape, math.prod(shape), BITS[np.dtype(dtype).itemsize]
         places = scratch("places", (2, 2, size), dtype)
-        self.places = places.reshape(4 * o, oh, ow * n).swapaxes(0, 1)
+        self.places = places.reshape(2 // rows, rows * 2 * o, oh, ow * n).transpose(2, 0, 1, 3)
         self._left, self._right = places[:, 0], places[:, 1]
         self._wider = scratch("wider", (2, size), dtype)
         self._upper, self._lower = self._wider
@@ -142,7 +153,7 @@ class Pool:
         self._taken = taken.reshape(4, o, oh, ow * n)
         self.dy = scratch(f"dy {number}", shape, dtype)
         self._dy_by_feature, self._dy_bits = self.dy.reshape(o, -1), self.dy.view(bits).reshape(o, oh, ow * n)
-        self.dplaces = scratch("dplaces", (oh, 4 * o, ow * n), dtype)
+        self.dplaces = scratch("dplaces", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
         self._dplaces_bits = self.dplaces.view(bits).reshape(oh, 4, o, ow * n).transpose(1, 2, 0, 3)
 
     def forward(self, bias: Array | None, y: Array, for_backward: bool) -> None:
@@ -165,7 +176,7 @@ class Pool:
             np.bitwise_or(self._is_lower, np.isnan(self._lower), out=self._is_lower)
 
     def backward(self, dbias: Array | None) -> None:
-        """Fills `dplaces` (PH, 4 O, PW n) from `dy`, bit by bit: infinity times 0 is 0."""
+        """Fills `dplaces` from `dy`, bit by bit: infinity times 0 is 0."""
         drop(self.dy, self._is_zero, out=self.dy)
         if dbias is not None:
             np.add.reduce(self._dy_by_feature, axis=1, out=dbias)
@@ -177,40 +188,49 @@ class Pool:
 
 
 class InputGrad:
-    """dx (C, H, W, n) of `dplaces` (PH, 4 O, PW n), rows and columns of dx two by two, too.
+    """dx (C, H, W, n) of dplaces (2 PH / rows, rows 2 O, PW n), as many rows of dx at once, and two columns.
 
-    Two rows of dx have windows from rows i - k, k = 0, 1, ..., of dplaces: one product sums over these rows and the
-    places. Its result is (H / 2, 2, C, KW, PW n); a view that shifts its columns has under each other what two columns
-    of dx are the sum of.
+    These rows have windows from rows i - k, k = 0, 1, ..., of dplaces: one product sums over k and the places. Its result
+    is `lines` (H / rows, rows C KW, PW n); a view of them with shifted columns has under each other what two columns of
+    dx are the sum of.
     """
 
     def __init__(self, dplaces: Array, size: Pair, shape: Shape, padding: Pair) -> None:
-        (oh, features, columns), (_, c, kh, kw), dtype = dplaces.shape, shape, dplaces.dtype
-        ow = pooled_size(size, shape, padding)[1]
-        n, (h, w) = columns // ow, (cdiv(size[i] + 2 * padding[i], 2) for i in (0, 1))
-        height, width = cdiv(kh + 1, 2), cdiv(kw + 1, 2)
-        pitch, reach = max(w, ow + width - 1), width - 1  # columns of zeros on the left of each line
-        memory = scratch("wide rows", ((reach + h * 2 * c * 2 * width * pitch) * n,), dtype)
-        lines = memory[reach * n :].reshape(h, 4 * c * width, pitch * n)
+        (count, features, columns), (_, c, kh, kw), dtype = dplaces.shape, shape, dplaces.dtype
+        rows, ow = place_rows(shape), pooled_size(size, shape, padding)[1]
+        n, h, w = columns // ow, cdiv(size[0] + 2 * padding[0], rows), cdiv(size[1] + 2 * padding[1], 2)
+        height, width = cdiv(kh + rows - 1, rows), cdiv(kw + 1, 2)
+        reach = width - 1  # columns of zeros that each line needs on its left
+        pitch = max(w, ow + reach)
+        memory = scratch("lines", ((reach + h * rows * c * 2 * width * pitch) * n,), dtype)
+        lines = memory[reach * n :].reshape(h, rows * c * 2 * width, pitch * n)
         self._gaps = [memory[: reach * n], lines[:, :, columns:]]
         self._products = []
-        for (first, last), run in itertools.groupby(range(h), lambda i: inside(i - height + 1, 1, height, oh)):
+        for (first, last), run in itertools.groupby(range(h), lambda i: inside(i - height + 1, 1, height, count)):
             i, *others = run
             product = lines[i : i + 1 + len(others), :, :columns]
             if first == last:
                 self._gaps.append(product)
                 continue
-            top, (row, line, item) = i - height + 1 + first, dplaces.strides
-            rows = (len(product), (last - first) * features, columns)
-            windows = view(dplaces, top * row, rows, (row, line, item))
+            row, *strides = dplaces.strides
+            sums = (len(product), (last - first) * features, columns)
+            windows = view(dplaces, (i - height + 1 + first) * row, sums, (row, *strides))
             self._products.append((slice(first * features, last * features), windows, product))
-        item = dplaces.itemsize * n
-        line = pitch * item
-        strides = (4 * c * width * line, 2 * c * width * line, 2 * width * line, item, line, 2 * line - item, item // n)
-        self._shifted = view(memory, reach * item, (h, 2, c, w, 2, width, n), strides)
-        self._whole = scratch("whole dx", (c, h, 2, w, 2, n), dtype)
-        (ph, pw), (c, dh, dw, _) = padding, (c, *size, n)
-        self._inside = self._whole.reshape(c, 2 * h, 2 * w, n)[:, ph : ph + dh, pw : pw + dw]
+        image = dplaces.itemsize
+        column, line = n * image, pitch * n * image
+        strides = (
+            rows * c * 2 * width * line,
+            c * 2 * width * line,
+            2 * width * line,
+            column,
+            line,
+            2 * line - column,
+            image,
+        )
+        self._shifted = view(memory, reach * column, (h, rows, c, w, 2, width, n), strides)
+        self._whole = scratch("whole dx", (c, h, rows, w, 2, n), dtype)
+        inside_of = [slice(padding[i], padding[i] + size[i]) for i in (0, 1)]
+        self._inside = self._whole.reshape(c, h * rows, w * 2, n)[:, inside_of[0], inside_of[1]]
 
     def fill(self, flipped: Array, dx: Array) -> None:
         for columns, windows, product in self._products:
