@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import accumulate, chain
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +21,7 @@ from kernels import optim
 from kernels.backend import AUTOMATIC, chosen, load
 from kernels.integration.layers import Layers, layers_of
 from kernels.ops.arguments import check_tensors, whole
-from kernels.ops.network import Network, Update
+from kernels.ops.network import Network, Update, in_lines
 from kernels.sizes import cdiv
 
 LOSSES = ("mse", "cross_entropy")
@@ -185,13 +185,13 @@ class FusedStep:
                 scheduler.step()
         parameters, updates = self._groups(), []
         lrs = [rate(values, parameters[0][0].device) for values in rates]
+        with_momentum = [parameter for parameter, i in parameters if settings[i]["momentum"]]
+        buffers = {p: self._optimizer.state[p].get("momentum_buffer") for p in with_momentum}
+        new = side_by_side([p for p in with_momentum if buffers[p] is None])
         for parameter, i in parameters:
-            buffer, first = None, False
-            if settings[i]["momentum"]:
-                buffer = self._optimizer.state[parameter].get("momentum_buffer")
-                first = buffer is None
-                buffer = torch.empty_like(parameter) if first else buffer
-            updates.append(Update(parameter, buffer, *lrs[i], first=first, **settings[i]))
+            buffer = buffers.get(parameter)
+            first = buffer is None and parameter in buffers
+            updates.append(Update(parameter, next(new) if first else buffer, *lrs[i], first=first, **settings[i]))
         return updates, steps
 
     def _notice(self, updates: list[Update]) -> None:
@@ -250,6 +250,15 @@ def check_order(images: Tensor, order: Any) -> None:
         raise RuntimeError(
             f"FusedStep: expected order to be on the device of images, {images.device}, got {order.device}"
         )
+
+
+def side_by_side(parameters: list[Tensor]) -> Iterator[Tensor]:
+    """New memory for a momentum buffer of each parameter, where a backend can update all as one."""
+    if parameters:
+        ends = list(accumulate(in_lines(p.numel()) for p in parameters))
+        memory = torch.empty(ends[-1], dtype=parameters[0].dtype, device=parameters[0].device)
+        for p, end in zip(parameters, ends, strict=True):
+            yield memory[end - in_lines(p.numel()) :][: p.numel()].view(p.shape)
 
 
 def options(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,8 +7,6 @@ features (I, n).
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,53 +15,18 @@ from torch import Tensor
 
 from kernels.numpy.arrays import ZERO, drop, staged
 from kernels.numpy.blas import one_blas_thread
-from kernels.numpy.places import Convolution, Weights, pooled_size
-from kernels.numpy.sgd import update
+from kernels.numpy.network_memory import Gradient, Gradients, Sizes, sizes
+from kernels.numpy.network_update import Updates
+from kernels.numpy.places import Convolution, Weights
 from kernels.numpy.threads import SILENT, even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.ops.network import Network, Update
-from kernels.sizes import Pair, cdiv
+from kernels.sizes import cdiv
 
-TILE = 32  # images that go through the network at once: more leave the cache, and the products that BLAS is quickest at
-MOST_BYTES = 16 << 20  # that a layer's work arrays have for a tile: of large images it has fewer
 SPLITS = 16  # of a batch, at most: so many threads have work
 
 Shape = tuple[int, ...]
 Parameters = list[tuple[Array, Array | None]]  # weight and bias of each layer
-
-
-@dataclass(frozen=True, eq=False)
-class Sizes:
-    """What the work arrays of a network depend on; `sizes` makes one for each network, so identity is equality."""
-
-    image: Shape  # (C, H, W)
-    weights: tuple[Shape, ...]
-    biases: tuple[bool, ...]
-    paddings: tuple[Pair, ...]  # of the convolutions, which are the first layers
-    dtype: Any
-
-    @functools.cached_property
-    def parameters(self) -> int:
-        """How many numbers they are."""
-        return sum(prod(weight) + biased * weight[0] for weight, biased in zip(self.weights, self.biases, strict=True))
-
-    @functools.cached_property
-    def inputs(self) -> list[Pair]:
-        """(H, W) of the images that each convolution gets."""
-        found = [self.image[1:]]
-        for weight, padding in zip(self.weights, self.paddings, strict=False):
-            found.append(pooled_size(found[-1], weight, padding))
-        return found[:-1]
-
-    @functools.cached_property
-    def tile(self) -> int:
-        """How many images go through the network at once."""
-        layers = zip(self.inputs, self.weights, self.paddings, strict=False)
-        largest = max((values_per_image(*layer) for layer in layers), default=1)
-        return max(1, min(TILE, MOST_BYTES // (largest * self.dtype.itemsize)))
-
-
-sizes = functools.lru_cache(maxsize=64)(Sizes)
 
 
 def network_forward(network: Network, images: Tensor) -> Tensor:
@@ -123,11 +86,8 @@ class Steps:
             check_range("targets", self.targets, len(network.linears[-1].weight))
         self.parameters, self.loss = parameters_of(network), LOSSES[loss]
         self.sizes = sizes_of(network, self.images, self.parameters)
-        arrays = (array for layer in self.parameters for array in layer if array is not None)
-        self.updates = [
-            (u, param, None if u.momentum_buffer is None else u.momentum_buffer.numpy(), rates_of(u))
-            for u, param in zip(updates, arrays, strict=True)
-        ]
+        arrays = [array for layer in self.parameters for array in layer if array is not None]
+        self.updates = Updates(self.sizes, updates, arrays)
 
     def step(self, number: int, batch: slice) -> tuple[Any, int]:
         """Takes a step on a batch: the loss before it, and how many images were right."""
@@ -140,14 +100,10 @@ class Steps:
             return self.differentiate(shifted(splits[i], batch.start), count, matrices, gradients.of_splits[i])
 
         losses, correct = zip(*for_each(range(len(splits)), differentiate, 1), strict=True)
-        gradients.add_splits()
-        for (u, param, buffer, rates), gradient, work in zip(self.updates, gradients.sums, gradients.work, strict=True):
-            rate, first = rates[number] if isinstance(rates, list) else rates, u.first and number == 0
-            options = u.momentum, u.dampening, u.weight_decay, u.nesterov, u.maximize
-            update(param, gradient, buffer, rate, *options, first, work)
+        self.updates.apply(number, gradients.sum(), gradients.work)
         return sum(losses), sum(correct)
 
-    def differentiate(self, split: slice, count: int, matrices: list[Any], gradient: "Gradient") -> tuple[Any, int]:
+    def differentiate(self, split: slice, count: int, matrices: list[Any], gradient: Gradient) -> tuple[Any, int]:
         """Fills a split's sums for the gradient of a batch of `count` images; its part of the loss, how many were right."""
         loss, correct = self.images.dtype.type(0), 0
         for at in even_slices(split.stop - split.start, self.sizes.tile):
@@ -162,36 +118,6 @@ class Steps:
                 np.add(gradient.memory, tile.gradient.memory, out=gradient.memory)
             loss, correct = loss + more, correct + right
         return loss, correct
-
-
-class Gradient:
-    """The gradient of each parameter, in one memory: `layers` has that of weight and bias, or None."""
-
-    def __init__(self, sizes: Sizes, memory: Array) -> None:
-        self.memory, end = memory, 0
-        self.layers: list[tuple[Array, Array | None]] = []
-        for weight, biased in zip(sizes.weights, sizes.biases, strict=True):
-            start, middle, end = end, end + prod(weight), end + prod(weight) + biased * weight[0]
-            self.layers.append((memory[start:middle].reshape(weight), memory[middle:end] if biased else None))
-        self.arrays = [array for layer in self.layers for array in layer if array is not None]
-
-
-class Gradients:
-    """Memory for the gradient of each split, for their sum, and to update parameters with."""
-
-    def __init__(self, sizes: Sizes, splits: int) -> None:
-        self._rows = scratch("gradients of splits", (splits, sizes.parameters), sizes.dtype)
-        self.of_splits = [Gradient(sizes, row) for row in self._rows]
-        self._sum = self.of_splits[0]
-        if splits > 1:
-            self._sum = Gradient(sizes, scratch("gradients", (sizes.parameters,), sizes.dtype))
-        self.sums = self._sum.arrays
-        self.work = Gradient(sizes, scratch("update", (sizes.parameters,), sizes.dtype)).arrays
-
-    def add_splits(self) -> None:
-        """Fills `sums`, in the order of the splits."""
-        if len(self.of_splits) > 1:
-            np.add.reduce(self._rows, axis=0, out=self._sum.memory)
 
 
 class Matrices:
@@ -315,17 +241,6 @@ def forward_tiles(n: int, tile: int) -> list[slice]:
 
 def shifted(split: slice, start: int) -> slice:
     return slice(start + split.start, start + split.stop)
-
-
-def rates_of(u: Update) -> Any:
-    """The rate of all steps, or a list with one for each."""
-    return u.lr if u.lr_tensor is None else u.lr_tensor.tolist()
-
-
-def values_per_image(size: Pair, weight: Shape, padding: Pair) -> int:
-    """What a convolution's largest work arrays hold for each image: what lies under the windows, and their places."""
-    (o, c, kh, kw), (oh, ow) = weight, pooled_size(size, weight, padding)
-    return (2 * oh - 1 + kh) * c * (kw + 1) * ow + 8 * o * oh * ow
 
 
 def sizes_of(network: Network, images: Array, parameters: Parameters) -> Sizes:

@@ -59,11 +59,16 @@ def update(
         g = -g
     if weight_decay:
         g = g + weight_decay * p
-    if b is not None:
-        if first:
-            np.copyto(b, g)
-        else:
-            np.multiply(b, momentum, out=b)
-            np.add(b, (1 - dampening) * g if dampening else g, out=b)
-        g = g + momentum * b if nesterov else b
-    np.subtract(p, np.multiply(g, rate, out=work), out=p)
+    np.subtract(p, np.multiply(direction(g, b, momentum, dampening, nesterov, first), rate, out=work), out=p)
+
+
+def direction(g: Array, b: Array | None, momentum: float, dampening: float, nesterov: bool, first: bool) -> Array:
+    """Where a step goes with gradient g; updates the momentum buffer b."""
+    if b is None:
+        return g
+    if first:
+        np.copyto(b, g)
+    else:
+        np.multiply(b, momentum, out=b)
+        np.add(b, (1 - dampening) * g if dampening else g, out=b)
+    return g + momentum * b if nesterov else b

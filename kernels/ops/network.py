@@ -33,6 +33,14 @@ class Network(NamedTuple):
     linears: tuple[Linear, ...]
 
 
+LINE = 16  # numbers: a cache line of float32
+
+
+def in_lines(count: int) -> int:
+    """The room that so many numbers have where parameters' momentum buffers, or gradients, lie side by side: whole lines."""
+    return -(count // -LINE) * LINE
+
+
 class Update(NamedTuple):
     """How a step of SGD changes one parameter, in place; the formula is that of kernels.ops.sgd."""
 

@@ -1,0 +1,90 @@
+"""What the work arrays of a network in NumPy depend on, and the memory of its gradients."""
+
+import functools
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from kernels.numpy.places import pooled_size
+from kernels.numpy.workspaces import Array, scratch
+from kernels.ops.network import in_lines
+from kernels.sizes import Pair
+
+TILE = 32  # images that go through the network at once: more leave the cache, and the products that BLAS is quickest at
+MOST_BYTES = 16 << 20  # that a layer's work arrays have for a tile: of large images it has fewer
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """What the work arrays of a network depend on; `sizes` makes one for each network, so identity is equality."""
+
+    image: Shape  # (C, H, W)
+    weights: tuple[Shape, ...]
+    biases: tuple[bool, ...]
+    paddings: tuple[Pair, ...]  # of the convolutions, which are the first layers
+    dtype: Any
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        """How many numbers they are, side by side."""
+        layers = zip(self.weights, self.biases, strict=True)
+        return sum(in_lines(prod(weight)) + biased * in_lines(weight[0]) for weight, biased in layers)
+
+    @functools.cached_property
+    def inputs(self) -> list[Pair]:
+        """(H, W) of the images that each convolution gets."""
+        found = [self.image[1:]]
+        for weight, padding in zip(self.weights, self.paddings, strict=False):
+            found.append(pooled_size(found[-1], weight, padding))
+        return found[:-1]
+
+    @functools.cached_property
+    def tile(self) -> int:
+        """How many images go through the network at once."""
+        layers = zip(self.inputs, self.weights, self.paddings, strict=False)
+        largest = max((values_per_image(*layer) for layer in layers), default=1)
+        return max(1, min(TILE, MOST_BYTES // (largest * self.dtype.itemsize)))
+
+
+sizes = functools.lru_cache(maxsize=64)(Sizes)
+
+
+def values_per_image(size: Pair, weight: Shape, padding: Pair) -> int:
+    """What a convolution's largest work arrays hold for each image: what lies under the windows, and their places."""
+    (o, c, kh, kw), (oh, ow) = weight, pooled_size(size, weight, padding)
+    return (2 * oh - 1 + kh) * c * (kw + 1) * ow + 8 * o * oh * ow
+
+
+class Gradient:
+    """The gradient of each parameter, in one memory: `layers` has that of weight and bias, or None."""
+
+    def __init__(self, sizes: Sizes, memory: Array) -> None:
+        self.memory = rest = memory
+        self.layers: list[tuple[Array, Array | None]] = []
+        for shape, biased in zip(sizes.weights, sizes.biases, strict=True):
+            weight, rest = rest[: prod(shape)].reshape(shape), rest[in_lines(prod(shape)) :]
+            bias, rest = (rest[: shape[0]], rest[in_lines(shape[0]) :]) if biased else (None, rest)
+            self.layers.append((weight, bias))
+        self.arrays = [array for layer in self.layers for array in layer if array is not None]
+
+
+class Gradients:
+    """Memory for the gradient of each split, for their sum, and to update parameters with."""
+
+    def __init__(self, sizes: Sizes, splits: int) -> None:
+        self._rows = scratch("gradients of splits", (splits, sizes.parameters), sizes.dtype)
+        self.of_splits = [Gradient(sizes, row) for row in self._rows]
+        self._sum = self.of_splits[0]
+        if splits > 1:
+            self._sum = Gradient(sizes, scratch("gradients", (sizes.parameters,), sizes.dtype))
+        self.work = Gradient(sizes, scratch("update", (sizes.parameters,), sizes.dtype))
+
+    def sum(self) -> Gradient:
+        """In the order of the splits."""
+        if len(self.of_splits) > 1:
+            np.add.reduce(self._rows, axis=0, out=self._sum.memory)
+        return self._sum
