@@ -122,7 +122,7 @@ class FusedStep:
         take = backend_for(chosen(), images.device.type).network_step
         images, targets = images.contiguous(), targets.detach().contiguous()
         count, done = len(images if order is None else order), 0
-        taken = [(images.new_empty(0), torch.empty(0, dtype=torch.int64, device=images.device))]
+        taken: list[tuple[Tensor, Tensor]] = []
         while done < count:
             with self._step_hooks() as hooked, torch.no_grad(), torch.cuda.device_of(images):
                 updates, steps = self._updates(1 if hooked else cdiv(count - done, batch_size), scheduler)
@@ -133,7 +133,9 @@ class FusedStep:
                 taken.append(take(network, images, targets, self._loss, updates, indices, batch_size))
                 self._notice(updates)
             done = end
-        losses, self.correct = taken[1] if len(taken) == 2 else (torch.cat(each) for each in zip(*taken, strict=True))
+        if not taken:
+            taken = [(images.new_empty(0), torch.empty(0, dtype=torch.int64, device=images.device))]
+        losses, self.correct = taken[0] if len(taken) == 1 else (torch.cat(each) for each in zip(*taken, strict=True))
         return losses
 
     def _check_targets(self, network: Network, images: Tensor, targets: Any) -> None:

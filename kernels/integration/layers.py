@@ -75,6 +75,7 @@ class Layers:
         self.linears: list[Layer] = []
         self._seen: list[Any] = []
         self._network: Network | None = None
+        self._fitting: tuple[int, ...] | None = None  # the shape of images that the network was last given
 
     def network(self) -> Network:
         """The layers as they are now; errors where their parameters do not go together, or hooks of all modules wait."""
@@ -87,7 +88,7 @@ class Layers:
             self._check_parameters()
             convolutions = tuple(Convolution(*layer.parameters(), padding(layer.module)) for layer in self.convolutions)
             self._network = Network(convolutions, tuple(Linear(*layer.parameters()) for layer in self.linears))
-            self._seen = seen
+            self._seen, self._fitting = seen, None
         return self._network
 
     def _check_parameters(self) -> None:
@@ -125,6 +126,8 @@ class Layers:
 
     def check_images(self, shape: tuple[int, ...]) -> None:
         """RuntimeError: the layers do not take images of the shape (N, C, H, W)."""
+        if shape == self._fitting:
+            return
         if len(shape) != 4:
             raise RuntimeError(f"{self.caller}: expected images to have shape (N, C, H, W), got {shape}")
         _, channels, *size = shape
@@ -146,6 +149,7 @@ class Layers:
                     f"{self.caller}: expected layer {name!r} to get {module.in_features} features, got {features} of images {shape}"
                 )
             features = module.out_features
+        self._fitting = shape
 
 
 def layers_of(model: Any, caller: str) -> Layers:

@@ -7,17 +7,18 @@ features (I, n).
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.numpy.arrays import ZERO, drop, staged
-from kernels.numpy.blas import one_blas_thread
-from kernels.numpy.network_memory import Gradient, Gradients, Sizes, sizes
+from kernels.numpy.arrays import staged
+from kernels.numpy.blas import STAYS_SINGLE, one_blas_thread
+from kernels.numpy.network_memory import Gradient, Gradients, Sizes, parameters_of
 from kernels.numpy.network_update import Updates
-from kernels.numpy.places import Convolution, Weights
+from kernels.numpy.places import Convolution, Relu, Weights
 from kernels.numpy.threads import SILENT, even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.ops.network import Network, Update
@@ -26,22 +27,20 @@ from kernels.sizes import cdiv
 SPLITS = 16  # of a batch, at most: so many threads have work
 
 Shape = tuple[int, ...]
-Parameters = list[tuple[Array, Array | None]]  # weight and bias of each layer
 
 
 def network_forward(network: Network, images: Tensor) -> Tensor:
     """Scores (N, classes) of images (N, C, H, W)."""
-    array = images.numpy(force=True)
-    parameters = parameters_of(network)
-    sizes = sizes_of(network, array, parameters)
-    matrices = workspace(Matrices, sizes).of(parameters, for_backward=False)
+    array, parameters = images.numpy(force=True), parameters_of(network)
+    sizes = parameters.sizes(array.shape[1:])
+    matrices = workspace(Matrices, sizes).of(parameters.layers, for_backward=False)
     scores = np.empty((sizes.weights[-1][0], len(array)), array.dtype)
 
     def compute(at: slice) -> None:
         tile = workspace(Tile, sizes, at.stop - at.start)
-        np.copyto(scores[:, at], tile.forward(array[at], matrices, parameters, for_backward=False))
+        np.copyto(scores[:, at], tile.forward(array[at], matrices, parameters.biases, for_backward=False))
 
-    with one_blas_thread:
+    with one_thread(sizes, len(array)):
         SILENT.copy().run(for_each, forward_tiles(len(array), sizes.tile), compute, 1)
     return torch.from_numpy(scores.T)
 
@@ -60,10 +59,15 @@ def network_step(
     count = len(images) if order is None else len(order)
     batches = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     losses, correct = np.empty(len(batches), run.images.dtype), np.empty(len(batches), np.int64)
-    with one_blas_thread:
+    with one_thread(run.sizes, batch_size):
         for i, batch in enumerate(batches):
             losses[i], correct[i] = SILENT.copy().run(run.step, i, batch)
     return torch.from_numpy(losses), torch.from_numpy(correct)
+
+
+def one_thread(sizes: Sizes, n: int) -> Any:
+    """A block in which BLAS starts no threads of its own; products of small batches are too small for it to do so."""
+    return one_blas_thread if min(n, sizes.tile) * sizes.multiplications > STAYS_SINGLE else nullcontext()
 
 
 class Steps:
@@ -85,16 +89,15 @@ class Steps:
         if loss == "cross_entropy":
             check_range("targets", self.targets, len(network.linears[-1].weight))
         self.parameters, self.loss = parameters_of(network), LOSSES[loss]
-        self.sizes = sizes_of(network, self.images, self.parameters)
-        arrays = [array for layer in self.parameters for array in layer if array is not None]
-        self.updates = Updates(self.sizes, updates, arrays)
+        self.sizes = self.parameters.sizes(self.images.shape[1:])
+        self.updates = Updates(self.sizes, updates, self.parameters.arrays)
 
     def step(self, number: int, batch: slice) -> tuple[Any, int]:
         """Takes a step on a batch: the loss before it, and how many images were right."""
         count = batch.stop - batch.start
         splits = splits_of(count, self.sizes.tile)
         gradients = workspace(Gradients, self.sizes, len(splits))
-        matrices = workspace(Matrices, self.sizes).of(self.parameters, for_backward=True)
+        matrices = workspace(Matrices, self.sizes).of(self.parameters.layers, for_backward=True)
 
         def differentiate(i: int) -> tuple[Any, int]:
             return self.differentiate(shifted(splits[i], batch.start), count, matrices, gradients.of_splits[i])
@@ -111,7 +114,7 @@ class Steps:
             if self.order is not None:
                 which = self.order[which]
             tile = workspace(Tile, self.sizes, at.stop - at.start)
-            scores = tile.forward(self.images[which], matrices, self.parameters, for_backward=True)
+            scores = tile.forward(self.images[which], matrices, self.parameters.biases, for_backward=True)
             more, right = self.loss(scores, self.targets[which], count, tile.dscores)
             tile.backward(matrices, tile.gradient if at.start else gradient)
             if at.start:
@@ -126,7 +129,7 @@ class Matrices:
     def __init__(self, sizes: Sizes) -> None:
         self._of_convolutions = [Weights(shape, sizes.dtype) for shape in sizes.weights[: len(sizes.paddings)]]
 
-    def of(self, parameters: Parameters, for_backward: bool) -> list[Any]:
+    def of(self, parameters: list[Any], for_backward: bool) -> list[Any]:
         for i, weights in enumerate(self._of_convolutions):
             weights.fill(parameters[i][0], flipped=for_backward and i > 0)
         return self._of_convolutions + [weight for weight, _ in parameters[len(self._of_convolutions) :]]
@@ -150,12 +153,12 @@ class Tile:
         self._dxs = [None, *(layer.dy.reshape(after.x.shape) for layer, after in pairs)]
         self.gradient = Gradient(sizes, scratch("gradient", (sizes.parameters,), sizes.dtype))
 
-    def forward(self, images: Array, matrices: list[Any], parameters: Parameters, for_backward: bool) -> Array:
+    def forward(self, images: Array, matrices: list[Any], biases: list[Array | None], for_backward: bool) -> Array:
         """Scores (classes, n) of images (n, C, H, W)."""
         for layer in self._layers:
             layer.clear_padding()
         np.copyto(self._images, staged(images.transpose(1, 2, 3, 0)))
-        for layer, matrix, (_, bias), y in zip(self._layers, matrices, parameters, self._ys, strict=True):
+        for layer, matrix, bias, y in zip(self._layers, matrices, biases, self._ys, strict=True):
             layer.forward(matrix, bias, y, for_backward)
         return self.scores
 
@@ -171,8 +174,7 @@ class Linear:
     def __init__(self, number: int, shape: Shape, n: int, dtype: Any, relu: bool) -> None:
         self.x = scratch(f"x {number}", (shape[1], n), dtype)
         self.dy = scratch(f"dy {number}", (shape[0], n), dtype)
-        self._relu, self._zeros = relu, np.zeros_like(self.dy)
-        self._is_zero = scratch(f"zeros of {number}", self.dy.shape, bool)
+        self._relu, self._zeros = Relu(number, self.dy) if relu else None, np.zeros_like(self.dy)
 
     def clear_padding(self) -> None:
         """There is none."""
@@ -181,14 +183,14 @@ class Linear:
         np.dot(weight, self.x, out=y)
         if bias is not None:
             np.add(y, bias[:, None], out=y)
-        if self._relu:
+        if self._relu is not None:
             if for_backward:
-                np.less_equal(y, ZERO, out=self._is_zero)
+                self._relu.notice(y)
             np.maximum(y, self._zeros, out=y)
 
     def backward(self, weight: Array, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
-        if self._relu:
-            drop(self.dy, self._is_zero, out=self.dy)
+        if self._relu is not None:
+            self._relu.drop()
         np.dot(self.dy, self.x.T, out=dweight)
         if dbias is not None:
             np.add.reduce(self.dy, axis=1, out=dbias)
@@ -241,15 +243,3 @@ def forward_tiles(n: int, tile: int) -> list[slice]:
 
 def shifted(split: slice, start: int) -> slice:
     return slice(start + split.start, start + split.stop)
-
-
-def sizes_of(network: Network, images: Array, parameters: Parameters) -> Sizes:
-    weights, biases = zip(*parameters, strict=True)
-    paddings = tuple(layer.padding for layer in network.convolutions)
-    shapes = tuple(w.shape for w in weights)
-    return sizes(images.shape[1:], shapes, tuple(b is not None for b in biases), paddings, images.dtype)
-
-
-def parameters_of(network: Network) -> Parameters:
-    layers: list[Any] = [*network.convolutions, *network.linears]
-    return [(w.numpy(force=True), None if b is None else b.numpy(force=True)) for w, b, *_ in layers]

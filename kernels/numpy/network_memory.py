@@ -4,12 +4,13 @@ import functools
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from kernels.numpy.places import pooled_size
 from kernels.numpy.workspaces import Array, scratch
-from kernels.ops.network import in_lines
+from kernels.ops.network import Network, in_lines
 from kernels.sizes import Pair
 
 TILE = 32  # images that go through the network at once: more leave the cache, and the products that BLAS is quickest at
@@ -49,8 +50,48 @@ class Sizes:
         largest = max((values_per_image(*layer) for layer in layers), default=1)
         return max(1, min(TILE, MOST_BYTES // (largest * self.dtype.itemsize)))
 
+    @functools.cached_property
+    def multiplications(self) -> int:
+        """Of the largest product, for an image, or more."""
+        counts = [o * i for o, i in self.weights[len(self.paddings) :]]
+        for size, shape, padding in zip(self.inputs, self.weights, self.paddings, strict=False):
+            o, c, kh, kw = shape
+            counts.append(4 * o * c * (kh + 2) * (kw + 2) * pooled_size(size, shape, padding)[1])
+        return max(counts)
+
 
 sizes = functools.lru_cache(maxsize=64)(Sizes)
+
+
+class Parameters:
+    """Weight and bias of each layer as arrays on the parameters' memory."""
+
+    def __init__(self, network: Network) -> None:
+        layers: list[Any] = [*network.convolutions, *network.linears]
+        self.layers = [(w.numpy(force=True), None if b is None else b.numpy(force=True)) for w, b, *_ in layers]
+        self.biases = [bias for _, bias in self.layers]
+        self.arrays = [array for layer in self.layers for array in layer if array is not None]
+        self._paddings = tuple(layer.padding for layer in network.convolutions)
+        self._sizes: dict[Shape, Sizes] = {}
+
+    def sizes(self, image: Shape) -> Sizes:
+        """For images (C, H, W)."""
+        if image not in self._sizes:
+            shapes = tuple(weight.shape for weight, _ in self.layers)
+            biases = tuple(bias is not None for bias in self.biases)
+            self._sizes[image] = sizes(image, shapes, biases, self._paddings, self.arrays[0].dtype)
+        return self._sizes[image]
+
+
+_parameters: WeakKeyDictionary[Network, Parameters] = WeakKeyDictionary()
+
+
+def parameters_of(network: Network) -> Parameters:
+    """Made once for each network."""
+    found = _parameters.get(network)
+    if found is None:
+        found = _parameters[network] = Parameters(network)
+    return found
 
 
 def values_per_image(size: Pair, weight: Shape, padding: Pair) -> int:

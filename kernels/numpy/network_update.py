@@ -17,7 +17,6 @@ class Updates:
     def __init__(self, sizes: Sizes, updates: Sequence[Update], parameters: list[Array]) -> None:
         self._updates, self._parameters, u = updates, parameters, updates[0]
         self._rates = [rates_of(u) for u in updates]
-        self._buffers = [None if u.momentum_buffer is None else u.momentum_buffer.numpy() for u in updates]
         alike = all(other.lr_tensor is u.lr_tensor and other[4:] == u[4:] and other.lr == u.lr for other in updates)
         self._buffer = side_by_side(sizes, updates) if alike and u.momentum_buffer is not None else None
         self._as_one = alike and not u.weight_decay and (u.momentum_buffer is None or self._buffer is not None)
@@ -27,7 +26,8 @@ class Updates:
         if self._as_one:
             self._apply_as_one(number, gradient, work)
             return
-        arrays = self._parameters, gradient.arrays, self._buffers, work.arrays
+        buffers = (None if u.momentum_buffer is None else u.momentum_buffer.numpy() for u in self._updates)
+        arrays = self._parameters, gradient.arrays, buffers, work.arrays
         for u, rates, p, g, b, w in zip(self._updates, self._rates, *arrays, strict=True):
             options = u.momentum, u.dampening, u.weight_decay, u.nesterov, u.maximize
             update(p, g, b, rate_of(rates, number), *options, u.first and number == 0, w)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import BITS, ZERO, drop
+from kernels.numpy.arrays import BITS, ZERO
 from kernels.numpy.lowering import inside, view
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, cdiv
@@ -125,6 +125,22 @@ class Windows:
         return self.lowered
 
 
+class Relu:
+    """Where ReLU of an array gives zero: there its gradient dy, which has the array's shape, is dropped, in place."""
+
+    def __init__(self, number: int, dy: Array) -> None:
+        self._is_zero = scratch(f"zeros of {number}", dy.shape, bool)
+        self._is_zero_bits, self._dy_bits = self._is_zero.view(np.int8), dy.view(BITS[dy.itemsize])
+
+    def notice(self, z: Array) -> None:
+        np.less_equal(z, ZERO, out=self._is_zero)
+
+    def drop(self) -> None:
+        """Bit by bit, so that an infinity or NaN is dropped, too."""
+        np.subtract(self._is_zero_bits, ONE, out=self._is_zero_bits)
+        np.bitwise_and(self._dy_bits, self._is_zero_bits, out=self._dy_bits)
+
+
 class Pool:
     """y (O, PH, PW, n) = the largest of four `places`, bias added, or zero; from `dy` back to `dplaces`.
 
@@ -144,14 +160,15 @@ class Pool:
         self._flat, self._by_feature = self._largest.reshape(-1), self._largest.reshape(o, -1)
         self._zeros = np.zeros(shape, dtype)
 
-        masks = scratch(f"masks {number}", (4, size), bool)  # kept for the way back
-        self._is_right, self._is_lower, self._is_zero = masks[:2], masks[2], masks[3].reshape(shape)
+        masks = scratch(f"masks {number}", (3, size), bool)  # kept for the way back
+        self._is_right, self._is_lower = masks[:2], masks[2]
         self._right_bits, self._lower_bits = masks[:2].view(np.int8), masks[2].view(np.int8)
         self._row_bits = scratch("row bits", (2, size), np.int8)
         taken = scratch("place bits", (2, 2, size), np.int8)
         self._left_taken, self._right_taken = taken[:, 0], taken[:, 1]
         self._taken = taken.reshape(4, o, oh, ow * n)
         self.dy = scratch(f"dy {number}", shape, dtype)
+        self._relu = Relu(number, self.dy)
         self._dy_by_feature, self._dy_bits = self.dy.reshape(o, -1), self.dy.view(bits).reshape(o, oh, ow * n)
         self.dplaces = scratch("dplaces", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
         self._dplaces_bits = self.dplaces.view(bits).reshape(oh, 4, o, ow * n).transpose(1, 2, 0, 3)
@@ -164,7 +181,7 @@ class Pool:
         if bias is not None:
             np.add(self._by_feature, bias[:, None], out=self._by_feature)
         if for_backward:
-            np.less_equal(self._largest, ZERO, out=self._is_zero)
+            self._relu.notice(self._largest)
         np.maximum(self._largest, self._zeros, out=y)  # an array: with a number it takes three times as long
 
     def _compare(self) -> None:
@@ -177,7 +194,7 @@ class Pool:
 
     def backward(self, dbias: Array | None) -> None:
         """Fills `dplaces` from `dy`, bit by bit: infinity times 0 is 0."""
-        drop(self.dy, self._is_zero, out=self.dy)
+        self._relu.drop()
         if dbias is not None:
             np.add.reduce(self._dy_by_feature, axis=1, out=dbias)
         np.subtract(self._lower_bits, ONE, out=self._row_bits[0])

@@ -3,6 +3,7 @@
 [Conv2d -> ReLU -> MaxPool2d(2)]* -> Flatten -> [Linear -> ReLU]* -> Linear
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,12 @@ class Linear(NamedTuple):
     bias: Tensor | None  # (O)
 
 
-class Network(NamedTuple):
-    """The layers in order; the last convolution's result is flattened to the first linear layer's input."""
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The layers in order; the last convolution's result is flattened to the first linear layer's input.
+
+    A model has one as long as its parameters have their memory, so a backend may keep with it what it makes of them.
+    """
 
     convolutions: tuple[Convolution, ...]
     linears: tuple[Linear, ...]
