@@ -38,7 +38,8 @@ class Sizes:
     @functools.cached_property
     def inputs(self) -> list[Pair]:
         """(H, W) of the images that each convolution gets."""
-        found = [self.image[1:]]
+        _, h, w = self.image
+        found = [(h, w)]
         for weight, padding in zip(self.weights, self.paddings, strict=False):
             found.append(pooled_size(found[-1], weight, padding))
         return found[:-1]

@@ -41,6 +41,7 @@ class Weights:
             self._flipped.append((flipped[i, :, : kw + 1, height - lines.shape[2] :], lines))
 
     def fill(self, weight: Array, flipped: bool) -> None:
+        self.weight = weight
         np.copyto(self._moved, weight)
         if flipped:
             for lines, values in self._flipped:
@@ -72,10 +73,12 @@ class Convolution:
         o, c, kh, kw = shape
         (h, w), (ph, pw) = size, padding
         padded = scratch(f"padded {number}", (c, h + 2 * ph, w + 2 * pw, n), dtype)
-        self._padded, self.x = padded if ph or pw else None, padded[:, ph : ph + h, pw : pw + w]
+        self._padded, self._border = padded, ph or pw
+        self._inside = np.s_[:, ph : ph + h, pw : pw + w]
+        self.x = padded[self._inside]
         pooled, rows = pooled_size(size, shape, padding), place_rows(shape)
         self._pool = Pool(number, (o, *pooled, n), dtype, rows)
-        self.dy = self._pool.dy
+        self.dy, self._dy = self._pool.dy, self._pool.dy.reshape(-1)
         kernel = (kh + rows - 1, kw + 1)
         self._windows = Windows(number, padded, pooled, kernel, rows)
         dkernels = scratch("dkernels", (kernel[0], c, kernel[1], rows, 2, o), dtype)
@@ -86,11 +89,14 @@ class Convolution:
 
     def clear_padding(self) -> None:
         """Before `x` is filled."""
-        if self._padded is not None:
+        if self._border:
             self._padded.fill(0)
 
     def forward(self, weights: Weights, bias: Array | None, y: Array, for_backward: bool) -> None:
         np.matmul(weights.matrix, self._windows.lower(), out=self._pool.places)
+        if not self._pool.find_largest():  # a zero beside the weights times infinity is NaN
+            np.copyto(self._pool.by_window, convolved(self._padded, weights.weight, self._pool.shape))
+            self._pool.find_largest()
         self._pool.forward(bias, y, for_backward)
 
     def backward(self, weights: Weights, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
@@ -98,8 +104,12 @@ class Convolution:
         np.matmul(self._windows.by_row, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
         np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
         np.add.reduce(self._dmoved, axis=(0, 1), out=dweight)
-        if dx is not None:
+        if dx is None:
+            return
+        if math.isfinite(np.dot(self._dy, self._dy)):
             self._input_grad.fill(weights.flipped, dx)
+        else:
+            np.copyto(dx, input_grad(self._pool.dplaces_by_window, weights.weight, self._padded.shape)[self._inside])
 
 
 class Windows:
@@ -150,9 +160,11 @@ class Pool:
     """
 
     def __init__(self, number: int, shape: Shape, dtype: Any, rows: int) -> None:
+        self.shape = shape
         (o, oh, ow, n), size, bits = shape, math.prod(shape), BITS[np.dtype(dtype).itemsize]
         places = scratch("places", (2, 2, size), dtype)
         self.places = places.reshape(2 // rows, rows * 2 * o, oh, ow * n).transpose(2, 0, 1, 3)
+        self.by_window = places.reshape(2, 2, *shape)
         self._left, self._right = places[:, 0], places[:, 1]
         self._wider = scratch("wider", (2, size), dtype)
         self._upper, self._lower = self._wider
@@ -172,10 +184,17 @@ class Pool:
         self._dy_by_feature, self._dy_bits = self.dy.reshape(o, -1), self.dy.view(bits).reshape(o, oh, ow * n)
         self.dplaces = scratch("dplaces", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
         self._dplaces_bits = self.dplaces.view(bits).reshape(oh, 4, o, ow * n).transpose(1, 2, 0, 3)
+        self.dplaces_by_window = self.dplaces.reshape(oh, 2, 2, o, ow, n).transpose(1, 2, 3, 0, 4, 5)
 
-    def forward(self, bias: Array | None, y: Array, for_backward: bool) -> None:
+    def find_largest(self) -> bool:
+        """Finds the largest of each window's places; whether no place of any is NaN."""
         np.maximum(self._left, self._right, out=self._wider)
         np.maximum(self._upper, self._lower, out=self._flat)
+        self._some_are_nan = math.isnan(np.dot(self._flat, self._flat))  # which one NaN makes NaN, and nothing else
+        return not self._some_are_nan
+
+    def forward(self, bias: Array | None, y: Array, for_backward: bool) -> None:
+        """Fills y when the largest are found."""
         if for_backward:
             self._compare()
         if bias is not None:
@@ -188,7 +207,7 @@ class Pool:
         """Notes where the largest is."""
         np.greater(self._right, self._left, out=self._is_right)
         np.greater(self._lower, self._upper, out=self._is_lower)
-        if math.isnan(np.dot(self._flat, self._flat)):  # which one NaN makes NaN, and nothing else
+        if self._some_are_nan:
             np.bitwise_or(self._is_right, np.isnan(self._right), out=self._is_right)
             np.bitwise_or(self._is_lower, np.isnan(self._lower), out=self._is_lower)
 
@@ -229,9 +248,8 @@ class InputGrad:
             if first == last:
                 self._gaps.append(product)
                 continue
-            row, *strides = dplaces.strides
             sums = (len(product), (last - first) * features, columns)
-            windows = view(dplaces, (i - height + 1 + first) * row, sums, (row, *strides))
+            windows = view(dplaces, (i - height + 1 + first) * dplaces.strides[0], sums, dplaces.strides)
             self._products.append((slice(first * features, last * features), windows, product))
         image = dplaces.itemsize
         column, line = n * image, pitch * n * image
@@ -259,3 +277,25 @@ class InputGrad:
         else:
             np.add.reduce(self._shifted, axis=5, out=self._whole.transpose(1, 2, 0, 3, 4, 5))
             np.copyto(dx, self._inside)
+
+
+def convolved(padded: Array, weight: Array, shape: Shape) -> Array:
+    """The places (2, 2, O, PH, PW, n) of padded images by the weights alone, which takes longer."""
+    (c, kh, kw), (_, oh, ow, n) = weight.shape[1:], shape
+    channel, row, column, image = padded.strides
+    windows = np.lib.stride_tricks.as_strided(
+        padded,
+        (2, 2, c, kh, kw, oh, ow, n),
+        (row, column, channel, row, column, 2 * row, 2 * column, image),
+    )
+    return np.moveaxis(np.tensordot(weight, windows, ((1, 2, 3), (2, 3, 4))), 0, 2)
+
+
+def input_grad(dplaces: Array, weight: Array, padded: Shape) -> Array:
+    """The gradient of padded images of `dplaces` (2, 2, O, PH, PW, n) by the weights alone, which takes longer."""
+    dx, (oh, ow) = np.zeros(padded, dplaces.dtype), dplaces.shape[3:5]
+    for below, right, i, j in np.ndindex(2, 2, *weight.shape[2:]):
+        rows = slice(below + i, below + i + 2 * oh, 2)
+        columns = slice(right + j, right + j + 2 * ow, 2)
+        dx[:, rows, columns] += np.tensordot(weight[:, :, i, j], dplaces[below, right], (0, 0))
+    return dx
