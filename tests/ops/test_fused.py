@@ -52,6 +52,15 @@ def small(bias: bool = True) -> nn.Sequential:
     )
 
 
+def two(features: int = 4) -> nn.Sequential:
+    """Windows of an even number of rows, or columns, padded."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 3, (2, 4), padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(3, features, (3, 2), padding=(1, 0)), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        nn.Linear(2 * features, 3),
+    )
+
+
 LARGE = ("LeNet", "28x28", "3x32x32", "20 classes", "no biases")
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "LeNet": (lenet, (1, 32, 32)),
@@ -61,6 +70,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "no biases": (lambda: lenet(bias=False), (1, 32, 32)),
     "one convolution": (small, (2, 9, 8)),
     "one convolution, no biases": (lambda: small(bias=False), (2, 8, 7)),
+    "two convolutions": (two, (1, 8, 8)),
+    "two convolutions, many features": (lambda: two(17), (1, 8, 8)),
     "no convolution": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), (2, 3, 2)),
     "three layers": (
         lambda: nn.Sequential(
@@ -383,6 +394,18 @@ def test_values_that_are_not_finite(backend: str, where: str, value: float, loss
         place = {"images": images, "targets": targets, "weight": model[4].weight, "bias": model[0].bias}[where]
         place.view(-1)[1] = value
     check_step_of(model, images, targets, loss)
+
+
+@pytest.mark.parametrize("value", (torch.nan, torch.inf, -torch.inf))
+@pytest.mark.parametrize("where", ("images", "weight", "targets"))
+def test_values_that_are_not_finite_in_two_convolutions(backend: str, where: str, value: float) -> None:
+    """Where a window ends they end, forward and backward."""
+    model = two()
+    images, targets = batch((1, 8, 8), 3, 2, "mse")
+    with torch.no_grad():
+        place = {"images": images[0, 0, 1], "targets": targets[0], "weight": model[3].weight[0, 0]}[where]
+        place.view(-1)[1] = value
+    check_step_of(model, images, targets, "mse")
 
 
 def check_step_of(model: nn.Module, images: Tensor, targets: Tensor, loss: str) -> None:
