@@ -112,15 +112,6 @@ class PooledTile(Tile):
         np.bitwise_or(position, self._mask_bytes, out=positions)
         np.maximum(maximum, self._zeros, out=y)  # an array: with a number it takes three times as long
 
-    def pool_values(self, images: Array, matrix: Array, bias: Array | None, y: Array) -> None:
-        """Fills y alone."""
-        self.convolve(images, matrix)
-        np.maximum(self._left, self._right, out=self._wider)
-        maximum = np.maximum(self._top, self._bottom, out=self._maximum)
-        if bias is not None:
-            np.add(maximum, bias[:, None, None, None], out=maximum)
-        np.maximum(maximum, self._zeros, out=y)
-
     def _largest(self) -> tuple[Array, Array]:
         """The largest of each window of y and the position of the first of that size: of each row, then of both rows."""
         maximum, position = self._maximum, self._position

@@ -85,7 +85,7 @@ class Convolution:
         self._dkernels = dkernels.reshape(-1, 2 * rows * o)
         self._dmoved = moved(dkernels.transpose(3, 4, 5, 0, 1, 2), kh, kw)
         self._dproducts = scratch("dproducts", (2 * pooled[0] // rows, *self._dkernels.shape), dtype)
-        self._input_grad = InputGrad(self._pool.dplaces, size, shape, padding)
+        self._input_grad = InputGrad(self._pool.dplaces, size, shape, padding) if number else None
 
     def clear_padding(self) -> None:
         """Before `x` is filled."""
@@ -104,7 +104,7 @@ class Convolution:
         np.matmul(self._windows.by_row, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
         np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
         np.add.reduce(self._dmoved, axis=(0, 1), out=dweight)
-        if dx is None:
+        if dx is None or self._input_grad is None:  # the images'
             return
         if math.isfinite(np.dot(self._dy, self._dy)):
             self._input_grad.fill(weights.flipped, dx)

@@ -344,6 +344,37 @@ def test_settings_are_read_at_each_call(backend: str) -> None:
         loops.check()
 
 
+@pytest.mark.parametrize(
+    "options",
+    ({}, {"dampening": 0.3}, {"nesterov": True}, {"maximize": True}, {"weight_decay": 0.1}),
+    ids=str,
+)
+def test_where_momentum_buffers_lie_changes_no_bit(backend: str, options: dict[str, Any]) -> None:
+    """Side by side, as the first step makes them, each apart, or side by side at the end of their memory."""
+    results = []
+    for layout in ("made", "apart", "at the end"):
+        torch.manual_seed(1)
+        model = small()
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **options)
+        step = kernels.FusedStep(model, optimizer=optimizer)
+        step(*batch((2, 9, 8), 4, 3, "mse"))
+        buffers = [optimizer.state[p]["momentum_buffer"] for p in model.parameters()]
+        memory = buffers[0].untyped_storage()
+        used = buffers[-1].storage_offset() + buffers[-1].numel()
+        short = buffers[0].as_strided((used,), (1,)).clone()
+        assert all(b.untyped_storage().data_ptr() == memory.data_ptr() for b in buffers)
+        for p, b in zip(model.parameters(), buffers, strict=True):
+            if layout == "apart":
+                optimizer.state[p]["momentum_buffer"] = b.clone()
+            elif layout == "at the end":
+                optimizer.state[p]["momentum_buffer"] = short.as_strided(b.shape, b.stride(), b.storage_offset())
+        for _ in range(2):
+            step(*batch((2, 9, 8), 4, 3, "mse"))
+        results.append([*model.parameters(), *(optimizer.state[p]["momentum_buffer"] for p in model.parameters())])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_hooks_of_the_optimizer_see_every_step(backend: str) -> None:
     loops, calls = Loops(momentum=0.9), []
     plain = Loops(momentum=0.9)
