@@ -439,6 +439,25 @@ def test_values_that_are_not_finite_in_two_convolutions(backend: str, where: str
     check_step_of(model, images, targets, "mse")
 
 
+@pytest.mark.parametrize("features", (4, 17))
+@pytest.mark.parametrize("at", (0, 4))
+def test_an_infinite_gradient_stays_under_its_window(backend: str, at: int, features: int) -> None:
+    """The only one that is not dropped; what is under it gets infinities, and nothing gets NaN."""
+    model = two(features)
+    images, targets = torch.full((1, 1, 8, 8), 0.5), torch.zeros(1, 3)
+    images[:, :, at : at + 4, 4:] = 9
+    targets[0, 1] = -torch.inf
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.abs() + 0.1)
+        model[0].bias.zero_()
+        scores = model[3](model[2](model[1](model[0](images))))
+        model[3].bias[1:] = -scores.max() - 9
+        model[3].bias[0] -= scores[0, 0].flatten().topk(2).values.mean()
+    assert (model[:6](images) > 0).sum() == 1
+    check_step_of(model, images, targets, "mse")
+
+
 def check_step_of(model: nn.Module, images: Tensor, targets: Tensor, loss: str) -> None:
     optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     step = kernels.FusedStep(model, loss, optimizer=optimizer)
