@@ -129,10 +129,15 @@ def train(
 
 @app.command(epilog="Example: `lenet tune`, then `lenet train --config lenet-tune/best.toml`")
 def tune(
+    ctx: typer.Context,
     data: opt.DataName = "digits",
     data_dir: opt.DataDir = None,
     trials: Annotated[int, typer.Option(min=1, help="Trainings in all, those cut short included.")] = 50,
     epochs: Annotated[int | None, opt.epochs(" a trial")] = None,
+    batch_size: opt.BatchSize = opt.BATCH_SIZE,
+    lr: opt.LearningRate = None,
+    momentum: opt.Momentum = opt.MOMENTUM,
+    schedule: opt.Schedule = opt.SCHEDULE,
     loss: opt.LossName = "mse",
     backend: opt.Backend = None,
     device: opt.Device = None,
@@ -141,28 +146,32 @@ def tune(
 ) -> None:
     """Look for the learning rate, momentum, batch size and schedule that train best.
 
+    Those of them that are given stay as they are in every trial.
     Leaves in --out: best.toml for `lenet train --config`, study.db, study.png and parameters.png. A fifth of the
     training images is held out to judge the trials; the test set is not looked at. The same command continues a study
     that was stopped or killed, and several processes may work on one.
     """
     from lenet.compute import computing
     from lenet.data import load
+    from lenet.tune import VARIED
     from lenet.tune import tune as search
 
     settings = opt.settings_for(
         data=data,
         data_dir=data_dir,
         epochs=epochs,
-        batch_size=opt.BATCH_SIZE,
-        momentum=opt.MOMENTUM,
-        schedule=opt.SCHEDULE,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        schedule=schedule,
         loss=loss,
         seed=seed,
     )
+    varied = set(VARIED) - opt.given(ctx, set(VARIED))
     with computing(backend, device) as where:
         dataset = load(settings.data, settings.data_dir).to(where)
         out.mkdir(parents=True, exist_ok=True)
-        study = search(settings, dataset, where, trials, out)
+        study = search(settings, dataset, where, trials, out, varied)
     print(f"best: trial {study.best_trial.number}, validation accuracy {study.best_value:.2%}; {out}/best.toml has it")
 
 

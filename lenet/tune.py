@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,19 @@ from lenet.train import train_epochs
 
 NAME = "lenet study 1"
 LOCK_SECONDS = 30  # that a process waits for others to write
+VARIED = ("lr", "momentum", "batch_size", "schedule")  # where nothing is said of them
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def suggest(trial: Trial) -> dict[str, Any]:
-    """The settings that a study varies, and between which bounds."""
-    return {
-        "lr": trial.suggest_float("lr", 0.001, 1, log=True),
-        "momentum": trial.suggest_float("momentum", 0, 0.99),
-        "batch_size": trial.suggest_categorical("batch_size", (16, 32, 64, 128, 256)),
-        "schedule": trial.suggest_categorical("schedule", ("one-cycle", "constant")),
+def suggest(trial: Trial, varied: Collection[str]) -> dict[str, Any]:
+    """The settings that a study varies, of those that it may vary, and between which bounds."""
+    settings = {
+        "lr": lambda: trial.suggest_float("lr", 0.001, 1, log=True),
+        "momentum": lambda: trial.suggest_float("momentum", 0, 0.99),
+        "batch_size": lambda: trial.suggest_categorical("batch_size", (16, 32, 64, 128, 256)),
+        "schedule": lambda: trial.suggest_categorical("schedule", ("one-cycle", "constant")),
     }
+    return {name: choose() for name, choose in settings.items() if name in varied}
 
 
 class TrialRun(Run):
@@ -57,7 +59,9 @@ class TrialRun(Run):
                 raise optuna.TrialPruned
 
 
-def tune(settings: Settings, data: Data, device: torch.device, trials: int, out: Path) -> Study:
+def tune(
+    settings: Settings, data: Data, device: torch.device, trials: int, out: Path, varied: Collection[str] = VARIED
+) -> Study:
     """The study in the folder `out`, begun with a trial of `settings` or continued, with `trials` trials finished.
 
     Leaves best.toml after every trial, study.png and parameters.png in the end. LenetError: the study in `out` is
@@ -67,7 +71,7 @@ def tune(settings: Settings, data: Data, device: torch.device, trials: int, out:
     training = split(data)
 
     def objective(trial: Trial) -> float:
-        run = TrialRun(replace(settings, **suggest(trial)), len(training.train_labels), device, trial)
+        run = TrialRun(replace(settings, **suggest(trial, varied)), len(training.train_labels), device, trial)
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # `report` prints a line for the whole trial
                 train_epochs(run, training, out, best_step(run))
@@ -80,7 +84,7 @@ def tune(settings: Settings, data: Data, device: torch.device, trials: int, out:
         save_best(study, settings, out)
 
     with storing(out / "study.db"):
-        study = open_study(out / "study.db", settings)
+        study = open_study(out / "study.db", settings, varied)
         if len(study.get_trials(deepcopy=False, states=FINISHED)) < trials:
             study.optimize(objective, callbacks=[report, MaxTrialsCallback(trials, FINISHED)])
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
@@ -100,14 +104,14 @@ def split(data: Data) -> Data:
     return Data(images[kept], labels[kept], images[held_out], labels[held_out])
 
 
-def open_study(path: Path, settings: Settings) -> Study:
+def open_study(path: Path, settings: Settings, varied: Collection[str]) -> Study:
     """The study in the file `path`; where there is none, one whose first trial takes `settings` as they are.
 
     LenetError: a study with other settings than these, but for those it varies; not a study of this version.
     """
     attributes = asdict(settings)
     attributes.pop("data_dir")  # it only says where the data lie today
-    first = {name: attributes.pop(name) for name in ("lr", "momentum", "batch_size", "schedule")}
+    first = {name: attributes.pop(name) for name in VARIED if name in varied}
     if not path.exists():
         beside = path.with_name(f"{path.name}.{os.getpid()}.part")
         storage = storage_in(beside)
@@ -126,9 +130,9 @@ def open_study(path: Path, settings: Settings) -> Study:
     stored = study.user_attrs["settings"]
     if stored != attributes:
         what = ", ".join(
-            f"--{name.replace('_', '-')} was {stored.get(name)}"
-            for name in attributes
-            if attributes[name] != stored.get(name)
+            f"--{name.replace('_', '-')} was {stored.get(name, 'varied')}"
+            for name in stored | attributes
+            if attributes.get(name, "varied") != stored.get(name, "varied")
         )
         raise LenetError(f"cannot continue the study in {path} with other settings: {what}; choose another --out")
     return study

@@ -77,11 +77,26 @@ def test_the_test_set_is_not_looked_at(folder: Path) -> None:
 
 def test_a_trial_is_cut_short(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not learn, after five that do."""
-    monkeypatch.setattr(tune, "suggest", lambda trial: {"batch_size": 16, "lr": 0.1 if trial.number < 5 else 0.0})
+    monkeypatch.setattr(
+        tune, "suggest", lambda trial, varied: {"batch_size": 16, "lr": 0.1 if trial.number < 5 else 0.0}
+    )
     outcome = cli("tune", "--epochs", 2, "--trials", 6, "--out", tmp_path / "study")
     assert outcome.status == 0 and "stopped after 1 epochs" in outcome.out
     assert states(tmp_path / "study") == ["COMPLETE"] * 5 + ["PRUNED"]
     assert "best: trial 5" not in outcome.out
+
+
+def test_what_is_given_stays(cli: Cli, search: list[object], tmp_path: Path) -> None:
+    """In all trials, in best.toml, and in the study: another value is another study."""
+    search += ["--batch-size", 32, "--schedule", "constant"]
+    assert cli(*search, "--trials", 3).status == 0
+    assert [set(trial.params) for trial in trials(tmp_path / "study")] == [{"lr", "momentum"}] * 3
+    assert cli("train", "--config", tmp_path / "study" / "best.toml", "--out", tmp_path / "best").status == 0
+    best = settings(tmp_path / "best")
+    assert (best["batch_size"], best["schedule"]) == (32, "constant")
+    refused(cli(*search, "--batch-size", 16, "--trials", 4), "study.db", "--batch-size was 32")
+    refused(cli(*search, "--lr", 0.1, "--trials", 4), "study.db", "--lr was varied")
+    refused(cli(*search[:-2], "--trials", 4), "study.db", "--schedule was constant")
 
 
 def test_more_trials(cli: Cli, search: list[object], tmp_path: Path) -> None:
@@ -203,7 +218,7 @@ def test_damaged_studies(cli: Cli, search: list[object], tmp_path: Path, kind: s
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:kernels")  # of numbers that overflow
 def test_trials_that_diverge(cli: Cli, search: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "suggest", lambda trial: {"lr": 1e6})
+    monkeypatch.setattr(tune, "suggest", lambda trial, varied: {"lr": 1e6})
     refused(cli(*search, "--trials", 2), "none of 2 trials", "diverges")
     assert states(tmp_path / "study") == ["PRUNED"] * 2
 
