@@ -82,7 +82,7 @@ def main(
             results = time_all(name.value, backends, dtypes, batch, seconds, device)
             if results.empty:
                 continue
-            results = report.with_shares(results, roof)
+            results = report.with_predictions(report.with_shares(results, roof), str(facts["device"]))
             console.print(report.times_table(name.value, results, console.width))
             measured.append(results)
             where = facts["device"] if device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"

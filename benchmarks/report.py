@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from benchmarks.case import TORCH
 from benchmarks.ceilings import Ceilings
+from benchmarks.command import RESULTS
 from benchmarks.timing import BUSY
 
 console = Console(width=None if sys.stdout.isatty() else 1000)  # in a pipe or a file nothing is cut or wrapped
@@ -35,23 +37,36 @@ def with_shares(times: pd.DataFrame, ceilings: dict[str, Ceilings]) -> pd.DataFr
     return times.assign(of_copy=of_copy, of_matmul=of_matmul)
 
 
-HEAD = ("what", "batch", "contender", "median ms", "10-90 %", "cold ms", "of the roof", "speed-up")
+def with_predictions(times: pd.DataFrame, device: str, predictions: Path = RESULTS / "predictions.csv") -> pd.DataFrame:
+    """The rows with the latest prediction of their median that was written down for a device of this name, NaN where there is none."""
+    case = ["name", "part", "batch", "dtype", "contender"]
+    known = pd.read_csv(predictions).sort_values("date", kind="stable")
+    latest = known[known["device"] == device].drop_duplicates(case, keep="last")
+    return times.merge(latest[[*case, "predicted_ms"]], "left", case)
+
+
+HEAD = ("what", "batch", "contender", "median ms", "10-90 %", "cold ms", "of the roof", "predicted", "speed-up")
 
 
 def lines(times: pd.DataFrame) -> Iterator[list[str]]:
     """The cells of the table, one line a contender, the case named in its first: the median and the spread of a step, the median
-    with a cold cache, what share that is of the ceiling it is nearest to, how many times faster than torch eager.
+    with a cold cache, what share that is of the ceiling it is nearest to, the prediction and how far it was off, how many times
+    faster than torch eager.
     """
     for (name, part, batch, dtype), case in times.groupby(["name", "part", "batch", "dtype"], sort=False, dropna=False):
         labels = [f"{name} {part}, {dtype}", "" if pd.isna(batch) else f"{batch:.0f}"]
         for row in case.itertuples():
             if pd.isna(row.median_ms):
-                numbers = ["WRONG", f"error {row.error:.1e}", f"> {row.allowed:.1e}", "", ""]
+                numbers = ["WRONG", f"error {row.error:.1e}", f"> {row.allowed:.1e}", "", "", ""]
             else:
                 spread = f"{digits(row.p10_ms)} - {digits(row.p90_ms)}"
                 cold = "" if pd.isna(row.cold_ms) else digits(row.cold_ms)
                 share, ceiling = max((row.of_copy, "copy"), (row.of_matmul, "matmul"))
-                numbers = [digits(row.median_ms), spread, cold, f"{share:.0%} {ceiling}", speedup(row)]
+                predicted = row.predicted_ms
+                beside = (
+                    "" if pd.isna(predicted) else f"{digits(predicted)}, off by {predicted / row.median_ms - 1:+.0%}"
+                )
+                numbers = [digits(row.median_ms), spread, cold, f"{share:.0%} {ceiling}", beside, speedup(row)]
             yield [*labels, row.contender, *numbers]
             labels = ["", ""]
 
@@ -65,7 +80,7 @@ def times_table(title: str, times: pd.DataFrame, width: int) -> Table:
     A column without a number is left out, and where there is no room for all those that are needed least.
     """
     rows = list(lines(times))
-    shown = [i for i in range(len(HEAD)) if i < 5 or any(row[i] for row in rows)]
+    shown = columns(rows)
     for left_out in ("", *LEAST):
         shown = [i for i in shown if HEAD[i] != left_out]
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
@@ -81,11 +96,18 @@ def times_table(title: str, times: pd.DataFrame, width: int) -> Table:
     return table
 
 
+def columns(rows: list[list[str]]) -> list[int]:
+    """The numbers of the columns to show: all but those without a number."""
+    return [i for i in range(len(HEAD)) if i < 5 or any(row[i] for row in rows)]
+
+
 def markdown(title: str, times: pd.DataFrame, environment: dict[str, Any]) -> str:
     """The lines as a Markdown table, under what they were measured on."""
     facts = "; ".join(f"{name} {value}" for name, value in environment.items())
-    rows = [HEAD, ("---", "---:", "---", *["---:"] * 5), *lines(times)]
-    return f"# {title}\n\n{facts}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    measured = list(lines(times))
+    rows = [HEAD, ("---", "---:", "---", *["---:"] * (len(HEAD) - 3)), *measured]
+    table = [[row[i] for i in columns(measured)] for row in rows]
+    return f"# {title}\n\n{facts}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
 
 
 def digits(time: float) -> str:

@@ -1,5 +1,6 @@
 """Where the network runs: which backend's kernels, on which device, in which precision."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,13 +20,14 @@ def computing(backend: str | None, device: str | None, amp: str = "off") -> Iter
 
     LenetError: unknown or unusable backend or device, or one that does not run on the other, or not in the precision `amp`.
     """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"(cpu|cuda)(:\d+)?", name):
+        raise LenetError(f"--device {device}: the kernels run on cpu, cuda, and one of several GPUs such as cuda:1")
     try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        chosen = torch.device(name)
         torch.empty(1, device=chosen)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
+    except (AssertionError, RuntimeError) as error:
         raise LenetError(f"--device {device}: {first_line(error)}") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise LenetError(f"--device {device}: the kernels run on cpu and cuda only")
     try:
         using = kernels.use_backend(backend) if backend else nullcontext()
     except (ValueError, RuntimeError) as error:

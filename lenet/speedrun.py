@@ -12,7 +12,7 @@ from lenet.fused import best_step
 from lenet.processes import ALONE, Stop, ctrl_c
 from lenet.run import Run
 from lenet.settings import Settings
-from lenet.train import loss_and_accuracy, scores_of, train_epoch
+from lenet.train import check_finite, loss_and_accuracy, scores_of, train_epoch
 
 
 def trainings(settings: Settings, data: Data, device: torch.device, seeds: int) -> Iterator[tuple[float, float]]:
@@ -24,16 +24,21 @@ def trainings(settings: Settings, data: Data, device: torch.device, seeds: int) 
 
 
 def training(settings: Settings, data: Data, device: torch.device, stop: Stop) -> tuple[float, float]:
-    """The seconds of the steps alone, without the evaluation after them. KeyboardInterrupt: after Ctrl-C."""
+    """The seconds of the steps alone, without the evaluation after them.
+
+    KeyboardInterrupt: after Ctrl-C. LenetError: training has diverged.
+    """
     run, seconds = Run(settings, len(data.train_labels), device), 0.0
     step = best_step(run)
     while run.epochs_done < settings.epochs:
         if not train_epoch(run, data, step, stop):
             raise KeyboardInterrupt
+        check_finite(run.epochs_done + 1, run.loss_sum)
         seconds += run.seconds
         run.epochs_done += 1
         run.begin_epoch()
-    _, accuracy = loss_and_accuracy(scores_of(run.model, data.test_images), data.test_labels, settings.loss)
+    loss, accuracy = loss_and_accuracy(scores_of(run.model, data.test_images), data.test_labels, settings.loss)
+    check_finite(settings.epochs, loss)
     return seconds, accuracy
 
 

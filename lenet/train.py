@@ -164,16 +164,19 @@ def loss_and_accuracy(scores: Tensor, labels: Tensor, loss: str) -> tuple[float,
     return value.item(), (scores.argmax(1) == labels).double().mean().item()
 
 
+def check_finite(epoch: int, *losses: float) -> None:
+    """LenetError: one of the losses of an epoch is not finite: training has diverged."""
+    if not all(map(math.isfinite, losses)):
+        raise LenetError(f"training diverged in epoch {epoch}: the loss is not finite; try a smaller --lr")
+
+
 def end_epoch(run: Run, data: Data, processes: Processes) -> None:
     """Evaluate the network on the test set, print and keep the figures. LenetError: training has diverged."""
     images = len(data.train_labels)
     scores = torch.zeros(len(data.test_labels), 10, device=data.test_labels.device)
     processes.part(scores).copy_(scores_of(run.model, processes.part(data.test_images)))
     test_loss, test_accuracy = loss_and_accuracy(processes.total(scores), data.test_labels, run.settings.loss)
-    if not (math.isfinite(run.loss_sum) and math.isfinite(test_loss)):
-        raise LenetError(
-            f"training diverged in epoch {run.epochs_done + 1}: the loss is not finite; try a smaller --lr"
-        )
+    check_finite(run.epochs_done + 1, run.loss_sum, test_loss)
     figures = {
         "epoch": run.epochs_done + 1,
         "train_loss": run.loss_sum / images,

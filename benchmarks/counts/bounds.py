@@ -3,10 +3,11 @@
     python -m benchmarks.counts.bounds
 
 The model: a kernel takes at least as long as its bytes at the memory's peak rate, as its multiply-adds at the float32
-peak rate, and as its instructions in all the schedulers' issue slots; kernels follow one another. Ours touch the bytes
-and issue what `python -m benchmarks.counts` counted. torch's sequence is one kernel an operator, unfused, which touches
+peak rate, and as its instructions in all the schedulers' issue slots; kernels follow one another. A whole network in one
+launch takes at least as long as the instructions on the longest path through its blocks in the issue slots of one multiprocessor.
+Ours touch the bytes and issue what `python -m benchmarks.counts` counted. torch's sequence is one kernel an operator, unfused, which touches
 every input and output once and issues nothing but useful multiply-adds: the best that sequence could do. Launches and
-barriers take no time in this model, all multiprocessors have the same work, and caches save nothing.
+barriers take no time in this model, and caches save nothing; but for the longest path all multiprocessors have the same work.
 """
 
 import math
@@ -35,6 +36,8 @@ class GPU(NamedTuple):
     bandwidth: float
     flops: float
     lanes: int  # of a multiprocessor, for float32; its four schedulers issue an instruction of 32 lanes each
+    multiprocessors: int
+    counted: str = ""  # the GPU with as many of them on which the longest path was counted
 
     @property
     def issued(self) -> float:
@@ -43,12 +46,12 @@ class GPU(NamedTuple):
 
 
 GPUS = {
-    "T4": GPU(0.32e12, 8.1e12, 64),
-    "L4": GPU(0.30e12, 30.3e12, 128),
-    "RTX 4090": GPU(1.008e12, 82.6e12, 128),
-    "A100 SXM": GPU(2.039e12, 19.5e12, 64),
-    "H100 SXM": GPU(3.35e12, 67e12, 128),
-    "H200 SXM": GPU(4.8e12, 67e12, 128),
+    "T4": GPU(0.32e12, 8.1e12, 64, 40),
+    "L4": GPU(0.30e12, 30.3e12, 128, 58),
+    "RTX 4090": GPU(1.008e12, 82.6e12, 128, 128),
+    "A100 SXM": GPU(2.039e12, 19.5e12, 64, 108, "A100 SXM"),
+    "H100 SXM": GPU(3.35e12, 67e12, 128, 132, "H100 SXM"),
+    "H200 SXM": GPU(4.8e12, 67e12, 128, 132, "H100 SXM"),
 }
 
 
@@ -61,10 +64,12 @@ class Kernel(NamedTuple):
     useful: int  # multiply-adds
     issued: float  # multiply-adds
     instructions: float  # of warps
+    longest_path: dict[str, float] = {}  # those of them on it, by the GPU on which it was counted
 
     def bound(self, gpu: GPU) -> float:
         """Seconds."""
-        return max(self.bytes / gpu.bandwidth, 2 * self.issued / gpu.flops, self.instructions / gpu.issued)
+        path = self.longest_path.get(gpu.counted, 0) / (gpu.issued / gpu.multiprocessors)
+        return max(self.bytes / gpu.bandwidth, 2 * self.issued / gpu.flops, self.instructions / gpu.issued, path)
 
 
 class Unfused(TorchDispatchMode):
@@ -107,13 +112,23 @@ def of_ours(counted: pd.DataFrame, training: bool) -> list[Kernel]:
     kernels = [
         Kernel(
             row.operation, row.launches, row.bytes, row.multiply_adds, row.multiply_adds * row.issued_per_useful,
-            row.warp_instructions,
+            row.warp_instructions, row.longest_path,
         )
         for row in counted.fillna({"issued_per_useful": 0}).itertuples()  # empty where nothing is useful
     ]  # fmt: skip
     if training:
         return [kernel for kernel in kernels if kernel.operation != "network_forward"]
     return [kernel for kernel in kernels if kernel.operation.endswith("_forward") and "loss" not in kernel.operation]
+
+
+def with_longest_paths(network: pd.DataFrame) -> pd.DataFrame:
+    """The rows counted for sm_80, with their longest paths on every GPU."""
+    which = ["backend", "batch", "operation"]
+    paths = network.groupby(which)[["gpu", "longest_path"]].apply(lambda rows: dict(rows.itertuples(index=False)))
+    rows = (
+        network[network["gpu"] == "A100 SXM"].drop(columns="longest_path").merge(paths.rename("longest_path"), on=which)
+    )
+    return rows.assign(backend=rows["backend"] + ", one launch")
 
 
 def row(contender: str, batch: int, training: bool, kernels: list[Kernel]) -> dict[str, Any]:
@@ -140,7 +155,7 @@ def main(
 ) -> None:
     """Prints the bounds, and writes them to OUT/bounds.csv."""
     operations, network = (pd.read_csv(counters / name) for name in ("lenet.csv", "network.csv"))
-    counted = pd.concat([operations, network.assign(backend=network["backend"] + ", one launch")])
+    counted = pd.concat([operations.assign(longest_path=[{}] * len(operations)), with_longest_paths(network)])
     rows = []
     for batch, of_batch in counted.groupby("batch"):
         for training in (False, True):

@@ -2,9 +2,11 @@
 
     python -m benchmarks.counts --backend triton --backend cupy --batch 64
 
-The kernels are compiled for sm_80 and run as PTX. Shares are of warp instructions issued; bytes are distinct ones that
+The kernels are compiled for sm_80, the whole network's for sm_90 too, and run as PTX. Shares are of warp instructions issued; bytes are distinct ones that
 the launches of an operation touch, against the compulsory: each of its inputs and outputs once. Sectors of global memory
-and wavefronts of shared memory are against the ideal: the fewest that hold the bytes which the threads move.
+and wavefronts of shared memory are against the ideal: the fewest that hold the bytes which the threads move. Of the whole network's kernels, whose blocks wait for each
+other, the longest path is counted as well: of each phase between two waits the warp instructions of the block that
+issues most, added up. It depends on how many blocks the GPU holds; GPUS names them.
 """
 
 import contextlib
@@ -146,27 +148,32 @@ def bytes_of_lane(access: Any) -> int:
     return vector * bits // 8
 
 
+GPUS = {"A100 SXM": 80, "H100 SXM": 90}  # and the architecture that the simulator has for it
+
+
 @contextlib.contextmanager
-def simulator(backend: str) -> Iterator[Any]:
+def simulator(backend: str, arch: int = 80) -> Iterator[Any]:
     """The simulator's device, with the backend's launchers on it."""
     import ptxsim.cuda
+    from ptxsim.limits import architecture
 
+    gpu = architecture(arch)
     if backend == "triton":
-        with ptxsim.triton_device(arch=80) as device:
+        network = importlib.import_module("kernels.triton.network")
+        programs = network.PROGRAMS * gpu.multiprocessors
+        with mock.patch.object(network, "programs", lambda like: programs), ptxsim.triton_device(arch=arch) as device:
             yield device
         return
     import cupy
-    from ptxsim.limits import architecture
 
     from kernels.cupy import launch
 
-    gpu = architecture(80)
     limits = launch.Limits(gpu.multiprocessors, gpu.shared_of_block, gpu.shared)
     with (
         mock.patch.object(cupy, "RawModule", ptxsim.cuda.RawModule),
         mock.patch.object(launch, "limits", lambda like: limits),
         mock.patch.object(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr()),
-        ptxsim.cuda.cuda_device(arch=80) as device,
+        ptxsim.cuda.cuda_device(arch=arch) as device,
     ):
         yield device
 
@@ -181,8 +188,8 @@ def count(backend: str, batch: int) -> list[Row]:
     return watch.rows
 
 
-def count_network(backend: str, batch: int) -> list[Row]:
-    """The second training step and the forward pass as one launch each, where the backend has them."""
+def count_network(backend: str, batch: int, gpu: str) -> list[dict[str, Any]]:
+    """The second training step and the forward pass as one launch each, where the backend has them: a Row and more."""
     if importlib.util.find_spec(f"kernels.{backend}.network") is None:
         return []
     launchers = importlib.import_module(f"kernels.{backend}.network")
@@ -203,12 +210,18 @@ def count_network(backend: str, batch: int) -> list[Row]:
         ),
     }
     rows = []
-    with ideals(), simulator(backend) as device:
+    with ideals(), simulator(backend, GPUS[gpu]) as device:
         for name, (call, compulsory) in calls.items():
             device.clear()
             call()
-            counters = [launch.counters for launch in device.launches]
-            rows.append(row(backend, batch, name, counters, compulsory, useful(batch, name == "network_step")))
+            (launch,) = device.launches
+            counted = row(backend, batch, name, [launch.counters], compulsory, useful(batch, name == "network_step"))
+            path = {
+                "blocks": math.prod(launch.grid),
+                "phases": launch.counters.phases,
+                "longest_path": launch.counters.longest_path,
+            }
+            rows.append({"gpu": gpu, **counted._asdict(), **path})
     return rows
 
 
@@ -231,10 +244,16 @@ def main(
     """Prints a row an operation, and writes them to OUT/lenet.csv; those of the network as one launch to OUT/network.csv."""
     cases = [(name, n) for n in batch or (64, 1024) for name in backend or ("triton", "cupy")]
     out.mkdir(parents=True, exist_ok=True)
-    for file, function in {"lenet.csv": count, "network.csv": count_network}.items():
-        rows = [row for case in cases for row in function(*case)]
-        table = Table(*Row._fields)
-        for each in rows:
-            table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each))
-        console.print(table)
-        pd.DataFrame(rows, columns=Row._fields).to_csv(out / file, index=False, float_format="%.4g")
+    write(pd.DataFrame([row for case in cases for row in count(*case)]), out / "lenet.csv")
+    write(
+        pd.DataFrame([row for gpu in GPUS for case in cases for row in count_network(*case, gpu)]), out / "network.csv"
+    )
+
+
+def write(counts: pd.DataFrame, file: Path) -> None:
+    """Prints a table, and writes it to the file."""
+    table = Table(*counts.columns)
+    for each in counts.itertuples(index=False):
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in each))
+    console.print(table)
+    counts.to_csv(file, index=False, float_format="%.4g")

@@ -128,21 +128,6 @@ def limits(like: Tensor) -> Limits:
     )
 
 
-def grid_counter(like: Tensor) -> Tensor:
-    """What the blocks of a cooperative launch on torch's stream count themselves with: zero, as they leave it.
-
-    A captured graph has its own, which it zeroes itself: it may run beside the stream's later launches.
-    """
-    if not like.is_cuda or torch.cuda.is_current_stream_capturing():
-        return like.new_zeros((), dtype=torch.int32)
-    return _grid_counter(like.device, torch.cuda.current_stream(like.device).cuda_stream)
-
-
-@functools.cache
-def _grid_counter(device: torch.device, stream: int) -> Tensor:
-    return torch.zeros((), dtype=torch.int32, device=device)
-
-
 def missing() -> str:
     """What CuPy lacks to compile and run kernels here, and what would help; "" where it lacks nothing."""
     runtime = cupy.cuda.runtime

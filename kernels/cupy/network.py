@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.cupy import launch as driver
-from kernels.cupy.launch import Structure, addresses, grid_counter, launch, structure
+from kernels.cupy.launch import Structure, addresses, launch, structure
 from kernels.cupy.network_plan import (
     BLOCKS,
     IMAGES,
@@ -21,6 +21,7 @@ from kernels.cupy.network_plan import (
     plan,
 )
 from kernels.cupy.sgd import OPTIONS
+from kernels.grid_counter import grid_counter
 from kernels.ops.network import Convolution, Linear, Network, Update, check_float32
 from kernels.sizes import cdiv
 

@@ -32,7 +32,7 @@ def convolve_and_pool(  # type: ignore[no-untyped-def]
     input_ptr, weight_ptr, bias_ptr, y_ptr, positions_ptr, n, program, input_strides, bias_stride,
     G: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    """A program's tile of y and positions."""
+    """A program's tile of y, and of the positions unless they are None."""
     sums, image, row, column, mask_m, group, first_o = tile_sums(
         input_ptr, None, input_strides, weight_ptr, n, program, G, T, W
     )
@@ -52,7 +52,8 @@ def convolve_and_pool(  # type: ignore[no-untyped-def]
             dead = maximum <= 0
             offset = plane + (row // 2 + w) * (G.out[1] // 2) + column // 2
             tl.store(y_ptr + offset, tl.where(dead, 0, maximum).to(y_ptr.dtype.element_ty), mask=mask)
-            tl.store(positions_ptr + offset, tl.where(dead, 255, position).to(tl.uint8), mask=mask)
+            if positions_ptr is not None:
+                tl.store(positions_ptr + offset, tl.where(dead, 255, position).to(tl.uint8), mask=mask)
 
 
 def conv2d_relu_max_pool2d_forward(

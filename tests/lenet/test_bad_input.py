@@ -40,6 +40,10 @@ TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = FILES
         (["train", "--device", "abacus"], "abacus"),
         (["train", "--device", "cpu", "--cuda-graph"], "--cuda-graph needs a GPU"),
         (["train", "--device", "meta"], "meta"),
+        (
+            ["train", "--device", "tpu"],
+            "--device tpu: the kernels run on cpu, cuda, and one of several GPUs such as cuda:1\n",
+        ),
         (["train", "--device", "cuda:99"], "cuda:99"),
         (["tune", "--trials", "0"], "--trials"),
         (["evaluate"], "no such checkpoint"),

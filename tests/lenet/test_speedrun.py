@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lenet_helpers import Outcome
+from lenet_helpers import Outcome, refused
 
 from lenet.speedrun import summary
 
@@ -28,6 +28,13 @@ def test_accuracies_are_those_of_lenet_train(cli: Cli, folder: Path, tmp_path: P
     for seed, accuracy in enumerate(re.findall(r"seed \d: .* accuracy ([\d.]+)%", out)):
         trained = cli("train", "--data", folder, "--seed", seed, "--epochs", 2, "--out", tmp_path / str(seed))
         assert f"test accuracy {accuracy}%" in trained.out
+
+
+@pytest.mark.parametrize("epochs", (1, 2))
+def test_training_that_diverges_has_no_accuracy(cli: Cli, epochs: int) -> None:
+    refused(
+        cli("speedrun", "--data", "digits", "--epochs", epochs, "--lr", 1e6), "training diverged in epoch 1", "--lr"
+    )
 
 
 @pytest.mark.parametrize(("target", "verdict"), ((0.985, "reached"), (0.98501, "missed")))

@@ -143,7 +143,9 @@ def test_bounds_take_the_largest_of_memory_arithmetic_and_issue_slots(tmp_path):
         "triton,64,mse_loss_backward,2,1000,3000000,0,\n"
     )
     (tmp_path / "network.csv").write_text(
-        f"{head}triton,64,network_forward,1,4000000,1000,10,1\ntriton,64,network_step,1,8000000,1000,10,1\n"
+        f"gpu,longest_path,{head}A100 SXM,1000,triton,64,network_forward,1,4000000,1000,10,1\n"
+        "A100 SXM,1000,triton,64,network_step,1,8000000,1000,10,1\nH100 SXM,1000,triton,64,network_forward,1,1,1000,10,1\n"
+        "H100 SXM,200000,triton,64,network_step,1,1,1000,10,1\n"
     )
     bounds.main(tmp_path, tmp_path)
     rows = pd.read_csv(tmp_path / "bounds.csv").set_index(["kernels of", "what"])
@@ -154,7 +156,14 @@ def test_bounds_take_the_largest_of_memory_arithmetic_and_issue_slots(tmp_path):
     assert step["A100 SXM, us"] == pytest.approx(1e6 * (arithmetic + memory), rel=1e-3)
     slots = 108 * 4 * 1.41e9  # multiprocessors, schedulers, clock
     assert rows.loc[("triton, one launch", "forward"), "A100 SXM, us"] == pytest.approx(4e12 / slots, rel=0.01)
-    assert rows.loc[("triton, one launch", "training step"), "A100 SXM, us"] == pytest.approx(8e12 / slots, rel=0.01)
+    network = rows.loc[("triton, one launch", "training step")]
+    assert network["A100 SXM, us"] == pytest.approx(8e12 / slots, rel=0.01)
+    path = 200_000 / (
+        4 * 1.98e9
+    )  # in the slots of one multiprocessor: longer than all of the instructions in all slots
+    for gpu in ("H100 SXM", "H200 SXM"):
+        assert network[f"{gpu}, us"] == pytest.approx(1e6 * path, rel=0.01)
+    assert network["RTX 4090, us"] < 8 * 1e6 / (128 * 4 * 2.5e3), "its grid was not counted"
 
 
 @pytest.mark.parametrize("missing", ("ptxsim", "something else"))

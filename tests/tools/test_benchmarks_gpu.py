@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,7 +95,7 @@ def test_a_block_has_warm_steps_and_cold_ones(clock: Clock, monkeypatch: pytest.
     assert clock.flushed == timing.MOST_COLD_STEPS
 
 
-def test_rates_are_those_of_cold_steps(clock: Clock) -> None:
+def test_rates_are_those_of_cold_steps(clock: Clock, tmp_path: Path) -> None:
     steps = {"torch eager": clock.step, "ours, triton": clock.step}
     work = case.Work(bytes=10**9, flops=4 * 10**9)
     with pytest.MonkeyPatch.context() as patch:
@@ -106,12 +107,26 @@ def test_rates_are_those_of_cold_steps(clock: Clock) -> None:
         assert (row.gb_per_s, row.gflop_per_s, row.speedup) == pytest.approx((200, 800, 1))
     times = report.with_shares(pd.DataFrame(rows), {"float16": Ceilings(bytes_per_s=1e12, flops_per_s=1e12)})
     assert times["of_copy"].tolist() == pytest.approx([0.2, 0.2])
-    first, second = report.lines(times)
-    assert first == ["a forward, float16", "8", "torch eager", "2", "2 - 2", "5", "80% matmul", "1"]
+    written = tmp_path / "predictions.csv"
+    written.write_text(
+        "date,device,name,part,batch,dtype,contender,predicted_ms\n"
+        'A2,a GPU,a,forward,8,float16,"ours, triton",2.5\nA1,a GPU,a,forward,8,float16,"ours, triton",1\n'
+        'A3,another GPU,a,forward,8,float16,"ours, triton",7\nA3,a GPU,a,forward,16,float16,"ours, triton",7\n'
+    )
+    unknown = report.with_predictions(times, "CPU", written)
+    first, second = report.lines(unknown)
+    assert first == ["a forward, float16", "8", "torch eager", "2", "2 - 2", "5", "80% matmul", "", "1"]
     assert second[:3] == ["", "", "ours, triton"]
-    text = report.markdown("a", times, {"device": "a GPU"})
-    assert text.startswith("# a\n\ndevice a GPU\n\n| what | batch |")
+    text = report.markdown("a", unknown, {"device": "a GPU"})
+    assert text.startswith("# a\n\ndevice a GPU\n\n| what | batch |") and "predicted" not in text
     assert "\n|  |  | ours, triton | 2 | 2 - 2 | 5 | 80% matmul | 1.00" in text
+
+    predicted = report.with_predictions(times, "a GPU", written)
+    assert [line[7] for line in report.lines(predicted)] == ["", "2.5, off by +25%"]
+    assert "| 80% matmul | 2.5, off by +25% | 1.00" in report.markdown("a", predicted, {})
+    with report.console.capture() as capture:
+        report.console.print(report.times_table("a", predicted, 1000))
+    assert "predicted" in capture.get() and "2.5, off by +25%" in capture.get()
 
 
 @pytest.mark.usefixtures("gpu")

@@ -173,6 +173,8 @@ class Counters:
     shared_wavefronts: int = 0
     barriers: int = 0  # warp arrivals
     divergent_branches: int = 0
+    phases: int = 0  # of the blocks, between the grid barriers that they poll at
+    longest_path: int = 0  # warp instructions: of each phase those of the block that issued most, added up
     arguments: list[ArgumentTraffic] = field(default_factory=list)
     lines: dict[str, LineCounters] = field(default_factory=dict)
 
@@ -216,10 +218,15 @@ class Counters:
 
     @classmethod
     def from_profile(
-        cls, instructions: list[Instruction], profile: np.ndarray, arguments: list[ArgumentTraffic]
+        cls,
+        instructions: list[Instruction],
+        profile: np.ndarray,
+        arguments: list[ArgumentTraffic],
+        phases: int,
+        longest_path: int,
     ) -> Counters:
         """The counters of a launch: `profile` has a row of PROFILE_FIELDS for each instruction that was issued."""
-        c = cls(arguments=arguments)
+        c = cls(arguments=arguments, phases=phases, longest_path=longest_path)
         for i, row in zip(instructions, profile.tolist(), strict=True):
             issued, executed, lanes, divergent, requests, sectors, shared, wavefronts, tensor = row
             kind = instruction_class(i)
@@ -266,6 +273,7 @@ class Counters:
             ),
             ("distinct bytes", f"{self.bytes_read} read, {self.bytes_written} written"),
             ("shared memory", f"{self.shared_requests} requests, {self.shared_wavefronts} wavefronts"),
+            ("longest path through blocks", f"{self.longest_path} instructions in {self.phases} phases"),
             ("atomics, barriers, divergence", f"{self.atomic_requests}, {self.barriers}, {self.divergent_branches}"),
         ]
         return "\n".join(f"{name:32s}{value}" for name, value in rows)

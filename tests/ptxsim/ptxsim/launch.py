@@ -342,6 +342,8 @@ def _run(kernel: Kernel, grid, block, shared: int, arguments: _Arguments, option
                 for s, t in zip(arguments.segments, traffic, strict=False)
                 if t.bytes_read or t.bytes_written
             ],
+            lib.ptxsim_phases(handle),
+            lib.ptxsim_longest_path(handle),
         )
         return count, [_race(kernel, arguments.segments, races[k]) for k in range(found)]
     finally:

@@ -219,6 +219,10 @@ def library() -> ctypes.CDLL:
     lib.ptxsim_fault_message.argtypes = [pointer]
     lib.ptxsim_profile.argtypes = [pointer, pointer]
     lib.ptxsim_traffic.argtypes = [pointer, pointer]
+    lib.ptxsim_phases.restype = u32
+    lib.ptxsim_phases.argtypes = [pointer]
+    lib.ptxsim_longest_path.restype = u64
+    lib.ptxsim_longest_path.argtypes = [pointer]
     lib.ptxsim_races.restype = u32
     lib.ptxsim_races.argtypes = [pointer, pointer, u32]
     lib.ptxsim_launch_destroy.argtypes = [pointer]

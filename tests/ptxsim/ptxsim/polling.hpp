@@ -37,7 +37,7 @@ inline std::vector<PollingLoop> find_polling_loops(const std::vector<Instruction
     const bool innermost = head >= free;
     free = last + 1;
     if (!innermost || last - head >= LONGEST) continue;
-    PollingLoop loop{head, last, NO_OPERAND, false, {}, {}};
+    PollingLoop loop{head, last, NO_OPERAND, false, false, {}, {}};
     std::map<uint32_t, uint32_t> carried_registers;  // offset, bytes: read before they are surely written
     std::set<uint32_t> carried_predicates, written_registers, written_predicates;
     bool always = true;  // no branch yet: every pass comes by here
@@ -47,6 +47,7 @@ inline std::vector<PollingLoop> find_polling_loops(const std::vector<Instruction
       const bool strong = handlers[pc] == "atom" || (loads && i.flags & STRONG_ACCESS);
       if ((loads && loop.load == NO_OPERAND) || (strong && !loop.strong)) loop.load = pc;
       loop.strong |= strong;
+      loop.waits |= strong && (loads || i.flags & ACQUIRES);
       if (i.guard >= 0 && !written_predicates.count(i.guard)) carried_predicates.insert(i.guard);
       for (bool writing : {false, true})
         for (int n = 0; n < MAX_OPERANDS; n++) {

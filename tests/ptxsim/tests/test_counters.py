@@ -30,6 +30,7 @@ def test_vector_add(counters_of):
     assert c.bytes_read == 2 * 4 * n and c.bytes_written == 4 * n
     assert (c.sectors_read, c.sectors_written) == (2 * n // 8, n // 8)
     assert c.divergent_branches == 0 and c.barriers == 0
+    assert c.phases == 1 and 32 * c.longest_path == c.warp_instructions
     assert {a.name: (a.bytes_read, a.bytes_written) for a in c.arguments} == {
         "x": (4 * n, 0),
         "y": (4 * n, 0),

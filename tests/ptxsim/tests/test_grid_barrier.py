@@ -82,6 +82,16 @@ extern "C" __global__ void sum_of_blocks(const float* x, float* partial, unsigne
     left = half;
   }
 }
+
+extern "C" __global__ void uneven(const int* work, int* out, unsigned* counter, int phases) {
+  for (int phase = 0; phase < phases; phase++) {
+    int x = threadIdx.x;
+#pragma unroll 1
+    for (int i = work[phase * gridDim.x + blockIdx.x]; i > 0; i--) x = x * x + i;
+    out[blockIdx.x * blockDim.x + threadIdx.x] = x;
+    grid_barrier(counter, phase + 1);
+  }
+}
 """
 BARRIERS = {
     "volatile": (),
@@ -135,6 +145,31 @@ def test_schedules_neither_change_the_result_nor_the_work(barrier):
             for counters in (work, launch.counters):  # listed by the addresses that numpy gave them
                 counters.arguments.sort(key=lambda argument: argument.name)
             assert launch.counters == work
+
+
+@pytest.mark.parametrize("races", [False, True], ids=["plain", "races"])
+@pytest.mark.parametrize("barrier", ("volatile", "acquire and release", "cooperative groups"))
+def test_the_longest_path_has_of_each_phase_the_block_with_most_work(barrier, races):
+    def longest_path(*work):
+        module = RawModule(code=SOURCE, options=BARRIERS[barrier], enable_cooperative_groups=True)
+        phases, blocks = np.shape(work)
+        arguments = (
+            np.array(work, np.int32),
+            np.zeros(blocks * THREADS, np.int32),
+            np.zeros(1, np.uint32),
+            np.int32(phases),
+        )
+        with cuda_device(races=races) as device:
+            module.get_function("uneven")((blocks,), (THREADS,), arguments)
+        counters = device.launches[0].counters
+        assert counters.phases == phases + 1 and counters.longest_path <= counters.warp_instructions
+        return counters.longest_path
+
+    least = longest_path((1, 1, 1), (1, 1, 1))
+    each = longest_path((2, 1, 1), (1, 1, 1)) - least
+    assert each > 0
+    assert longest_path((8, 1, 1), (1, 1, 9)) == least + (7 + 8) * each
+    assert longest_path((8, 1, 9), (1, 5, 4)) == least + (8 + 4) * each
 
 
 MISTAKES = {
