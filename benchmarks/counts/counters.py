@@ -170,7 +170,7 @@ def simulator(backend: str, arch: int = 80) -> Iterator[Any]:
 
     limits = launch.Limits(gpu.multiprocessors, gpu.shared_of_block, gpu.shared)
     with (
-        mock.patch.object(cupy, "RawModule", ptxsim.cuda.RawModule),
+        mock.patch.object(cupy, "RawModule", type("RawModule", (ptxsim.cuda.RawModule,), {})),  # modules are kept by it
         mock.patch.object(launch, "limits", lambda like: limits),
         mock.patch.object(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr()),
         ptxsim.cuda.cuda_device(arch=arch) as device,

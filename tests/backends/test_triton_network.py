@@ -29,11 +29,15 @@ def network() -> tuple[Network, list[torch.Tensor]]:
     ]
 
 
-def trained(programs: int, monkeypatch: pytest.MonkeyPatch, loss: str) -> list[torch.Tensor]:
-    """The losses, counts and parameters after three steps on seven images, by so many programs."""
+def trained(programs: int, monkeypatch: pytest.MonkeyPatch, loss: str, in_order: bool = False) -> list[torch.Tensor]:
+    """The losses, counts and parameters after three steps on seven images, by so many programs, and then the scores.
+
+    Images and targets have their order already, or the kernel takes them in it.
+    """
     from kernels.triton import network as by_triton
 
     monkeypatch.setattr(by_triton, "programs", lambda like: programs)
+    monkeypatch.setattr(by_triton, "BLOCK_P", 128)  # of the 288 pixels of an image
     torch.manual_seed(0)
     layers, params = network()
     images = torch.randn(7, 2, 12, 12)
@@ -42,15 +46,31 @@ def trained(programs: int, monkeypatch: pytest.MonkeyPatch, loss: str) -> list[t
         Update(p, torch.empty_like(p), 0.1, None, 0.9, 0.1, 0.01, nesterov=False, maximize=False, first=True)
         for p in params
     ]
-    losses, correct = by_triton.network_step(layers, images, targets, loss, updates, torch.randperm(7), 3)
-    return [losses, correct, *params]
+    order = torch.tensor([3, 6, 0, 0, 5, 1, 2])
+    taken = (
+        (images[order], targets[order], loss, updates, None) if in_order else (images, targets, loss, updates, order)
+    )
+    losses, correct = by_triton.network_step(layers, *taken, 3)
+    return [losses, correct, *params, by_triton.network_forward(layers, images)]
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets; run pytest --compiled")
 @pytest.mark.parametrize("loss", ("mse", "cross_entropy"))
 def test_the_number_of_programs_changes_no_bit(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One counter serves all launches: each leaves it zero but for its highest bit, which an odd number of waits has changed."""
+    from kernels.triton import network as by_triton
+
+    results, left = [], []
     with running("triton"):
-        one, *others = (trained(programs, monkeypatch, loss) for programs in (1, 3, 20))
+        counter = torch.zeros((), dtype=torch.int32)
+        monkeypatch.setattr(by_triton, "grid_counter", lambda like: counter)
+        for programs in (1, 3, 20):
+            results.append(trained(programs, monkeypatch, loss))
+            left.append(counter.item())
+        results.append(trained(3, monkeypatch, loss, in_order=True))
+    waits = 1 + 3 * (4 + 1 + 4 + 1) - 1 + 3  # the images of the first step; steps, but for the end; the forward pass
+    assert waits % 2 and left == [-(2**31), 0, -(2**31)]
+    one, *others = results
     assert all(torch.equal(expected, found) for other in others for expected, found in zip(one, other, strict=True))
 
 
