@@ -30,7 +30,10 @@ def running(backend: str) -> Iterator[None]:
     elif backend == "triton":
         import ptxsim
 
-        with ptxsim.triton_device(arch=arch, races=True):
+        from kernels.triton import launch
+
+        with pytest.MonkeyPatch.context() as patch, ptxsim.triton_device(arch=arch, races=True):
+            patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())
             yield
     else:
         import cupy

@@ -9,7 +9,7 @@ from kernels.cupy.activations import relu_backward, relu_forward, sigmoid_backwa
 from kernels.cupy.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
 from kernels.cupy.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
 from kernels.cupy.cross_entropy import cross_entropy_backward, cross_entropy_forward
-from kernels.cupy.launch import missing
+from kernels.cupy.launch import missing, repeated
 from kernels.cupy.linear import linear_backward, linear_forward, linear_input_grad, linear_weight_grad
 from kernels.cupy.max_pool2d import max_pool2d_forward, max_pool2d_gather, max_pool2d_input_grad
 from kernels.cupy.mse_loss import mse_loss_backward, mse_loss_forward
@@ -35,6 +35,7 @@ __all__ = [
     "mse_loss_forward",
     "relu_backward",
     "relu_forward",
+    "repeated",
     "sgd",
     "sigmoid_backward",
     "sigmoid_forward",

@@ -7,7 +7,8 @@ of its disk cache in every version.
 
 import functools
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import cupy
 import numpy as np
 import torch
 from torch import Tensor
+
+from kernels.integration.repeating import Function, Repeated, recording
 
 FOLDER = Path(__file__).parent
 SHARED_UNASKED = 48 << 10  # bytes of shared memory that a block has on every GPU
@@ -53,26 +56,54 @@ def launch(
     """
     if 0 in grid:
         return
-    values = tuple(addresses(arguments))
     asked = shared if shared > SHARED_UNASKED else 0
     variant = (cupy.RawModule, file, kernel, like.dtype, asked, *constants.items())
     mode = {"enable_cooperative_groups": True} if cooperative else {}
+    start = _starter(like, variant, grid, block, shared, mode)
+    start(*_values(arguments))
+    if current := recording():
+        current.launched(start, [0 if argument is None else argument for argument in arguments])
+
+
+def _starter(
+    like: Tensor,
+    variant: tuple[Any, ...],
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared: int,
+    mode: dict[str, bool],
+) -> Callable[..., None]:
+    """What starts the kernel with such values, however often."""
     if not like.is_cuda:  # a simulator stands in for cupy.RawModule
-        _function(-1, *variant)(grid, block, values, shared_mem=shared, **mode)
-        return
-    device = like.get_device()
-    stream = Stream(torch._C._cuda_getCurrentRawStream(device))  # what torch.cuda.current_stream() wraps
+        simulated = _function(-1, *variant)
+        return lambda *values: simulated(grid, block, values, shared_mem=shared, **mode)
+    device, driver = like.get_device(), cupy.cuda.driver
     function, context = _loaded(device, *variant)
-    driver = cupy.cuda.driver
-    current = driver.ctxGetCurrent()
-    if current == context:
-        function(grid, block, values, shared, stream, **mode)
-        return
-    driver.ctxSetCurrent(context)
-    try:
-        function(grid, block, values, shared, stream, **mode)
-    finally:
-        driver.ctxSetCurrent(current)
+
+    def start(*values: Any) -> None:
+        stream = Stream(torch._C._cuda_getCurrentRawStream(device))  # what torch.cuda.current_stream() wraps
+        current = driver.ctxGetCurrent()
+        if current == context:
+            function(grid, block, values, shared, stream, **mode)
+            return
+        driver.ctxSetCurrent(context)
+        try:
+            function(grid, block, values, shared, stream, **mode)
+        finally:
+            driver.ctxSetCurrent(current)
+
+    return start
+
+
+def repeated(launcher: Function, schema: Any) -> Function:
+    """The launcher, which repeats its calls unless it takes lists: those go to kernels as structures of addresses."""
+    lists = any(str(argument.type) == "List[Tensor]" for argument in schema.arguments)
+    return launcher if lists else Repeated(launcher, schema, sys.modules[__name__])
+
+
+def state() -> Hashable:
+    """What launchers go by, besides arguments: what stands in for cupy.RawModule."""
+    return cupy.RawModule
 
 
 class Stream(NamedTuple):
@@ -108,8 +139,15 @@ def address(tensor: Tensor) -> int:
 
 
 def addresses(values: Iterable[Any]) -> list[Any]:
-    """The values, with its address in place of each tensor and 0 in place of None, for which CuPy 13 passes no null."""
-    return [address(value) if isinstance(value, Tensor) else 0 if value is None else value for value in values]
+    """What a structure has in the place of these; a call that makes one is not repeated."""
+    if current := recording():
+        current.complete = False
+    return _values(values)
+
+
+def _values(arguments: Iterable[Any]) -> list[Any]:
+    """The arguments, with its address in place of each tensor and 0 in place of None, for which CuPy 13 passes no null."""
+    return [address(each) if isinstance(each, Tensor) else 0 if each is None else each for each in arguments]
 
 
 class Limits(NamedTuple):

@@ -49,6 +49,7 @@ class Convert(torch.autograd.Function):
 
 def convert(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """tensor.to(dtype), differentiable; torch does it itself where its threads do not matter, or a tracer watches."""
-    if tensor.dtype == dtype or tensor.numel() <= ON_ONE_THREAD or tangent_may_come() or needs_dispatcher((tensor,)):
+    small = tensor.numel() <= ON_ONE_THREAD or not tensor.is_cpu
+    if tensor.dtype == dtype or small or tangent_may_come() or needs_dispatcher((tensor,)):
         return tensor.to(dtype)
     return Convert.apply(tensor, dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import resolve
-from kernels.integration.dispatcher import has_plain_memory, needs_dispatcher
+from kernels.integration.dispatcher import first_tensor, has_plain_memory, needs_dispatcher
 from kernels.integration.tracebacks import shown_as
 
 library = torch.library.Library("lenet_kernels", "DEF")
@@ -31,9 +31,7 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
         @shown_as(f"{name}_on_cuda")
         def run_on_cuda(*arguments: Any) -> Any:
-            first = arguments[0]
-            with torch.cuda.device_of(first[0] if type(first) is list else first):  # on the current GPU Triton launches
-                return on_cuda[name, arguments[-1]](*arguments[:-1])
+            return on_cuda[name, arguments[-1]](*map(as_tuple, arguments[:-1]))
 
         library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
         library.impl(name, run_on_cpu, "CPU")
@@ -46,8 +44,9 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         @shown_as(name)
         def call(*arguments: Any) -> Any:
             if not needs_dispatcher(arguments):
+                implementations = on_cpu if first_tensor(arguments).is_cpu else on_cuda
                 try:
-                    return on_cpu[name, arguments[-1]](*arguments[:-1])
+                    return implementations[name, arguments[-1]](*arguments[:-1])
                 except (RuntimeError, TypeError):  # which torch raises where there is no memory to look at
                     if has_plain_memory(arguments):
                         raise
@@ -67,8 +66,12 @@ class Implementations(dict[tuple[str, str], Callable[..., Any]]):
 
     def __missing__(self, key: tuple[str, str]) -> Callable[..., Any]:
         name, backend = key
-        function = getattr(resolve(backend, self._device_type), name)
-        schema = getattr(torch.ops.lenet_kernels, name).default._schema
+        package = resolve(backend, self._device_type)
+        function, schema = getattr(package, name), getattr(torch.ops.lenet_kernels, name).default._schema
+        if hasattr(package, "repeated"):  # a GPU backend
+            function = package.repeated(function, schema)
+        if self._device_type == "cuda":
+            function = _on_its_device(function)
         if written := [i for i, argument in enumerate(schema.arguments) if argument.is_write]:
             function = _noticed_by_autograd(function, written)
         self[key] = function
@@ -82,6 +85,19 @@ on_cpu, on_cuda = Implementations("cpu"), Implementations("cuda")
 def as_tuple(argument: Any) -> Any:
     """The argument, as a tuple where torch's dispatcher made a list of it: NumPy's functions use some as keys."""
     return tuple(argument) if type(argument) is list else argument
+
+
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, run while the GPU of its first tensor is torch's current one: there Triton launches."""
+
+    def run(*arguments: Any) -> Any:
+        device = first_tensor(arguments).get_device()
+        if device == torch.cuda.current_device():
+            return function(*arguments)
+        with torch.cuda.device(device):
+            return function(*arguments)
+
+    return run
 
 
 def _noticed_by_autograd(function: Callable[..., Any], written: list[int]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backwar
 from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_forward as conv2d_relu_max_pool2d_forward
 from kernels.triton.cross_entropy import cross_entropy_backward as cross_entropy_backward
 from kernels.triton.cross_entropy import cross_entropy_forward as cross_entropy_forward
+from kernels.triton.launch import repeated as repeated
 from kernels.triton.linear import linear_backward as linear_backward
 from kernels.triton.linear import linear_forward as linear_forward
 from kernels.triton.linear import linear_input_grad as linear_input_grad

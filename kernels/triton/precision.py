@@ -21,6 +21,12 @@ def tensor_core_precision(dtype: torch.dtype, fp32_precision: str) -> str | None
     return precision if precision in _available(driver.active.get_current_device()) else None
 
 
+def fp32_precisions() -> tuple[str, str]:
+    """torch's switches for convolutions and for matrix products, as `torch.backends` has them, by the shortest way."""
+    of = torch._C._get_fp32_precision_getter
+    return of("cuda", "conv"), of("cuda", "matmul")
+
+
 @functools.cache
 def _available(device: int) -> tuple[str, ...]:
     """Of the current device: Triton uses NVIDIA's from Ampere on, and TF32 on those alone."""

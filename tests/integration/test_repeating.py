@@ -1,0 +1,411 @@
+"""A call like an earlier one starts the kernels that its launcher would start anew, with the same arguments, and nothing else.
+
+Nothing runs: what stands in for Triton's and CuPy's loaders writes down what is launched.
+"""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_primitive import OPERATORS, arguments
+from torch import Tensor
+from torch.testing import assert_close
+
+import kernels.ops
+from kernels.backend import load
+from kernels.check.operations import LAYOUTS
+from kernels.integration import dispatcher, primitive, repeating
+from kernels.integration.repeating import Repeated, recording
+
+ADDRESSES = 1 << 32  # and above are integers that are addresses: sizes are small here
+
+
+class Launches:
+    """What was launched: kernels as their loader knows them, with their arguments."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, Any]] = []
+
+    def of(self, launcher: Callable[..., Any], call: tuple[Any, ...]) -> Any:
+        """The results and launches of a call, as one description in which memory goes by whose it is."""
+        self.made.clear()
+        results = launcher(*call)
+        given = results if isinstance(results, tuple) else () if results is None else (results,)
+        owners = [*tensors(call), *given]
+        others = [number for number in flat([values for _, values in self.made]) if is_address(number)]
+        others = [number for number in others if owner(number, owners) is None]
+
+        def named(value: Any) -> Any:
+            if isinstance(value, tuple | list):
+                return [named(each) for each in value]
+            if is_address(value):
+                return owner(value, owners) or ("other", value - others[0])
+            return value.tobytes() if hasattr(value, "tobytes") else value
+
+        described = None if results is None else [(r.shape, r.stride(), r.dtype, r.device) for r in given]
+        return described, [(kernel, named(values)) for kernel, values in self.made]
+
+
+def is_address(value: Any) -> bool:
+    return type(value) is int and value > ADDRESSES
+
+
+def owner(address: int, tensors: list[Tensor]) -> tuple[int, int] | None:
+    """Which of the tensors has the address, and how far from its first element."""
+    for number, tensor in enumerate(tensors):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() <= address < storage.data_ptr() + max(storage.nbytes(), 1):
+            return number, address - tensor.data_ptr()
+    return None
+
+
+def flat(values: Any) -> list[Any]:
+    return [each for value in values for each in (flat(value) if isinstance(value, tuple | list) else [value])]
+
+
+def tensors(call: tuple[Any, ...]) -> list[Tensor]:
+    return [value for value in flat(call) if isinstance(value, Tensor)]
+
+
+class Driver:
+    """Stands in for Triton's: the current device is what a test says."""
+
+    device = 3_000_000
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def get_current_target(self) -> Any:
+        return SimpleNamespace(backend="cuda", arch=90, warp_size=32)
+
+
+class Compiled:
+    """Stands in for what Triton compiles: for the device, dtypes and alignment it meets at first."""
+
+    def __init__(self, launches: Launches, name: str, options: dict[str, Any], args: tuple[Any, ...]) -> None:
+        self.launches = launches
+        pointers = [(each.dtype, each.data_ptr() % 16) for each in flat(args) if isinstance(each, Tensor)]
+        self.compiled_for = name, sorted(options.items()), Driver.device, pointers
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *args: self.launches.made.append(((self.compiled_for, Driver.device, grid[0]), args))
+
+
+@pytest.fixture(params=("triton", "cupy"))
+def stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Launches]]:
+    """A GPU backend whose loader writes down what is launched, and the list in which it does."""
+    loader, launches = pytest.importorskip(request.param), Launches()
+    if request.param == "triton":
+        import kernels.triton as package
+
+        def run(kernel: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> Compiled:
+            compiled = Compiled(launches, kernel.fn.__name__, options, args)
+            compiled[grid](*map(by_address, args))
+            return compiled
+
+        monkeypatch.setattr(type(package.softmax.softmax_kernel), "run", run)
+        monkeypatch.setattr(loader.runtime.driver, "_active", Driver())
+    else:
+        import kernels.cupy as package
+
+        def module(code: str, options: tuple[str, ...]) -> Any:
+            def get_function(name: str) -> Callable[..., None]:
+                def start(grid: Any, block: Any, values: Any, shared_mem: int) -> None:
+                    launches.made.append(((name, len(code), options, grid, block, shared_mem), values))
+
+                return start
+
+            return SimpleNamespace(get_function=get_function)
+
+        monkeypatch.setattr(loader, "RawModule", module)
+    yield package, launches
+
+
+def by_address(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return tuple(map(by_address, value)) if type(value) is tuple else value
+
+
+def launcher_of(package: Any, name: str) -> tuple[Callable[..., Any], Repeated]:
+    """A backend's launcher, and the same with its calls repeated."""
+    launcher = getattr(package, name)
+    return launcher, Repeated(launcher, OPERATORS[name]._schema, package.launch)
+
+
+def repetitions(launcher: Repeated) -> list[Callable[..., Any]]:
+    """Those of its calls that were recorded to the end."""
+    return [call for call in launcher._calls.values() if call not in (None, launcher._call_launcher)]
+
+
+def positional(name: str, call: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments as a launcher takes them."""
+    values = [call[argument.name] for argument in OPERATORS[name]._schema.arguments[:-1]]
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def changed(call: tuple[Any, ...], change: Callable[[Tensor], Tensor], only: int | None = None) -> tuple[Any, ...]:
+    """The call with its tensors, or only number `only`, changed."""
+    numbers = itertools.count()
+
+    def each(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(each, value))
+        if not isinstance(value, Tensor) or only not in (next(numbers), None):
+            return value
+        return change(value.clone())
+
+    return each(call)
+
+
+def to(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.to(dtype) if t.is_floating_point() else t
+
+
+def further(t: Tensor) -> Tensor:
+    """The tensor in the same memory order, a few elements behind an aligned address."""
+    n = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) + 1
+    return torch.empty(n + 3, dtype=t.dtype)[3:].as_strided(t.shape, t.stride()).copy_(t)
+
+
+def moved(t: Tensor) -> Tensor:
+    """The tensor in other memory, where its address has the same remainders."""
+    return torch.empty(0, dtype=t.dtype).set_(t.untyped_storage().clone(), t.storage_offset(), t.shape, t.stride())
+
+
+CALLS = [(name, positional(name, call)) for name in OPERATORS for call in arguments(3)[name]]
+n = 3000  # rows: sums so long that they are split
+rows, many, images = (torch.randn(n, 5), torch.randn(n, 7)), torch.randn(n, 20), torch.randn(40, 3, 30, 30)
+dy = torch.randn(40, 6, 28, 28)
+CALLS += [
+    *(
+        ("linear_backward", (rows[0], rows[0], rows[1], torch.randn(5, 7), needed, "relu"))
+        for needed in ((True, True, True), (False, True, False), (True, False, True))
+    ),
+    ("mse_loss_forward", (many, many + 1, "mean")),
+    ("cross_entropy_forward", (many, torch.arange(n) % 9, None, "mean", 0, 0.1)),
+    ("conv2d_weight_grad", (dy, images, (3, 3), True, (1, 1), (0, 0), (1, 1), 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "call"), CALLS, ids=[name for name, _ in CALLS])
+def test_a_call_launches_what_its_launcher_would(name: str, call: tuple[Any, ...], stand_in: Any) -> None:
+    """The first with a key, the second, which is recorded, and repetitions, in other memory each time.
+
+    Then as often with one thing changed: dtype, alignment, or the memory order of one of the tensors.
+    """
+    package, launches = stand_in
+    launcher, repeated = launcher_of(package, name)
+    count = len(tensors(call))
+    variants = [call, changed(call, to(torch.float64)), *(changed(call, further, each) for each in range(count))]
+    if name != "sgd":  # which takes one memory order
+        layouts = ("transposed", "sliced", "expanded", "shifted", "channels_last")
+        variants += [changed(call, LAYOUTS[layout], each) for layout in layouts for each in range(count)]
+    kept = []
+    for variant in variants:
+        for _ in range(4):
+            kept.append(changed(variant, moved))
+            assert launches.of(repeated, kept[-1]) == launches.of(launcher, kept[-1])
+    assert repetitions(repeated) or (package.__name__, name) == ("kernels.cupy", "sgd")
+
+
+@pytest.mark.parametrize("name", ("linear_backward", "conv2d_relu_max_pool2d_backward"))
+def test_a_repeated_call_computes_the_same(name: str, backend: str) -> None:
+    """On whatever runs the backend's kernels here."""
+    package = load(backend)
+    call = positional(name, arguments(3)[name][0])
+    repeated = primitive.Implementations(torch.get_default_device().type)[name, backend]
+    for factor in (1, 2, 3, 4):
+        again = changed(call, lambda t, factor=factor: t * factor)
+        assert_close(repeated(*again), getattr(package, name)(*again), rtol=0, atol=0)
+
+
+def test_one_tensor_given_twice_is_known_by_its_place(stand_in: Any) -> None:
+    package, launches = stand_in
+    launcher, repeated = launcher_of(package, "relu_backward")
+    one, other = torch.randn(5), torch.randn(5)
+    for call in ((one, one), (one, one), (one, other), (other, one)):
+        assert launches.of(repeated, call) == launches.of(launcher, call)
+    assert len(repetitions(repeated)) == 1
+
+
+def test_switches_and_devices_are_told_apart(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TF32 is allowed to round, and Triton's current device, may change between two calls."""
+    package, launches = stand_in
+    calls = {
+        "linear_forward": (torch.randn(64, 64), torch.randn(64, 64), None, None),
+        "conv2d_forward": (torch.randn(8, 64, 9, 9), torch.randn(64, 64, 3, 3), None, (1, 1), (0, 0), (1, 1), 1),
+    }
+    for name, call in calls.items():
+        launcher, repeated = launcher_of(package, name)
+        described = []
+        for tf32, device in itertools.product((False, True), (1, 2)):
+            monkeypatch.setattr(Driver, "device", device)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32), matmul_precision(tf32):
+                for _ in range(3):
+                    described.append(launches.of(launcher, call))
+                    assert launches.of(repeated, call) == described[-1]
+        assert len({str(each) for each in described}) == (4 if package.__name__ == "kernels.triton" else 1)
+
+
+@contextlib.contextmanager
+def matmul_precision(tf32: bool) -> Iterator[None]:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+class Backend:
+    """Where a launcher of a test's own starts its kernels: with an address and a number."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Any, ...]] = []
+
+    def state(self) -> str:
+        return ""
+
+    def address(self, tensor: Tensor) -> int:
+        return tensor.data_ptr()
+
+    def launch(self, *values: Any) -> None:
+        self.started.append(values)
+        if current := recording():
+            current.launched(lambda *values: self.started.append(values), values)
+
+
+ELSEWHERE = torch.zeros(4)
+UNREPEATABLE: dict[str, Callable[[Backend, Tensor], Any]] = {
+    "computes with torch": lambda b, x: x + 1,
+    "reads a value": lambda b, x: b.launch(x, x[0].item()),
+    "writes with torch": lambda b, x: b.launch(x.add_(1)),
+    "returns its input": lambda b, x: x,
+    "returns a part of what it allocates": lambda b, x: x.new_empty(8)[4:],
+    "returns memory that results share": lambda b, x: ((y := x.new_empty(8)), y.view(2, 4)),
+    "returns a tensor from elsewhere": lambda b, x: ELSEWHERE,
+    "launches on a tensor from elsewhere": lambda b, x: b.launch(ELSEWHERE),
+}
+
+
+@pytest.mark.parametrize("launcher", UNREPEATABLE.values(), ids=UNREPEATABLE.keys())
+def test_what_does_more_than_launch_is_not_repeated(launcher: Callable[[Backend, Tensor], Any]) -> None:
+    backend, calls = Backend(), []
+    repeated = Repeated(lambda x: calls.append(x) or launcher(backend, x), OPERATORS["relu_forward"]._schema, backend)
+    for _ in range(5):
+        repeated(torch.randn(4))
+    assert len(calls) == 5
+
+
+def test_results_are_new_and_laid_out_as_the_launcher_s() -> None:
+    backend = Backend()
+    repeated = Repeated(lambda x: x.new_empty((3, 2)).t(), OPERATORS["relu_forward"]._schema, backend)
+    results = [repeated(torch.randn(4)) for _ in range(4)]
+    assert {(y.shape, y.stride()) for y in results} == {((2, 3), (1, 2))}
+    assert len({y.data_ptr() for y in results}) == 4
+    assert len(repetitions(repeated)) == 1
+
+
+def test_addresses_of_views_follow_what_they_are_views_of() -> None:
+    backend = Backend()
+
+    def launcher(x: Tensor) -> None:
+        partials = x.new_empty(10)
+        backend.launch(x[1:], partials, partials[4:][2:], (x, partials[1:]))
+
+    repeated = Repeated(launcher, OPERATORS["relu_forward"]._schema, backend)
+    for _ in range(4):
+        x = torch.randn(6)
+        repeated(x)
+    first, second, third, pair = backend.started[-1]
+    assert (first, third, pair) == (x.data_ptr() + 4, second + 24, (x.data_ptr(), second + 4))
+    assert len(repetitions(repeated)) == 1
+
+
+def test_kept_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeating, "MOST", 5)
+    repeated = Repeated(torch.Tensor.numel, OPERATORS["relu_forward"]._schema, Backend())
+    for n in range(1, 40):
+        repeated(torch.zeros(n))
+        assert 0 < len(repeated._calls) <= 5
+
+
+def test_a_recording_has_the_launches_of_its_thread_alone() -> None:
+    backend = Backend()
+
+    def launcher(x: Tensor) -> Tensor:
+        if recording():
+            thread = threading.Thread(target=backend.launch, args=(ELSEWHERE,))
+            thread.start()
+            thread.join()
+        backend.launch(x)
+        return torch.empty_like(x)
+
+    repeated = Repeated(launcher, OPERATORS["relu_forward"]._schema, backend)
+    for _ in range(3):
+        x = torch.randn(4)
+        repeated(x)
+    assert backend.started[-1] == (x.data_ptr(),)
+    assert len(repetitions(repeated)) == 1
+
+
+def test_an_error_ends_the_recording() -> None:
+    def launcher(x: Tensor) -> Tensor:
+        raise RuntimeError("no memory")
+
+    repeated = Repeated(launcher, OPERATORS["relu_forward"]._schema, Backend())
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="no memory"):
+            repeated(torch.ones(4))
+    assert recording() is None
+
+
+class OnGPU(Tensor):
+    """Stands in for a tensor on GPU 1."""
+
+    is_cuda, is_cpu = True, False
+
+    def get_device(self) -> int:
+        return 1
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Two GPUs, of which 0 is torch's current one; `calls` has the current one at each call of a launcher."""
+    state = SimpleNamespace(current=0, calls=[])
+
+    @contextlib.contextmanager
+    def device(number: int) -> Iterator[None]:
+        state.current, before = number, state.current
+        yield
+        state.current = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: state.current)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(dispatcher, "ORDINARY", dispatcher.ORDINARY | {OnGPU})
+    package = SimpleNamespace(relu_forward=lambda x: state.calls.append(state.current))
+    monkeypatch.setattr(primitive, "resolve", lambda name, device_type: package)
+    monkeypatch.setattr(primitive, "on_cuda", primitive.Implementations("cuda"))
+    return state
+
+
+def test_a_gpu_s_tensor_takes_the_short_way_to_its_device(gpu: SimpleNamespace) -> None:
+    x = torch.ones(3).as_subclass(OnGPU)
+    assert not dispatcher.needs_dispatcher((x, ""))
+    kernels.ops.activations.relu_forward(x, "")
+    gpu.current = 1
+    kernels.ops.activations.relu_forward(x, "")
+    assert (gpu.calls, gpu.current) == ([1, 1], 1)
+
+
+@pytest.mark.parametrize(
+    "x",
+    (torch.ones(3, dtype=torch.complex64).conj().imag, torch._efficientzerotensor(3)),
+    ids=("negated when it is read", "zero without memory"),
+)
+def test_a_gpu_s_tensor_without_ordinary_memory_needs_the_dispatcher(x: Tensor, gpu: SimpleNamespace) -> None:
+    assert dispatcher.needs_dispatcher((x.as_subclass(OnGPU), ""))
