@@ -3,23 +3,28 @@
     python -m benchmarks.counts.launch_cost
     python -m benchmarks.counts.launch_cost --backend triton --profile linear_backward
 
-No GPU: what would start a kernel does nothing. Calls of functions, in Python and C, are exact. Times are this processor's
-and come as ratios to a stub-only call: the same primitive with a launcher that returns ready results at once.
+No GPU: what would start a kernel does nothing. Calls of functions, in Python and C, are exact. Times are those of this
+processor while it runs this thread, and come as ratios of medians: of calls that are repeated from a recording to calls in
+which the launcher and the compiler's runtime work everything out, and of whole steps to torch eager's.
 """
 
 import contextlib
 import cProfile
+import functools
 import importlib
 import itertools
 import pstats
+import statistics
 import sys
+import time
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from unittest import mock
 
 import pandas as pd
+import torch
 import typer
 from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,39 +33,48 @@ import kernels
 from benchmarks.command import BACKENDS, RESULTS, one_of, run
 from benchmarks.exercise import training_step
 from benchmarks.report import console
-from kernels.integration.primitive import Implementations
+from kernels.integration import primitive
 
 TARGET = "90"  # that Triton compiles for
 LAUNCHES = itertools.count()
+ROUNDS, CALLS = 50, 10  # that are timed, and calls of a round
 
 
 class Row(NamedTuple):
-    """One primitive of the step."""
+    """One primitive of the step: what a call costs that is worked out, and one that is repeated."""
 
     backend: str
     operation: str
     launches: int
     calls: int
-    ratio: float
-    calls_with_loader: int  # with what Triton does to find and start a compiled kernel, or CuPy to start one
-    ratio_with_loader: float
+    calls_repeated: int
+    time_repeated: float  # over that of a call that is worked out
+
+
+class Step(NamedTuple):
+    """The whole step, its time over torch eager's."""
+
+    backend: str
+    launches: int
+    worked_out: float
+    repeated: float
 
 
 class Watch(TorchDispatchMode):
-    """Keeps the primitives that are called in its `with` block: name, arguments, results."""
+    """Keeps the primitives that are called in its `with` block: name, arguments."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, Any, Any]] = []
+        self.seen: list[tuple[str, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **kwargs or {})
         if func.namespace == "lenet_kernels":
-            self.seen.append((func._opname, args, results))
+            self.seen.append((func._opname, args))
         return results
 
 
-def step(batch: int) -> list[tuple[str, Any, Any]]:
+def step(batch: int) -> list[tuple[str, Any]]:
     """The primitives of a training step."""
     take = training_step(batch)
     with Watch() as watch:
@@ -69,57 +83,71 @@ def step(batch: int) -> list[tuple[str, Any, Any]]:
 
 
 def launcher_of(name: str) -> Callable[..., Any]:
-    """A primitive's function in the backend that its last argument names, as torch's dispatcher calls it."""
-    functions = Implementations("cpu")
-    return lambda *arguments: functions[name, arguments[-1]](*arguments[:-1])
+    """A primitive's function in the backend that its last argument names, as a call takes it past torch's dispatcher."""
+
+    def launch(*arguments: Any) -> Any:
+        return primitive.on_cpu[name, arguments[-1]](*map(primitive.as_tuple, arguments[:-1]))
+
+    return launch
 
 
-def row(backend: str, name: str, arguments: Any, results: Any) -> Row:
+def row(backend: str, name: str, arguments: tuple[Any, ...]) -> Row:
     """The cost of a primitive's call with these arguments."""
-    launcher = launcher_of(name)
-    with mock.patch.object(importlib.import_module(f"kernels.{backend}"), name, lambda *_: results):
-        stub = launcher_of(name)
-        stub(*arguments)  # keeps what it finds now
+    call = functools.partial(launcher_of(name), *arguments)
+    worked_out, repeated = ways = never_repeated(backend), primitive.Implementations("cpu")
+    times = medians((way, call) for way in ways)
+    return Row(backend, name, launches(call), count(call, worked_out), count(call, repeated), times[1] / times[0])
 
-    def call() -> None:
-        launcher(*arguments)
 
-    unit = microseconds(lambda: stub(*arguments))
-    with no_launches(backend):
-        before = next(LAUNCHES)
-        call()
-        launches = next(LAUNCHES) - before - 1
-        alone = count(call), microseconds(call) / unit
-    if backend == "triton":
-        return Row(backend, name, launches, *alone, count(call), microseconds(call) / unit)
-    with mock.patch.object(importlib.import_module("cupy"), "RawModule", Packing):
-        failures = launches * microseconds(Packing().get_function("nothing at all"))
-        return Row(backend, name, launches, *alone, count(call), (microseconds(call) - failures) / unit)
+def whole_step(backend: str, batch: int) -> Step:
+    """The cost of the step; torch's has the same modules, at sizes that leave nothing to compute, and foreach as on a GPU."""
+    take = training_step(batch)
+    worked_out, repeated = never_repeated(backend), primitive.Implementations("cpu")
+    times = medians([(repeated, torch_step()), (worked_out, take), (repeated, take)])
+    return Step(backend, launches(take), times[1] / times[0], times[2] / times[0])
+
+
+def never_repeated(backend: str) -> primitive.Implementations:
+    """The backend's functions, which work out every call."""
+    functions, package = primitive.Implementations("cpu"), importlib.import_module(f"kernels.{backend}")
+    with mock.patch.object(package, "repeated", lambda launcher, schema: launcher):
+        for operator in torch.ops.lenet_kernels:
+            functions[operator, backend]
+    return functions
+
+
+def torch_step() -> Callable[[], None]:
+    """A step of torch's LeNet without its width."""
+    nn = torch.nn
+    convolutions = [nn.Conv2d(1, 1, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(1, 1, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    layers = [nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)]
+    net, loss = nn.Sequential(*convolutions, nn.Flatten(), *layers), nn.MSELoss()
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, foreach=True)
+    images, targets = torch.randn(1, 1, 16, 16), torch.randn(1, 1)
+
+    def step() -> None:
+        optimiser.zero_grad()
+        loss(net(images), targets).backward()
+        optimiser.step()
+
+    return step
 
 
 @contextlib.contextmanager
 def no_device(backend: str) -> Iterator[None]:
-    """A block in which the launchers run as on a GPU, and start nothing."""
+    """A block in which the launchers run as on a GPU, and what would launch a kernel does nothing but count."""
     with contextlib.ExitStack() as stack:
         if backend == "triton":
-            from benchmarks.compile.triton import compiling_for
+            from benchmarks.compile.triton import _Driver, compiling_for
 
+            stack.enter_context(mock.patch.object(_Driver, "launcher_cls", lambda driver, source, metadata: nothing))
             stack.enter_context(compiling_for(TARGET))
         else:
-            stack.enter_context(no_launches(backend))
+            import cupy
+
+            stack.enter_context(mock.patch.object(cupy, "RawModule", Nothing))
         stack.enter_context(kernels.use_backend(backend))
         yield
-
-
-def no_launches(backend: str) -> Any:
-    """A block in which the call that launches a kernel does nothing but count."""
-    if backend == "triton":
-        from triton.runtime import JITFunction
-
-        return mock.patch.object(JITFunction, "run", nothing)
-    import cupy
-
-    return mock.patch.object(cupy, "RawModule", Nothing)
 
 
 class Nothing:
@@ -132,43 +160,39 @@ class Nothing:
         return nothing
 
 
-class Packing:
-    """Stands in for cupy.RawModule: its kernels are CuPy's own, which pack their arguments and then find no driver."""
-
-    def __init__(self, **_: Any) -> None:
-        pass
-
-    def get_function(self, name: str) -> Callable[..., None]:
-        from cupy.cuda import Function, runtime
-
-        from kernels.cupy.launch import Stream
-
-        start, stream = Function.__new__(Function), Stream(0)
-
-        def kernel(grid: Any = (1,), block: Any = (1,), arguments: Any = (), shared_mem: int = 0) -> None:
-            with contextlib.suppress(runtime.CUDARuntimeError):
-                start(grid, block, arguments, shared_mem, stream)
-
-        return kernel
-
-
 def nothing(*_: Any, **__: Any) -> None:
     next(LAUNCHES)
 
 
-def microseconds(call: Callable[[], Any]) -> float:
-    """The least time of a call, of several blocks of them."""
+def launches(call: Callable[[], Any]) -> int:
+    """How many kernels a call launches."""
+    before = next(LAUNCHES)
     call()
-    return min(timeit.repeat(call, number=20, repeat=150)) / 20 * 1e6
+    return next(LAUNCHES) - before - 1
 
 
-def count(call: Callable[[], Any]) -> int:
-    """How many functions a call calls."""
+def medians(calls: Iterable[tuple[primitive.Implementations, Callable[[], Any]]]) -> list[float]:
+    """The times of calls that find these functions, in turns; the first rounds do not count."""
+    timers = [(functions, timeit.Timer(call, timer=time.thread_time)) for functions, call in calls]
+    rounds = []
+    for _ in range(ROUNDS + 5):
+        times = []
+        for functions, timer in timers:
+            with mock.patch.object(primitive, "on_cpu", functions):
+                times.append(timer.timeit(CALLS))
+        rounds.append(times)
+    return [statistics.median(column) for column in zip(*rounds[5:], strict=True)]
+
+
+def count(call: Callable[[], Any], functions: primitive.Implementations | None = None) -> int:
+    """How many functions a call calls that finds these functions, when the same was called before."""
     events = []
-    call()
-    sys.setprofile(lambda frame, event, argument: events.append(event))
-    call()
-    sys.setprofile(None)
+    with mock.patch.object(primitive, "on_cpu", functions or primitive.on_cpu):
+        for _ in range(3):
+            call()  # a third is repeated
+        sys.setprofile(lambda frame, event, argument: events.append(event))
+        call()
+        sys.setprofile(None)
     return sum(event in ("call", "c_call") for event in events) - 2  # less the call itself and sys.setprofile
 
 
@@ -190,25 +214,26 @@ def main(
     profiled: Annotated[list[str] | None, typer.Option("--profile", help="a primitive to profile instead")] = None,
     out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "launch_cost",
 ) -> None:
-    """Prints a row for each primitive of the step, and writes them to OUT/lenet.csv."""
-    rows = []
+    """Prints a row for each primitive of the step, and one for all of it; writes them to OUT/lenet.csv and OUT/step.csv."""
+    rows, steps = [], []
     for name in backend or BACKENDS:
         with no_device(name):
-            for primitive, arguments, results in step(batch):
+            for operation, arguments in step(batch):
                 if not profiled:
-                    rows.append(row(name, primitive, arguments, results))
-                elif primitive in profiled:
-                    launcher = launcher_of(primitive)
-                    with no_launches(name):
-                        profile(lambda: launcher(*arguments))  # noqa: B023
+                    rows.append(row(name, operation, arguments))
+                elif operation in profiled:
+                    profile(functools.partial(launcher_of(operation), *arguments))
+            if not profiled:
+                steps.append(whole_step(name, batch))
     if profiled:
         return
-    table = Table(*Row._fields)
-    for each in rows:
-        table.add_row(*(f"{value:.1f}" if isinstance(value, float) else str(value or "") for value in each))
-    console.print(table)
     out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(out / "lenet.csv", index=False, float_format="%.1f")
+    for each, file in ((rows, "lenet.csv"), (steps, "step.csv")):
+        table = Table(*each[0]._fields)
+        for values in each:
+            table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in values))
+        console.print(table)
+        pd.DataFrame(each).to_csv(out / file, index=False, float_format="%.2f")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ class Recording(TorchDispatchMode):
 
 def begin(tensor: Tensor) -> int:
     """Where the tensor begins in its storage, in bytes."""
-    return tensor.storage_offset() * tensor.element_size()
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 class Pool:

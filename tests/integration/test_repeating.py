@@ -159,7 +159,7 @@ def changed(call: tuple[Any, ...], change: Callable[[Tensor], Tensor], only: int
             return tuple(map(each, value))
         if not isinstance(value, Tensor) or only not in (next(numbers), None):
             return value
-        return change(value.clone())
+        return change(value)
 
     return each(call)
 
@@ -209,7 +209,7 @@ def test_a_call_launches_what_its_launcher_would(name: str, call: tuple[Any, ...
         variants += [changed(call, LAYOUTS[layout], each) for layout in layouts for each in range(count)]
     kept = []
     for variant in variants:
-        for _ in range(4):
+        for _ in range(3):
             kept.append(changed(variant, moved))
             assert launches.of(repeated, kept[-1]) == launches.of(launcher, kept[-1])
     assert repetitions(repeated) or (package.__name__, name) == ("kernels.cupy", "sgd")
