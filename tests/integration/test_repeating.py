@@ -237,6 +237,16 @@ def test_one_tensor_given_twice_is_known_by_its_place(stand_in: Any) -> None:
     assert len(repetitions(repeated)) == 1
 
 
+def test_other_arguments_are_told_apart(stand_in: Any) -> None:
+    package, launches = stand_in
+    launcher, repeated = launcher_of(package, "linear_backward")
+    for needed, activation in itertools.product(((True, True, True), (True, False, False)), ("relu", "sigmoid")):
+        call = (*rows[:1] * 2, rows[1], torch.randn(5, 7), needed, activation)
+        for _ in range(3):
+            assert launches.of(repeated, call) == launches.of(launcher, call)
+    assert len(repetitions(repeated)) == 4
+
+
 def test_switches_and_devices_are_told_apart(stand_in: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What TF32 is allowed to round, and Triton's current device, may change between two calls."""
     package, launches = stand_in
