@@ -10,6 +10,11 @@ from threadpoolctl import ThreadpoolController
 
 STAYS_SINGLE = 1 << 18  # multiplications; OpenBLAS starts threads for larger products only
 _libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+# Whether small matrices are multiplied as they lie: OpenBLAS has such code for AVX-512, and packs all others first
+MULTIPLIES_AS_THEY_LIE = any(
+    getattr(library, "architecture", "").lower() in ("skylakex", "cooperlake", "sapphirerapids")
+    for library in _libraries
+)
 
 
 class _OneBlasThread:

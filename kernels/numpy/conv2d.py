@@ -1,20 +1,34 @@
-"""Convolution in NumPy: a batch goes tile by tile through the steps of `Tile`, or of `DepthwiseTile`."""
+"""Convolution in NumPy: a batch goes tile by tile through the steps of `Tile`, or of `DepthwiseTile`; what has windows of
+one pixel is a fully connected layer.
+
+Many groups are cut into parts: tiles of all their maps would hold few images, and the innermost loops be short.
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.numpy.arrays import batch_innermost
 from kernels.numpy.depthwise import DepthwiseTile
 from kernels.numpy.lowering import Geometry, Tile, geometry
-from kernels.numpy.threads import for_each_product, tiles
+from kernels.numpy.pointwise import is_pointwise, pointwise_forward, pointwise_input_grad, pointwise_weight_grad
+from kernels.numpy.threads import TILE, even_slices, for_each_product, tiles
 from kernels.numpy.workspaces import Array, workspace
 from kernels.sizes import Pair
 
 EMPTY = np.empty(0)
 LARGE_IMAGE = 1 << 22  # numbers in the work arrays of one image
+PART_BYTES = 4 << 20  # of the work arrays of a tile of a part
+
+
+class Part(NamedTuple):
+    """Some groups of a convolution, and which maps of its input and of its output they are."""
+
+    g: Geometry
+    inputs: slice
+    outputs: slice
 
 
 def conv2d_forward(
@@ -22,16 +36,21 @@ def conv2d_forward(
 ) -> Array:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     g = geometry(input.shape[2:], weight.shape, stride, padding, dilation, groups)
+    if is_pointwise(g):
+        return pointwise_forward(input, weight, bias, g)
     memory, y = batch_innermost((input.shape[0], weight.shape[0], *g.out), input.dtype)
-    kind, images = kind_of_tile(g), input.transpose(1, 2, 3, 0)
-    matrix = kind.matrix(weight, g)
-    bias = np.zeros(1, input.dtype) if bias is None else bias
+    images = input.transpose(1, 2, 3, 0)
+    bias = np.zeros(weight.shape[0], input.dtype) if bias is None else bias
 
-    def convolve_tile(at: slice) -> None:
-        tile = workspace(kind, g, at.stop - at.start, input.dtype)
-        np.add(tile.convolve(images[..., at], matrix), bias[:, None, None, None], out=memory[..., at])
+    def convolve_tile(part: Part, kind: Any, matrix: Array, at: slice) -> None:
+        tile = workspace(kind, part.g, at.stop - at.start, input.dtype)
+        y = tile.convolve(images[part.inputs, ..., at], matrix)
+        np.add(y, bias[part.outputs, None, None, None], out=memory[part.outputs, ..., at])
 
-    for_each_tile(g, input, convolve_tile)
+    for part in parts(g, min(TILE, len(input)) * input.itemsize):
+        kind = kind_of_tile(part.g)
+        matrix = kind.matrix(weight[part.outputs], part.g)
+        for_each_tile(part.g, input, functools.partial(convolve_tile, part, kind, matrix))
     return y
 
 
@@ -40,16 +59,29 @@ def conv2d_input_grad(
 ) -> Array:
     """dx (N, C, H, W) of dy (N, O, OH, OW)."""
     g = geometry(input_size, weight.shape, stride, padding, dilation, groups)
+    if is_pointwise(g):
+        return pointwise_input_grad(dy, weight, g)
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, g.kernel, strict=True))
+    if (
+        g.channels == g.features == 1
+        and g.stride == (1, 1)
+        and all(p <= r for p, r in zip(padding, reach, strict=True))
+    ):
+        return conv2d_forward(  # of dy with each window turned around, which costs half as much as folding
+            dy, weight[:, :, ::-1, ::-1], None, stride, (reach[0] - padding[0], reach[1] - padding[1]), dilation, groups
+        )
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
-    kind, dimages = kind_of_tile(g), dy.transpose(1, 2, 3, 0)
-    matrix = kind.flipped_matrix(weight, g)
+    dimages = dy.transpose(1, 2, 3, 0)
 
-    def write_tile(at: slice) -> None:
-        tile = workspace(kind, g, at.stop - at.start, dy.dtype)
-        tile.take_dy(dimages[..., at])
-        tile.write_input_grad(matrix, memory[..., at])
+    def write_tile(part: Part, kind: Any, matrix: Array, at: slice) -> None:
+        tile = workspace(kind, part.g, at.stop - at.start, dy.dtype)
+        tile.take_dy(dimages[part.outputs, ..., at])
+        tile.write_input_grad(matrix, memory[part.inputs, ..., at])
 
-    for_each_tile(g, dy, write_tile)
+    for part in parts(g, min(TILE, len(dy)) * dy.itemsize):
+        kind = kind_of_tile(part.g)
+        matrix = kind.flipped_matrix(weight[part.outputs], part.g)
+        for_each_tile(part.g, dy, functools.partial(write_tile, part, kind, matrix))
     return dx
 
 
@@ -66,16 +98,26 @@ def conv2d_weight_grad(
     """dweight (O, C/groups, KH, KW), and dbias (O) or an empty array; each tile's split of the sums in a fixed order."""
     shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
     g = geometry(input.shape[2:], shape, stride, padding, dilation, groups)
-    kind, images, dimages = kind_of_tile(g), input.transpose(1, 2, 3, 0), dy.transpose(1, 2, 3, 0)
+    if is_pointwise(g):
+        return pointwise_weight_grad(dy, input, with_bias, g)
+    images, dimages = input.transpose(1, 2, 3, 0), dy.transpose(1, 2, 3, 0)
 
-    def sum_tile(at: slice) -> tuple[Array, Array]:
-        tile = workspace(kind, g, at.stop - at.start, dy.dtype)
-        tile.take_dy(dimages[..., at])
-        return tile.weight_split(images[..., at]), tile.bias_split() if with_bias else EMPTY
+    def sum_tile(part: Part, at: slice) -> tuple[Array, Array]:
+        tile = workspace(kind_of_tile(part.g), part.g, at.stop - at.start, dy.dtype)
+        tile.take_dy(dimages[part.outputs, ..., at])
+        return tile.weight_split(images[part.inputs, ..., at]), tile.bias_split() if with_bias else EMPTY
 
-    splits = for_each_tile(g, dy, sum_tile)
-    dweight = sum_of_splits([split for split, _ in splits], shape, dy.dtype)
-    return dweight, sum_of_splits([split for _, split in splits], shape[:1] if with_bias else (0,), dy.dtype)
+    def sums(part: Part) -> tuple[Array, Array]:
+        splits = for_each_tile(part.g, dy, functools.partial(sum_tile, part))
+        count = part.g.groups * part.g.features
+        dweight = sum_of_splits([split for split, _ in splits], (count, *shape[1:]), dy.dtype)
+        return dweight, sum_of_splits([split for _, split in splits], (count if with_bias else 0,), dy.dtype)
+
+    sums_of_parts = [sums(part) for part in parts(g, min(TILE, len(dy)) * dy.itemsize)]
+    if len(sums_of_parts) == 1:
+        return sums_of_parts[0]
+    dweights, dbiases = zip(*sums_of_parts, strict=True)
+    return np.concatenate(dweights), np.concatenate(dbiases)
 
 
 def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
@@ -88,6 +130,23 @@ def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Ar
 def kind_of_tile(g: Geometry) -> type[Tile] | type[DepthwiseTile]:
     """A depthwise convolution is lowered too, unless the lowered rows of a single image would leave the cache."""
     return DepthwiseTile if g.channels == g.features == 1 and g.values_per_image > LARGE_IMAGE else Tile
+
+
+@functools.lru_cache(maxsize=256)
+def parts(g: Geometry, bytes_per_number: int) -> tuple[Part, ...]:
+    """The parts of a convolution, where a tile takes so many bytes for each number of an image."""
+    most = max(1, g.groups * PART_BYTES // max(1, g.values_per_image * bytes_per_number))
+    if most >= g.groups or kind_of_tile(g) is DepthwiseTile:
+        return (Part(g, slice(None), slice(None)),)
+    return tuple(
+        Part(
+            geometry(g.size, (count * g.features, g.channels, *g.kernel), g.stride, g.padding, g.dilation, count),
+            slice(at.start * g.channels, at.stop * g.channels),
+            slice(at.start * g.features, at.stop * g.features),
+        )
+        for at in even_slices(g.groups, most)
+        for count in (at.stop - at.start,)
+    )
 
 
 def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:

@@ -56,7 +56,8 @@ def linear_weight_grad(dz: Array, input: Array) -> Array:
     """dweight (O, I) of dz (N, O) and input (N, I); splits of the sum are added up in a fixed order."""
 
     def sum_rows(split: slice) -> Array:
-        return np.dot(dz[split].T, input[split])  # matmul is slow on one row
+        multiply = np.dot if split == ALL else np.matmul  # which is slow on one row; dot copies parts of columns
+        return multiply(dz[split].T, input[split])
 
     return functools.reduce(np.add, for_each_slice(sum_rows, len(dz), dz.shape[1] * input.shape[1]))
 

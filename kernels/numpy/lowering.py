@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy.arrays import staged
+from kernels.numpy.blas import MULTIPLIES_AS_THEY_LIE
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, output_size
 
 RUN = 128  # rows that are summed one by one
-# OpenBLAS multiplies small matrices as they lie, and is slower at a transposed one, by more than transposing takes
-SMALL_PRODUCT = (
-    10**6
-)  # multiplications; with AVX-512 larger ones are packed first, which would cost a quarter as much again
+# Multiplications of a product that OpenBLAS computes of matrices as they lie: packing them would cost a quarter as much
+# again, a transposed one more than transposing takes. Where it packs all, pieces and transposing would only cost
+SMALL_PRODUCT = 10**6 if MULTIPLIES_AS_THEY_LIE else 0
 SHORTEST_PIECE = 64  # columns of a product that is cut into small ones
 WIDE = 16  # rows to transpose, at least
 

@@ -1,0 +1,83 @@
+"""Convolution in NumPy: the ways that only some shapes or some machines take, all exact on whole numbers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from judge import CONV2D, check, exact
+
+import kernels.functional as F
+from kernels.numpy import conv2d, lowering, workspaces
+
+
+@pytest.fixture(autouse=True)
+def anew(backend: str) -> Iterator[None]:
+    """NumPy alone, which remembers nothing of how it cut other tests' convolutions."""
+    if backend != "numpy":
+        pytest.skip("a way of NumPy's alone")
+    forget()
+    yield
+    forget()
+
+
+def forget() -> None:
+    conv2d.parts.cache_clear()
+    lowering.pieces_of.cache_clear()
+    workspaces._kept.workspaces.clear()
+
+
+def check_exactly(image: tuple[int, ...], weight: tuple[int, ...], order: Any = lambda x: x, **geometry: Any) -> None:
+    inputs = [order(torch.randint(-3, 4, image).float()).requires_grad_()]
+    inputs += [torch.randint(-3, 4, shape).float().requires_grad_() for shape in (weight, weight[:1])]
+    operation = CONV2D._replace(sizes=exact)
+    check(operation, *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.parametrize("order", (lambda x: x, lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0)))
+@pytest.mark.parametrize("geometry", ({}, {"stride": (2, 3)}, {"padding": 1}, {"groups": 2}), ids=str)
+@pytest.mark.parametrize("batch", (1, 5, 70))
+@pytest.mark.usefixtures("poisoned")
+def test_windows_of_one_pixel(batch: int, geometry: dict[str, Any], order: Any) -> None:
+    check_exactly((batch, 4, 5, 7), (6, 4 // geometry.get("groups", 1), 1, 1), order, **geometry)
+
+
+@pytest.mark.parametrize("part_bytes", (1, 1 << 14))
+@pytest.mark.parametrize("geometry", ({"padding": (0, 1)}, {"stride": 2}, {"dilation": (1, 2), "padding": 2}), ids=str)
+@pytest.mark.parametrize(("maps", "weight"), ((6, (6, 1, 3, 2)), (6, (12, 2, 2, 3))), ids=str)
+@pytest.mark.parametrize("batch", (1, 9, 70))
+@pytest.mark.usefixtures("poisoned")
+def test_parts_of_the_groups(
+    monkeypatch: pytest.MonkeyPatch, batch: int, maps: int, weight: Any, geometry: dict[str, Any], part_bytes: int
+) -> None:
+    monkeypatch.setattr(conv2d, "PART_BYTES", part_bytes)
+    check_exactly((batch, maps, 6, 7), weight, groups=maps // weight[1], **geometry)
+
+
+def test_how_many_parts() -> None:
+    def groups(maps: int, size: int, bytes_per_number: int) -> list[int]:
+        g = lowering.geometry((size, size), (maps, 1, 3, 3), (1, 1), (1, 1), (1, 1), maps)
+        cut = conv2d.parts(g, bytes_per_number)
+        assert [part.inputs.start for part in cut[1:]] == [part.inputs.stop for part in cut[:-1]]
+        return [part.g.groups for part in cut]
+
+    assert groups(96, 16, 4 * 32) == [19, 19, 19, 19, 20]
+    assert groups(4, 16, 4 * 32) == [4]
+    assert groups(3, 512, 4 * 32) == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_pieces_and_transposing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pays where OpenBLAS has code for small matrices is right elsewhere, too."""
+    monkeypatch.setattr(lowering, "SMALL_PRODUCT", 10**6)
+    assert lowering.pieces_of(1024, 2304) == 4
+    check_exactly((32, 16, 8, 32), (16, 16, 3, 3), padding=1)
+
+
+def test_patches_lie_as_in_torch() -> None:
+    """Those of 4 x 4 pixels or more; other results have the batch innermost."""
+    x = torch.randn(2, 3, 8, 8)
+    for size, contiguous in ((4, True), (2, False)):
+        assert F.conv2d(x, torch.randn(5, 3, size, size), stride=size).is_contiguous() == contiguous
+    assert not F.conv2d(x, torch.randn(5, 3, 4, 4), stride=4, padding=1).is_contiguous()
+    assert not F.conv2d(x, torch.randn(5, 3, 4, 4), stride=2).is_contiguous()
