@@ -1,5 +1,6 @@
 """Mirrors torch.nn: our modules are subclasses of torch's; every other name is torch's own."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,10 +8,13 @@ import torch.nn as _torch
 from torch import Tensor
 
 from kernels import functional
+from kernels.integration.hooks import all_have_hooks, has_hooks, has_own_forward
+from kernels.integration.memory_format import by_channel, from_channels, is_batch_innermost
 from kernels.integration.mirror import torch_attribute
 from kernels.ops.linear import ACTIVATIONS, activated_linear
 
 __all__ = [
+    "BatchNorm2d",
     "Conv2d",
     "CrossEntropyLoss",
     "Linear",
@@ -18,6 +22,7 @@ __all__ = [
     "MSELoss",
     "MaxPool2d",
     "ReLU",
+    "Sequential",
     "Sigmoid",
     "Softmax",
     "Step",
@@ -46,6 +51,18 @@ class Conv2d(_torch.Conv2d):
             input = _torch.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return convolve(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class BatchNorm2d(_torch.BatchNorm2d):
+    """torch.nn.BatchNorm2d, computed by torch, in the memory order of our CPU images without a copy.
+
+    A channel is all that is normalised together, so a batch that lies as (C, H, W, N) is one image of wide rows.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 4 and is_batch_innermost(input):
+            return from_channels(super().forward(by_channel(input)), input.shape[0])
+        return super().forward(input)
 
 
 class MaxPool2d(_torch.MaxPool2d):
@@ -155,6 +172,42 @@ class CrossEntropyLoss(_torch.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+class Sequential(_torch.Sequential):
+    """torch.nn.Sequential that takes Conv2d, ReLU and MaxPool2d(2), or Linear and an activation, in one pass.
+
+    Only modules of exactly these classes of ours are joined, and none that has hooks or a forward of its own.
+    """
+
+    def forward(self, input: Any) -> Any:
+        for module, options in _passes(list(self)):
+            input = module(input, **options)
+        return input
+
+
+ACTIVATION_OF: dict[type[_torch.Module], str] = {ReLU: "relu", Sigmoid: "sigmoid", Step: "step"}
+HALVES = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+
+
+def _passes(modules: list[_torch.Module]) -> Iterator[tuple[_torch.Module, dict[str, str]]]:
+    """The modules to call in a row, with the options by which a call does the work of those after it as well."""
+    alone = all_have_hooks()
+    while modules:
+        options: dict[str, str] = {}
+        count = 1
+        kinds = [None if alone or has_hooks(m) or has_own_forward(m) else type(m) for m in modules[:3]]
+        if kinds == [Conv2d, ReLU, MaxPool2d] and _halves(modules[2]):
+            options, count = {"epilogue": "relu_max_pool2d"}, 3
+        elif kinds[0] is Linear and kinds[1:] and kinds[1] in ACTIVATION_OF and modules[0].activation is None:
+            options, count = {"activation": ACTIVATION_OF[kinds[1]]}, 2
+        yield modules[0], options
+        modules = modules[count:]
+
+
+def _halves(pool: Any) -> bool:
+    """Whether a MaxPool2d pools 2x2 pixels each, and gives no more than the maxima."""
+    return all(getattr(pool, name) in (value, (value, value)) for name, value in HALVES.items())
 
 
 def _known_activation(activation: str) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.modules.module as hooks_of_all
 from torch.nn import Module
 
 from kernels import nn
+from kernels.integration.hooks import all_have_hooks, has_hooks, has_own_forward
 from kernels.ops.arguments import pair
 from kernels.ops.network import Convolution, Linear, Network
 from kernels.sizes import Pair, output_size
@@ -51,8 +51,7 @@ ALLOWED: dict[str, dict[str, Any]] = {  # values of the modules' attributes; a n
     "Linear": {},
 }
 DTYPES = (torch.float32, torch.float64)
-HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-HOOKS_OF_ALL = tuple(f"_global_{hooks}" for hooks in HOOKS)
+SEQUENCES = (torch.nn.Sequential, nn.Sequential)
 
 
 class Layer(NamedTuple):
@@ -79,7 +78,7 @@ class Layers:
 
     def network(self) -> Network:
         """The layers as they are now; errors where their parameters do not go together, or hooks of all modules wait."""
-        if any(map(hooks_of_all.__dict__.get, HOOKS_OF_ALL)):
+        if all_have_hooks():
             raise ValueError(f"{self.caller}: there are hooks of all modules, which would not run: remove them")
         layers = (*self.convolutions, *self.linears)
         parameters = [p for layer in layers for p in layer.parameters()]
@@ -178,13 +177,13 @@ def layers_of(model: Any, caller: str) -> Layers:
 def modules_of(module: Any, name: str, caller: str) -> Iterator[tuple[str, Module]]:
     """The modules in a sequence of them, with their names, and of sequences in it theirs."""
     named = f"layer {name!r}" if name else "model"
-    if "forward" in vars(module):
+    if has_own_forward(module):
         raise ValueError(f"{caller}: the forward of {named} was replaced on the instance, and would not run")
-    if any(getattr(module, f"_{hooks}") for hooks in HOOKS):
+    if has_hooks(module):
         raise ValueError(f"{caller}: {named} has hooks, which would not run: remove them")
     if hasattr(module, "as_sequential"):
         module = module.as_sequential()
-    if type(module) is torch.nn.Sequential:
+    if type(module) in SEQUENCES:
         for child, inner in module._modules.items():
             yield from modules_of(inner, f"{name}.{child}" if name else child, caller)
     elif name:

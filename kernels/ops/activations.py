@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import chosen
-from kernels.integration.autograd import Function, constant_in, differentiable, total
+from kernels.integration.autograd import Function, constant_in, differentiable, tangent_may_come, total
 from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_tensors
 
@@ -103,6 +103,29 @@ class ReluBackward(Function):
         return torch.zeros_like(y) if ddy is None else relu_grad(ddy, y, ctx.backend)
 
 
+class ReluInPlace(torch.autograd.Function):
+    """y = max(input, 0) in input's memory: autograd would give what copy_ overwrites a gradient of zeros, and add it."""
+
+    @staticmethod
+    def takes(input: Tensor) -> bool:
+        """Whether autograd records, nothing else watches, and input is neither a leaf nor a view, as which copy_ is right."""
+        if not (torch.is_grad_enabled() and input.requires_grad) or input.is_leaf or input._is_view():
+            return False
+        return not torch.compiler.is_compiling() and not tangent_may_come()
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:
+        input.copy_(relu_forward(input, backend))
+        ctx.mark_dirty(input)
+        ctx.save_for_backward(input)
+        ctx.backend = backend
+        return input
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return relu_grad(dy, *ctx.saved_tensors, ctx.backend), None
+
+
 class Sigmoid(Function):
     """y = 1 / (1 + exp(-input))."""
 
@@ -178,6 +201,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     _check_real("relu", input)
     if input.dtype == torch.bool:
         raise NotImplementedError("relu: expected input to be of a number dtype, got torch.bool")
+    if inplace and ReluInPlace.takes(input):
+        return ReluInPlace.apply(input, chosen())
     y = phi_relu(input, chosen())
     return input.copy_(y) if inplace else y
 

@@ -21,6 +21,8 @@ from kernels.integration.primitive import new_image, primitive
 from kernels.ops.arguments import bounded, check_layer, check_padding, pair, whole
 from kernels.sizes import Pair, output_size
 
+SMALLEST_PATCH = 4  # pixels each way
+
 
 @primitive(
     "(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
@@ -215,7 +217,18 @@ def conv2d(
         y = convolve(images, weight, bias, *geometry, chosen())
     if is_channels_last(images) or is_channels_last(weight):
         y = to_channels_last(y)
+    elif are_patches(weight, geometry):
+        y = y.contiguous()
     return y if input.dim() == 4 else y.squeeze(0)
+
+
+def are_patches(weight: Tensor, geometry: tuple[Any, ...]) -> bool:
+    """Whether an image falls into patches of 4 x 4 pixels or more: what a transformer goes on with as tokens.
+
+    In torch's order, for all later sums of tokens would keep ours, which no other operation of a transformer is quick in.
+    """
+    (height, width), padding = weight.shape[2:], geometry[1]
+    return (height, width) == geometry[0] and min(height, width) >= SMALLEST_PATCH and padding == (0, 0)
 
 
 def without_channels(images: Tensor, weight: Tensor, bias: Tensor | None, size: Pair) -> Tensor:

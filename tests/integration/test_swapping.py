@@ -38,9 +38,8 @@ def test_numbers_parameters_and_flags_stay() -> None:
     kernels.swap(net)
     with Calls() as calls:
         torch.testing.assert_close(net(x), expected)
-    assert calls.names == [
-        "conv2d_forward", "relu_forward", "max_pool2d_forward", "linear_forward", "sigmoid_forward", "softmax_forward"
-    ]  # fmt: skip
+    joined = ["conv2d_relu_max_pool2d_forward", "linear_forward", "sigmoid_forward", "softmax_forward"]
+    assert calls.names == joined  # the inner Sequential ends with the Linear, and knows of no Sigmoid
     assert repr(net) == text
     assert all(after is before for after, before in zip(net.parameters(), parameters, strict=True))
     assert all(after is before for after, before in zip(net.modules(), modules, strict=True))
@@ -105,6 +104,26 @@ def test_what_is_left(module: torch.nn.Module, reason: str) -> None:
     assert report.left[0][:2] == ("0", kind.__name__)
     assert reason in report.left[0].reason
     assert type(module) is kind
+
+
+def test_sequences_join_their_layers_and_are_not_listed() -> None:
+    class Doubled(torch.nn.Sequential):
+        pass
+
+    net = torch.nn.Sequential(
+        torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()), Doubled(torch.nn.Linear(2, 2))
+    )
+    kept = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    kept.forward = lambda input: input  # type: ignore[method-assign]
+    net.append(kept)
+    report = kernels.swap(net)
+    assert [type(module) for module in net] == [nn.Sequential, Doubled, torch.nn.Sequential]
+    assert type(net) is nn.Sequential
+    assert [name for name, _ in report.replaced] == ["0.0", "0.1", "1.0", "2.0"]
+    assert report.left == []
+    with Calls() as calls:
+        net(torch.ones(1, 2))
+    assert calls.names == ["linear_forward", "linear_forward"]
 
 
 def test_a_forward_of_the_instance_is_left() -> None:

@@ -89,6 +89,31 @@ def test_autograd_through_relu_in_place() -> None:
     assert torch.equal(*gradients)
 
 
+def test_relu_in_place_gives_what_it_overwrites_no_gradient_of_its_own() -> None:
+    """Zeros, and their sum with the real one: copy_ would."""
+    x = torch.randn(4, 5, requires_grad=True)
+    hidden = x * 3
+    y = F.relu(hidden, inplace=True)
+    assert [type(parent).__name__ for parent, _ in y.grad_fn.next_functions if parent is not None] == ["MulBackward0"]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z = x * 1
+        w = z * z
+        F.relu(z, inplace=True)
+        w.sum().backward()
+
+
+@pytest.mark.parametrize("part", (lambda x: x, lambda x: x[:, 1:], lambda x: x.t()), ids=("whole", "columns", "view"))
+def test_derivatives_of_relu_in_place(part: Any) -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = x * 3
+        F.relu(part(y), inplace=True)
+        return y * y
+
+    input = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(function, input, check_forward_ad=True)
+    assert gradgradcheck(function, input)
+
+
 def test_in_place_on_a_leaf_is_refused() -> None:
     with pytest.raises(RuntimeError, match="leaf"):
         F.relu(torch.randn(3, requires_grad=True), inplace=True)

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.usefixtures("backend")
 IMAGE, ROWS = (2, 4, 6, 6), (3, 5)
 # name, arguments, keyword arguments, input shape
 MODULES = (
+    ("BatchNorm2d", (4,), {}, IMAGE),
+    ("BatchNorm2d", (4,), {"affine": False}, IMAGE),
     ("Conv2d", (4, 6, 3), {}, IMAGE),
     ("Conv2d", (4, 6, (3, 2)), {"stride": 2, "padding": (1, 2), "dilation": (1, 2), "groups": 2, "bias": False}, IMAGE),
     ("Conv2d", (4, 6, 3), {"padding": "same"}, IMAGE),
