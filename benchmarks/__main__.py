@@ -37,6 +37,7 @@ class Name(str, Enum):
     cross_entropy = "cross_entropy"
     sgd = "sgd"
     kernelbench = "kernelbench"
+    networks = "networks"
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
