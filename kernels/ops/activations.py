@@ -109,9 +109,9 @@ class ReluInPlace(torch.autograd.Function):
     @staticmethod
     def takes(input: Tensor) -> bool:
         """Whether autograd records, nothing else watches, and input is neither a leaf nor a view, as which copy_ is right."""
-        if not (torch.is_grad_enabled() and input.requires_grad) or input.is_leaf or input._is_view():
+        if torch.compiler.is_compiling() or tangent_may_come() or not torch.is_grad_enabled():
             return False
-        return not torch.compiler.is_compiling() and not tangent_may_come()
+        return input.requires_grad and not input.is_leaf and not input._is_view()
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:
