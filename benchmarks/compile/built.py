@@ -1,5 +1,6 @@
 """What the compile matrix knows of a compiled kernel, and its summaries."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -10,6 +11,10 @@ KIB = 1024
 SHARED_LIMITS = {"75": 64, "80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "120": 99, "gfx942": 64, "gfx1100": 64}
 SHARED_LIMIT_UNASKED = 48 * KIB
 INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?(\w+)[^;]*?(?:0x([0-9a-f]+))?\s*;", re.MULTILINE)
+ASSEMBLY = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
+# By the shapes that NVIDIA's assembly names: multiply-adds of a warp, a fourth of a product of four warps.
+HMMA = {"1688": 16 * 8 * 8, "16816": 16 * 8 * 16, "1684": 16 * 8 * 4}
+MMA = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)|HMMA\.(\d+)")
 TENSOR_CORES = re.compile(r"\b(mma\.sync|wmma\.mma|wgmma\.mma_async|tcgen05\.mma|v_mfma|v_wmma)")
 
 
@@ -40,9 +45,39 @@ class Built(NamedTuple):
 
 def spills_in_loops(sass: str) -> int:
     """How many instructions within loops store or load a spilled register, in the assembly that cuobjdump prints."""
-    instructions = [(int(at, 16), name, int(target or "-1", 16)) for at, name, target in INSTRUCTION.findall(sass)]
-    loops = [(target, at) for at, name, target in instructions if name == "BRA" and 0 <= target < at]
-    return sum(name in ("STL", "LDL") and any(a <= at <= b for a, b in loops) for at, name, _ in instructions)
+    loops = _loops(sass)
+    return sum(
+        name in ("STL", "LDL") and any(first <= int(at, 16) <= last for first, last in loops)
+        for at, name, _ in INSTRUCTION.findall(sass)
+    )
+
+
+def tensor_core_loops(sass: str) -> list[tuple[int, int, int]]:
+    """(instructions, of them products, multiply-adds of a warp) of one pass of each innermost loop with products."""
+    loops = _loops(sass)
+    counted = []
+    for first, last in loops:
+        if any((first, last) != (a, b) and first <= a and b <= last for a, b in loops):
+            continue
+        body = [line for at, line in ASSEMBLY.findall(sass) if first <= int(at, 16) <= last]
+        products = [_multiply_adds(match) for line in body if (match := MMA.search(line))]
+        if products:
+            counted.append((len(body), len(products), sum(products)))
+    return counted
+
+
+def _loops(sass: str) -> list[tuple[int, int]]:
+    """The first and the last address of each loop."""
+    return [
+        (int(target, 16), int(at, 16))
+        for at, name, target in INSTRUCTION.findall(sass)
+        if name == "BRA" and target and int(target, 16) < int(at, 16)
+    ]
+
+
+def _multiply_adds(product: re.Match[str]) -> int:
+    *of_four_warps, of_one = product.groups()
+    return HMMA[of_one] if of_one else math.prod(map(int, of_four_warps)) // 4
 
 
 def by_kernel(rows: list[Built]) -> pd.DataFrame:

@@ -70,6 +70,14 @@ def resources(kernel: Any) -> tuple[int, int, int]:
         return registers, spilled, spills_in_loops(_cuobjdump("--dump-sass", path)) if spilled else 0
 
 
+def assembly(kernel: Any) -> str:
+    """What NVIDIA's GPUs run, as cuobjdump prints it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(kernel.asm["cubin"])
+        return _cuobjdump("--dump-sass", path)
+
+
 def _cuobjdump(what: str, path: Path) -> str:
     command = [knobs.nvidia.cuobjdump.path, what, str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -36,7 +36,19 @@ from kernels.triton import tiles
 from kernels.triton.launch import launch
 from kernels.triton.splits import add_splits, partial_sums
 from kernels.triton.tiles import Geometry
-from kernels.triton.windows import coordinates, gather, inside, load_source, output_map, places, tile_sums, zeros
+from kernels.triton.windows import (
+    coordinates,
+    gather,
+    inside,
+    load_source,
+    numbers,
+    output_map,
+    outputs_of,
+    pixels_of,
+    places,
+    tile_sums,
+    zeros,
+)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -188,36 +200,100 @@ def weight_grad_products(  # type: ignore[no-untyped-def]
     dy_ptr, positions_ptr, dy_strides, input_ptr, input_strides, dweight_ptr, dbias_ptr, n, chunks, program,
     G: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
-    """A split's sums on the tensor cores: products of dy (block_o, block_m) and the windows (block_m, block_k)."""
-    K: tl.constexpr = G.channels * G.kernel[0] * G.kernel[1]
-    OUT: tl.constexpr = G.out
+    """A split's sums on the tensor cores: products of dy (block_o, block_m) and the input (block_m, block_k) at some taps.
+
+    A program that has no taps has the bias's sums.
+    """
+    WINDOW: tl.constexpr = G.kernel[0] * G.kernel[1]
+    KERNEL: tl.constexpr = G.kernel
+    BLOCKS: tl.constexpr = T.blocks
+    TAPS: tl.constexpr = T.taps
+    TAP_BLOCKS: tl.constexpr = 1 if T.flat else (WINDOW + TAPS - 1) // TAPS
+    dy_strides = dy_strides if T.strides[0] is None else T.strides[0]
+    input_strides = input_strides if T.strides[1] is None else T.strides[1]
+    split, group, o_block, block = coordinates(program, BLOCKS)
+    split, group = split.to(tl.int64), group.to(tl.int64)
+    offs_o = o_block * T.block_o + numbers(T.block_o, T.vectors[0])[:, None]
+    of_split = split * (G.groups * G.features * (G.channels * WINDOW + (0 if dbias_ptr is None else 1)))
+    first = split * chunks * T.block_m
+    if block < BLOCKS[2] - 1:
+        offs_k = block // TAP_BLOCKS * T.block_k + numbers(T.block_k, T.vectors[1]).to(tl.int64)
+        taps = ()  # (channels (block_k), kh, kw)
+        for t in tl.static_range(TAPS):
+            if T.flat:
+                taps += (coordinates(offs_k, KERNEL),)
+            else:
+                first_tap = (block % TAP_BLOCKS * TAPS).to(tl.int64 if T.wide else tl.int32)
+                if G.kernel[1] % TAPS == 0:  # they are in one row of the window
+                    taps += ((offs_k, first_tap // G.kernel[1], first_tap % G.kernel[1] + t),)
+                else:
+                    c = tl.where(first_tap + t < WINDOW, offs_k, G.channels)
+                    taps += ((c, (first_tap + t) // G.kernel[1], (first_tap + t) % G.kernel[1]),)
+        sums = weight_products(
+            dy_ptr, positions_ptr, dy_strides, input_ptr, input_strides, n, chunks, first, group, offs_o, taps, G, T
+        )  # fmt: skip
+        dweight = dweight_ptr + of_split + (group * G.features + offs_o) * (G.channels * WINDOW)
+        for t in tl.static_range(TAPS):
+            c, kh, kw = taps[t]
+            mask = (offs_o < G.features) & (c < G.channels)[None, :]
+            tl.store(dweight + (c * WINDOW + kh * G.kernel[1] + kw)[None, :], sums[t], mask=mask)
+    elif dbias_ptr is not None:
+        dbias = bias_sums(dy_ptr, positions_ptr, dy_strides, n, chunks, first, group, offs_o, G, T)
+        tl.store(dbias_ptr + of_split + group * G.features + offs_o, dbias, mask=offs_o < G.features)
+
+
+@triton.jit
+def weight_products(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, dy_strides, input_ptr, input_strides, n, chunks, first, group, offs_o, taps,
+    G: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """sums[tap] in blocks (block_o, block_k), over the chunks of places from number `first` on."""
     BLOCK_O: tl.constexpr = T.block_o
     BLOCK_K: tl.constexpr = T.block_k
-    BLOCK_M: tl.constexpr = T.block_m
-    BLOCKS: tl.constexpr = T.blocks
-    split, group, o_block, k_block = coordinates(program, BLOCKS)
-    split, group = split.to(tl.int64), group.to(tl.int64)
-    offs_k = k_block * T.block_k + tl.arange(0, T.block_k)
-    offs_o = o_block * T.block_o + tl.arange(0, T.block_o)
-    mask_k, mask_o = offs_k < K, offs_o < G.features
-    o = group * G.features + offs_o[:, None]
-    acc = tl.zeros((BLOCK_O, BLOCK_K), T.dtype)
-    dys = tl.zeros((BLOCK_O, BLOCK_M), T.dtype)  # added up, for the bias
+    TAPS: tl.constexpr = T.taps
+    MASKED: tl.constexpr = T.flat or G.channels % BLOCK_K != 0 or G.kernel[0] * G.kernel[1] % TAPS != 0
+    sums = ()
+    for _ in tl.static_range(TAPS):
+        sums += (tl.zeros((BLOCK_O, BLOCK_K), T.dtype),)
     for chunk in range(chunks):
-        at = places((split * chunks + chunk) * T.block_m, n, G, T)
-        windows = gather(input_ptr, None, input_strides, at, 0, group, offs_k, mask_k, G, T)  # (block_m, block_k)
-        image, row, column, mask_m = at
-        dy = load_source(
-            dy_ptr, positions_ptr, dy_strides, image[None, :], o, row[None, :], column[None, :],
-            mask_o[:, None] & mask_m[None, :], G.groups * G.features, OUT,
-        )  # (block_o, block_m)  # fmt: skip
-        acc = tl.dot(dy, windows, acc, input_precision=T.dot)
-        dys += dy.to(T.dtype)
-    of_split = split * (G.groups * G.features * (K + (0 if dbias_ptr is None else 1)))
-    tl.store(dweight_ptr + of_split + o * K + offs_k[None, :], acc, mask=mask_o[:, None] & mask_k[None, :])
-    if dbias_ptr is not None:
-        of_bias = offs_o < tl.where(k_block == 0, G.features, 0)
-        tl.store(dbias_ptr + of_split + group * G.features + offs_o, tl.sum(dys, 1), mask=of_bias)
+        outputs = outputs_of(first + chunk * T.block_m, n, G, T)
+        dys = load_maps(dy_ptr, positions_ptr, dy_strides, outputs, group, offs_o, G, T)
+        at = pixels_of(outputs, input_ptr, input_strides, group, G)
+        added = ()
+        for t in tl.static_range(TAPS):
+            c, kh, kw = taps[t][0][:, None], taps[t][1], taps[t][2]
+            if T.flat:
+                kh, kw = kh[:, None], kw[:, None]
+            mask_k = c < G.channels if MASKED else None
+            values = gather(input_ptr, None, input_strides, at, group, c, kh, kw, mask_k, G, T)
+            added += (tl.dot(dys, tl.trans(values), sums[t], input_precision=T.dot),)
+        sums = added
+    return sums
+
+
+@triton.jit
+def bias_sums(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, dy_strides, n, chunks, first, group, offs_o, G: tl.constexpr, T: tl.constexpr
+):
+    """The sums (block_o, 1) of dy over the chunks of places from number `first` on."""
+    sums = tl.zeros((T.block_o, T.block_m), T.dtype)
+    for chunk in range(chunks):
+        outputs = outputs_of(first + chunk * T.block_m, n, G, T)
+        sums += load_maps(dy_ptr, positions_ptr, dy_strides, outputs, group, offs_o, G, T).to(T.dtype)
+    return tl.sum(sums, 1)[:, None]
+
+
+@triton.jit
+def load_maps(  # type: ignore[no-untyped-def]
+    dy_ptr, positions_ptr, strides, outputs, group, offs_o, G: tl.constexpr, T: tl.constexpr
+):
+    """dy (block_o, outputs) of maps offs_o (block_o, 1)."""
+    image, row, column, mask = outputs
+    OUT: tl.constexpr = G.out
+    if G.features % T.block_o != 0:
+        mask = mask & (offs_o < G.features)
+    o = group * G.features + offs_o
+    return load_source(dy_ptr, positions_ptr, strides, image, o, row, column, mask, G.groups * G.features, OUT)
 
 
 def conv2d_forward(
@@ -226,9 +302,9 @@ def conv2d_forward(
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     n = input.shape[0]
     g = tiles.conv2d_geometry(weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
-    t = tiles.conv2d_tile(
-        g, input.dtype, dot := tiles.dot_precision(g, input.dtype), tiles.warps(dot), tiles.far_apart(g, input)
-    )
+    dot = tiles.dot_precision(g, input.dtype, tiles.GATHERING)
+    (strides,) = tiles.known_strides(input)
+    t = tiles.conv2d_tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input), strides=strides)
     y = input.new_empty((n, weight.shape[0], *g.out))
     if n:
         launch(
@@ -264,20 +340,26 @@ def backward(
     """
     n, o, turned, pooled = dy.shape[0], g.groups * g.features, g.turned(), positions is not None
     dinput, dweight, dbias = dy.new_empty((0, 0, 0, 0)), dy.new_empty((0,)), dy.new_empty((0,))
-    weight_dot = None if input is None else tiles.dot_precision(g, dy.dtype, tiles.WEIGHT_DOT_MAPS)
-    input_dot = None if weight is None else tiles.dot_precision(turned, dy.dtype)
+    least = tiles.LOOKING_UP if pooled else tiles.GATHERING
+    weight_dot = None if input is None else tiles.dot_precision(g, dy.dtype, least)
+    input_dot = None if weight is None else tiles.dot_precision(turned, dy.dtype, least)
     warps = tiles.warps(weight_dot, input_dot)
     weight_tile = input_tile = strides = None
     partials: tuple[Tensor | None, Tensor | None] = (None, None)
     splits = chunks = weight_programs = input_programs = 0
     if input is not None:
         dweight, dbias = dy.new_empty((o, g.channels, *g.kernel)), dy.new_empty((o if with_bias else 0,))
-        weight_tile = tiles.conv2d_weight_tile(g, dy.dtype, weight_dot, warps, tiles.far_apart(g, dy, input), pooled)
+        weight_tile = tiles.conv2d_weight_tile(
+            g, dy.dtype, weight_dot, warps, tiles.far_apart(g, dy, input), pooled, strides=tiles.known_strides(dy, input)
+        )  # fmt: skip
         splits, chunks, weight_programs = tiles.conv2d_weight_splits(n, g, weight_tile)
         partials = partial_sums(dweight, dbias, splits)
     if weight is not None:
         dinput = dy.new_empty((n, g.groups * g.channels, *g.size))
-        input_tile = tiles.conv2d_tile(turned, dy.dtype, input_dot, warps, tiles.far_apart(g, dy), pooled)
+        (dy_strides,) = tiles.known_strides(dy)
+        input_tile = tiles.conv2d_tile(
+            turned, dy.dtype, input_dot, warps, tiles.far_apart(g, dy), pooled, strides=dy_strides
+        )  # fmt: skip
         input_programs = tiles.conv2d_programs(n, turned, input_tile)
         group_stride, o_stride, c_stride, *tap_strides = weight_strides(weight, g)
         strides = (group_stride, c_stride, o_stride, *tap_strides)

@@ -66,8 +66,9 @@ def conv2d_relu_max_pool2d_forward(
     )
     y = input.new_empty((n, weight.shape[0], g.out[0] // 2, g.out[1] // 2))
     positions = torch.empty_like(y, dtype=torch.uint8)
-    dot = tiles.dot_precision(g, input.dtype)
-    t = tiles.pooled_tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input))
+    dot = tiles.dot_precision(g, input.dtype, tiles.GATHERING)
+    (strides,) = tiles.known_strides(input)
+    t = tiles.pooled_tile(g, input.dtype, dot, tiles.warps(dot), tiles.far_apart(g, input), strides)
     if n:
         launch(
             conv2d_relu_max_pool2d_forward_kernel, tiles.conv2d_programs(n, g, t),

@@ -11,6 +11,7 @@ from kernels.triton import linear, tiles
 from kernels.triton.conv2d import weight_strides
 
 WARPS = 4  # of a program
+DOT_MAPS = 28  # that use a value gathered for the tensor cores, at least: the loop over steps takes registers as well
 WEIGHT_SUMS = 60  # of a lane in a convolution's weight gradient: the loop over steps takes registers as well
 
 
@@ -59,11 +60,11 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
     size, dtype = tuple(images.shape[2:]), images.dtype
     for weight, _, padding in network.convolutions:
         g = tiles.conv2d_geometry(weight.shape, size, (1, 1), tuple(padding), (1, 1), 1, pooled=True)
-        dot, weight_dot = tiles.dot_precision(g, dtype), tiles.dot_precision(g, dtype, tiles.WEIGHT_DOT_MAPS)
         turned = g.turned()
+        dot, input_dot = (tiles.dot_precision(each, dtype, DOT_MAPS) for each in (g, turned))
         of_group, o_stride, c_stride, *of_taps = weight_strides(weight, g)
-        weight_t = tiles.conv2d_weight_tile(g, dtype, weight_dot, WARPS, False, True, WEIGHT_SUMS)
-        input_t = tiles.conv2d_tile(turned, dtype, tiles.dot_precision(turned, dtype), WARPS, False, True)
+        weight_t = tiles.conv2d_weight_tile(g, dtype, dot, WARPS, False, True, WEIGHT_SUMS)
+        input_t = tiles.conv2d_tile(turned, dtype, input_dot, WARPS, False, True)
         plans.append(
             ConvolutionPlan(
                 True, g, tiles.pooled_tile(g, dtype, dot, WARPS, False), contiguous((g.channels, *g.size)), contiguous((g.features, g.out[0] // 2, g.out[1] // 2)), weight_strides(weight, g), weight_t, turned,

@@ -28,11 +28,19 @@ WEIGHT_ROWS = 2  # of a place in a weight gradient
 WEIGHT_SUMS = 80  # of a lane in a direct weight gradient, the bias's included
 WEIGHT_TAPS = 25  # of them for one output map
 SPLITS = 512  # at most
-GATHERING = 28  # multiply-adds of direct sums in the instructions that gather a value for the tensor cores, at most
-DOT_MAPS, WEIGHT_DOT_MAPS = (
-    64,
-    32,
-)  # that use a gathered value, at most: a weight gradient has sums for each tap as well
+GATHERING = (
+    8  # maps that use a gathered value, at least: then the tensor cores take fewer instructions than direct sums
+)
+LOOKING_UP = 17  # the same where gradients are looked up behind pooling
+DOT_BYTES = 128  # of a row of a matrix in shared memory, for the tensor cores
+DOT_PIXELS = 128  # outputs of a program, on the tensor cores
+DOT_MAPS = 64  # most that a program on the tensor cores computes, or takes the gradient of
+DOT_TAPS = 3  # of a program of a weight gradient
+FLAT_CHANNELS, FLAT_TAPS = (
+    8,
+    384,
+)  # fewer channels are not worth chunks of their own for each tap, if not unrolled too often
+STAGES = 3
 
 
 class Geometry(NamedTuple):
@@ -71,7 +79,11 @@ class Tile(NamedTuple):
     block_m: int
     block_o: int
     block_kh: int  # rows of a window that direct sums take at a time
-    block_k: int  # a chunk of the flattened window, on the tensor cores
+    block_k: int  # of a chunk, on the tensor cores: channels of one tap or, flat, taps of the flattened window
+    flat: bool
+    stages: int  # chunks on their way, on the tensor cores
+    strides: tuple[int, ...] | None  # the source's, on the tensor cores: see `known_strides`
+    vectors: bool  # whether it is loaded in vectors of channels
     blocks: Pair  # tiles that share their places: of each group, its maps
     row_shifts: tuple[int, ...]  # the distinct rows under a place's windows, from its first output's row on
     wide: bool  # whether offsets in a plane take 64 bits: see far_apart
@@ -90,7 +102,11 @@ class WeightTile(NamedTuple):
     block_c: int  # taps of direct sums, as the two that follow
     block_kh: int
     block_kw: int
-    block_k: int  # taps of the flattened window, on the tensor cores
+    block_k: int  # on the tensor cores: channels of one tap or, flat, taps of the flattened window
+    flat: bool
+    taps: int  # of a program on the tensor cores, each with its block_k channels
+    strides: tuple[tuple[int, ...] | None, ...]  # dy's and the input's, on the tensor cores
+    vectors: tuple[bool, ...]
     blocks: tuple[int, ...]  # tiles of a split: of each group, its maps, then the taps
     row_shifts: tuple[int, ...]  # the distinct rows under a place's windows, and the columns
     column_shifts: tuple[int, ...]
@@ -118,16 +134,16 @@ def conv2d_geometry(
     return Geometry(groups, o // groups, c, *map(tuple, pairs))  # type: ignore[arg-type]
 
 
-def dot_precision(g: Geometry, dtype: torch.dtype, most_maps: int = DOT_MAPS) -> str | None:
+def dot_precision(g: Geometry, dtype: torch.dtype, least: int) -> str | None:
     """How tl.dot multiplies; None where direct sums take fewer instructions, or there are no tensor cores.
 
-    A gathered value serves the maps of a tile, at most `most_maps`. Where they are few, or many of the gathered taps are
-    padding, direct sums win: docs/conv2d.md has the counts.
+    A gathered value serves the maps of a tile. Where they are fewer than `least`, padding that is gathered not counted, direct
+    sums win: docs/conv2d.md has the counts.
     """
-    taps = g.channels * math.prod(g.kernel)
-    block = power_of_2(taps, 16, 32)
-    served = min(g.features / cdiv(g.features, most_maps), 32)  # more maps have more weights to load as well
-    if taps * served < GATHERING * cdiv(taps, block) * block:
+    block_k, flat = dot_chunk(g, DOT_BYTES // dtype.itemsize)
+    of_chunks = g.channels * (math.prod(g.kernel) if flat else 1)
+    served = g.features / cdiv(g.features, DOT_MAPS) * of_chunks / (cdiv(of_chunks, block_k) * block_k)
+    if served < least * g.spread[0]:  # direct sums may leave out the rows between the spread ones
         return None
     return tensor_core_precision(dtype, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
 
@@ -146,6 +162,7 @@ def conv2d_tile(
     wide: bool,
     pooled: bool = False,
     outputs: Pair | None = None,
+    strides: tuple[int, ...] | None = None,
 ) -> Tile:
     """The tile of a convolution or input gradient, whose source may lie behind pooling.
 
@@ -165,21 +182,54 @@ def conv2d_tile(
             sums //= math.prod(g.spread)  # as few as meet the source
     row_shifts, row_of = under(outputs[0], g.stride[0], block_kh, g.dilation[0], g.padding[0], rows)
     most_maps = max(min(MOST_MAPS, sums // math.prod(outputs)), 1)
-    # looking up positions, or gathering for several outputs, takes registers
-    most_k = 16 if pooled or outputs != (1, 1) else 32
-    block_o = power_of_2(g.features, 8, DOT_MAPS) if dot else even(g.features, most_maps)
+    block_o = power_of_2(g.features, 16, DOT_MAPS) if dot else even(g.features, most_maps)
+    most_k = DOT_BYTES // dtype.itemsize
+    if pooled or outputs != (1, 1) or far_channels(most_k, dtype, strides):  # which take registers
+        most_k //= 2
+    block_k, flat = dot_chunk(g, most_k)
     return Tile(
         tl.float64 if double else tl.float32, dot, inside, outputs,
-        block_m=BLOCK_M * (warps if not dot else 2 if outputs == (1, 1) else 1), block_o=block_o, block_kh=block_kh,
-        block_k=power_of_2(g.channels * math.prod(g.kernel), 16, most_k), blocks=(g.groups, cdiv(g.features, block_o)),
+        block_m=DOT_PIXELS // math.prod(outputs) if dot else BLOCK_M * warps, block_o=block_o, block_kh=block_kh,
+        block_k=block_k, flat=flat, stages=STAGES, strides=strides if dot else None,
+        vectors=in_vectors(g.channels, dtype, strides), blocks=(g.groups, cdiv(g.features, block_o)),
         row_shifts=row_shifts, wide=wide, row_of=row_of,
     )  # fmt: skip
 
 
-def pooled_tile(g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool) -> Tile:
+def dot_chunk(g: Geometry, most: int) -> tuple[int, bool]:
+    """(block_k, flat): how many channels a chunk has, with as little padding as can be; or how many taps of the flattened window."""
+    window = g.channels * math.prod(g.kernel)
+    flat = g.channels < FLAT_CHANNELS and window <= FLAT_TAPS
+    if flat:
+        return power_of_2(window, 16, 32), flat
+    sizes = [size for size in (16, 32, 64) if size <= most]
+    return min(sizes, key=lambda size: (cdiv(g.channels, size) * size, -size)), flat
+
+
+def known_strides(*images: Tensor) -> tuple[tuple[int, ...] | None, ...]:
+    """Those of each image that lies in memory image by image, so that addresses are known when compiling; else None.
+
+    In another order they may depend on the batch.
+    """
+    return tuple(image.stride() if image.stride(0) == max(image.stride()) else None for image in images)
+
+
+def in_vectors(maps: int, dtype: torch.dtype, strides: tuple[int, ...] | None) -> bool:
+    """Whether a group's maps of a pixel are whole vectors of 16 bytes."""
+    return strides is not None and strides[1] == 1 and maps * dtype.itemsize % 16 == 0
+
+
+def far_channels(maps: int, dtype: torch.dtype, strides: tuple[int, ...] | None) -> bool:
+    """Whether so many maps lie too far apart for the offset that an instruction has: then addresses take registers."""
+    return strides is None or maps * strides[1] * dtype.itemsize >= 1 << 23
+
+
+def pooled_tile(
+    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, strides: tuple[int, ...] | None = None
+) -> Tile:
     """The tile of a convolution with pooling: a place is one of its windows or, for direct sums, two above each other."""
     two = g.out[0] % 4 == 0 and not dot and dtype != torch.float64
-    return conv2d_tile(g, dtype, dot, warps, wide, outputs=(4 if two else 2, 2))
+    return conv2d_tile(g, dtype, dot, warps, wide, outputs=(4 if two else 2, 2), strides=strides)
 
 
 def far_apart(g: Geometry, *images: Tensor) -> bool:
@@ -200,8 +250,9 @@ def conv2d_programs(n: int, g: Geometry, t: Tile) -> int:
 
 @functools.lru_cache(maxsize=256)
 def conv2d_weight_tile(
-    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, pooled: bool, sums: int = WEIGHT_SUMS
-) -> WeightTile:
+    g: Geometry, dtype: torch.dtype, dot: str | None, warps: int, wide: bool, pooled: bool, sums: int = WEIGHT_SUMS,
+    strides: tuple[tuple[int, ...] | None, ...] = (None, None),
+) -> WeightTile:  # fmt: skip
     """The tile of a weight gradient, of so many sums at most; with pooling a place of direct sums is one of its windows."""
     double = dtype == torch.float64
     sums = sums * 2 // 3 if double else sums  # they take two registers each
@@ -217,12 +268,21 @@ def conv2d_weight_tile(
     taps = [(c, p, q) for c in range(block_c) for p in range(block_kh) for q in range(block_kw)]
     places = [(i, j) for j in range(outputs[1]) for i in range(outputs[0])]  # column by column
     maps = min(MOST_MAPS, sums // (len(taps) + 1))
-    block_o = power_of_2(g.features, 16, WEIGHT_DOT_MAPS) if dot else even(g.features, maps)
-    block_k = power_of_2(g.channels * kh * kw, 16, 32)
-    blocks = (cdiv(g.channels * kh * kw, block_k),) if dot else (g.channels // block_c, kh // block_kh, kw // block_kw)
+    block_o = power_of_2(g.features, 16, DOT_MAPS) if dot else even(g.features, maps)
+    block_k, flat = dot_chunk(g, DOT_MAPS)
+    far = any(far_channels(DOT_MAPS, dtype, of_image) for of_image in strides)
+    dot_taps = 1 if flat or far else even(kh * kw, DOT_TAPS)
+    block_m = DOT_BYTES // dtype.itemsize // (2 if pooled else 1)
+    columns: tuple[int, ...] = (g.channels // block_c, kh // block_kh, kw // block_kw)
+    if dot:  # one more has the bias
+        columns = (
+            (cdiv(g.channels * kh * kw, block_k) if flat else cdiv(g.channels, block_k) * cdiv(kh * kw, dot_taps)) + 1,
+        )
     return WeightTile(
-        tl.float64 if double else tl.float32, dot, all_inside(g), outputs, 2 * BLOCK_M if dot else BLOCK_M * warps,
-        block_o, block_c, block_kh, block_kw, block_k, (g.groups, cdiv(g.features, block_o), *blocks),
+        tl.float64 if double else tl.float32, dot, all_inside(g), outputs, block_m if dot else BLOCK_M * warps,
+        block_o, block_c, block_kh, block_kw, block_k, flat, dot_taps, strides if dot else (None, None),
+        (in_vectors(g.features, dtype, strides[0]), in_vectors(g.channels, dtype, strides[1])),
+        (g.groups, cdiv(g.features, block_o), *columns),
         row_shifts, column_shifts, wide,
         value_of=tuple(
             tuple((c * len(column_shifts) + column_of[j][q]) * len(row_shifts) + row_of[i][p] for i, j in places)

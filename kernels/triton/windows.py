@@ -37,15 +37,29 @@ def load_source(  # type: ignore[no-untyped-def]
     src_ptr, positions_ptr, strides, image, channel, row, column, mask, CHANNELS: tl.constexpr, SIZE: tl.constexpr
 ):
     """src (N, CHANNELS, *SIZE) at a pixel; with positions what is behind the pooling: 0 but at the maximum."""
-    src_ptr = src_ptr + image * strides[0] + channel * strides[1]
     if positions_ptr is None:
-        return tl.load(src_ptr + row * strides[2] + column * strides[3], mask=mask, other=0)
+        pixel = image * strides[0] + row * strides[2] + column * strides[3]
+        return tl.load(src_ptr + pixel + channel * strides[1], mask=mask, other=0)
     else:
-        plane = image * CHANNELS + channel
-        window = (plane * (SIZE[0] // 2) + row // 2) * (SIZE[1] // 2) + column // 2
-        position = tl.load(positions_ptr + window, mask=mask, other=255)
-        dy = tl.load(src_ptr + row // 2 * strides[2] + column // 2 * strides[3], mask=mask, other=0)
+        PLANE: tl.constexpr = SIZE[0] // 2 * (SIZE[1] // 2)
+        window = image * (CHANNELS * PLANE) + row // 2 * (SIZE[1] // 2) + column // 2
+        position = tl.load(positions_ptr + window + channel * PLANE, mask=mask, other=255)
+        pixel = image * strides[0] + row // 2 * strides[2] + column // 2 * strides[3]
+        dy = tl.load(src_ptr + pixel + channel * strides[1], mask=mask, other=0)
         return tl.where(position == row % 2 * 2 + column % 2, dy, 0)
+
+
+@triton.jit
+def numbers(SIZE: tl.constexpr, VECTORS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Those of the maps in a block: from 0 to SIZE - 1 where they are loaded in vectors, else the even ones before the odd ones.
+
+    The order matters to no product. Where the compiler sees that neighbours in a block are neighbours in memory, neighbouring
+    lanes take them; without vectors a lane then had a few maps of many pixels, whose pointers and masks fit no registers.
+    """
+    if VECTORS:
+        return tl.arange(0, SIZE)
+    else:
+        return tl.arange(0, SIZE) % (SIZE // 2) * 2 + tl.arange(0, SIZE) // (SIZE // 2)
 
 
 @triton.jit
@@ -131,51 +145,143 @@ def direct_sums(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def under_first_tap(index, AXIS: tl.constexpr, G: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The row or column of the source under the first tap of outputs `index`, and how far beyond it among the spread ones."""
+    first = index * G.stride[AXIS] - G.padding[AXIS]
+    return first // G.spread[AXIS], first % G.spread[AXIS]
+
+
+@triton.jit
+def from_first_tap(k, AXIS: tl.constexpr, G: tl.constexpr):  # type: ignore[no-untyped-def]
+    """How many rows or columns of the source tap k lies from the first, and which outputs it meets: those so far beyond."""
+    if G.spread[AXIS] == 1:
+        return k * G.dilation[AXIS], 0
+    else:
+        back = k * -G.dilation[AXIS]
+        return -(back // G.spread[AXIS]), back % G.spread[AXIS]
+
+
+@triton.jit
+def outputs_of(first, n, G: tl.constexpr, T: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(image, row, column, mask) of all outputs of block_m places from number `first` on: blocks (1, outputs)."""
+    ROWS: tl.constexpr = T.outputs[0]
+    COLUMNS: tl.constexpr = T.outputs[1]
+    OUTPUTS: tl.constexpr = ROWS * COLUMNS
+    PLACES: tl.constexpr = G.out[1] // COLUMNS
+    PLANE: tl.constexpr = G.out[0] // ROWS * PLACES
+    offs_m = tl.arange(0, T.block_m * OUTPUTS)[None, :]
+    place = (first % PLANE).to(tl.int64 if T.wide else tl.int32) + offs_m // OUTPUTS
+    image = first // PLANE + place // PLANE
+    row = place % PLANE // PLACES * ROWS + offs_m % ROWS
+    column = place % PLACES * COLUMNS + offs_m % OUTPUTS // ROWS
+    return image, row, column, image < n
+
+
+@triton.jit
+def pixels_of(outputs, src_ptr, strides, group, G: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What the loads for `outputs` share: (pointers, image, row, column, how far beyond these, mask) at the first tap."""
+    image, row, column, mask = outputs
+    row, beyond_row = under_first_tap(row, 0, G)
+    column, beyond_column = under_first_tap(column, 1, G)
+    pointers = src_ptr + image * strides[0] + group.to(tl.int64) * G.channels * strides[1]
+    pointers += row * strides[2] + column * strides[3]
+    return pointers, image, row, column, beyond_row, beyond_column, mask
+
+
+@triton.jit
 def gather(  # type: ignore[no-untyped-def]
-    src_ptr, positions_ptr, strides, at, p: tl.constexpr, group, offs_k, mask_k, G: tl.constexpr, T: tl.constexpr
+    src_ptr, positions_ptr, strides, at, group, c, kh, kw, mask_k, G: tl.constexpr, T: tl.constexpr
 ):
-    """The taps offs_k of the flattened window (C, KH, KW) of a place's output p: (block_m, block_k)."""
-    image, row, column, mask_m = at
+    """The source (block_k, pixels) at channels c (block_k, 1) and tap (kh, kw), which is one, or one for each channel.
+
+    One tap for all is cheap: from the pixel's pointer on it adds a number that is the same everywhere.
+    """
+    pointers, image, row, column, beyond_row, beyond_column, mask = at
     SIZE: tl.constexpr = G.size
-    KERNEL: tl.constexpr = G.kernel
-    c, kh, kw = coordinates(offs_k, KERNEL)
-    row, column = row + p % T.outputs[0], column + p // T.outputs[0]
-    v = row[:, None] * G.stride[0] + (kh * G.dilation[0] - G.padding[0])[None, :]
-    u = column[:, None] * G.stride[1] + (kw * G.dilation[1] - G.padding[1])[None, :]
-    mask = inside(u, inside(v, mask_m[:, None] & mask_k[None, :], 0, G, T), 1, G, T)
-    return load_source(
-        src_ptr, positions_ptr, strides, image[:, None], group.to(tl.int64) * G.channels + c[None, :],
-        v // G.spread[0], u // G.spread[1], mask, G.groups * G.channels, SIZE,
-    )  # fmt: skip
+    down, met_row = from_first_tap(kh, 0, G)
+    right, met_column = from_first_tap(kw, 1, G)
+    if not T.inside[0]:
+        mask &= (row + down >= 0) & (row + down < G.size[0])
+    if not T.inside[1]:
+        mask &= (column + right >= 0) & (column + right < G.size[1])
+    if G.spread[0] > 1:
+        mask &= beyond_row == met_row
+    if G.spread[1] > 1:
+        mask &= beyond_column == met_column
+    if mask_k is not None:
+        mask = mask & mask_k
+    if positions_ptr is None:
+        return tl.load(pointers + (down * strides[2] + right * strides[3]) + c * strides[1], mask=mask, other=0)
+    else:
+        channel = group.to(tl.int64) * G.channels + c
+        return load_source(
+            src_ptr, positions_ptr, strides, image, channel, row + down, column + right, mask, G.groups * G.channels, SIZE
+        )  # fmt: skip
 
 
 @triton.jit
 def products(  # type: ignore[no-untyped-def]
-    src_ptr, positions_ptr, strides, weight_ptr, at, group, first_o, G: tl.constexpr, T: tl.constexpr, W: tl.constexpr
-):
-    """sums[output][0] in blocks (block_m, block_o): the whole window is the inner dimension K = C KH KW of a product."""
+    src_ptr, positions_ptr, strides, weight_ptr, n, first, group, first_o,
+    G: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """sums (outputs of block_m places, block_o) as products of matrices, whose inner dimension is a chunk of the window.
+
+    A chunk is block_k channels at one tap; of few channels block_k taps of the flattened window (C, KH, KW), all of which
+    are known when compiling.
+    """
+    TAPS: tl.constexpr = G.kernel[0] * G.kernel[1]
+    BLOCK_K: tl.constexpr = T.block_k
+    BLOCK_O: tl.constexpr = T.block_o
     KERNEL: tl.constexpr = G.kernel
-    K: tl.constexpr = G.channels * G.kernel[0] * G.kernel[1]
-    OUTPUTS: tl.constexpr = T.outputs[0] * T.outputs[1]
+    MASKED: tl.constexpr = G.channels * (TAPS if T.flat else 1) % BLOCK_K != 0
+    at = pixels_of(outputs_of(first, n, G, T), src_ptr, strides, group, G)
+    offs_k = numbers(BLOCK_K, T.vectors)[:, None].to(tl.int64)
+    offs_o = first_o + tl.arange(0, T.block_o)[None, :]
+    weight_ptr += group * W[0] + offs_o * W[1]
+    sums = tl.zeros((T.block_m * T.outputs[0] * T.outputs[1], BLOCK_O), T.dtype)
+    if T.flat:
+        for first_k in tl.static_range(0, G.channels * TAPS, BLOCK_K):
+            c, kh, kw = coordinates(first_k + offs_k, KERNEL)
+            sums = add_product(
+                src_ptr, positions_ptr, strides, weight_ptr, at, group, c, kh, kw, offs_o, sums, MASKED, G, T, W
+            )  # fmt: skip
+    else:
+        for chunk in tl.range(0, (G.channels + BLOCK_K - 1) // BLOCK_K * TAPS, num_stages=T.stages):
+            tap = tl.cast(chunk % TAPS, tl.int64 if T.wide else tl.int32)
+            c = chunk // TAPS * BLOCK_K + offs_k
+            kh, kw = tap // G.kernel[1], tap % G.kernel[1]
+            sums = add_product(
+                src_ptr, positions_ptr, strides, weight_ptr, at, group, c, kh, kw, offs_o, sums, MASKED, G, T, W
+            )  # fmt: skip
+    return sums
+
+
+@triton.jit
+def add_product(  # type: ignore[no-untyped-def]
+    src_ptr, positions_ptr, strides, weight_ptr, at, group, c, kh, kw, offs_o, sums,
+    MASKED: tl.constexpr, G: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """sums and what a chunk adds to them: channels c (block_k, 1) at tap (kh, kw)."""
+    mask_k = c < G.channels if MASKED else None
+    mask_o = None if G.features % T.block_o == 0 else offs_o < G.features
+    mask = mask_o if mask_k is None else mask_k if mask_o is None else mask_k & mask_o
+    values = gather(src_ptr, positions_ptr, strides, at, group, c, kh, kw, mask_k, G, T)
+    weights = tl.load(weight_ptr + c * W[2] + (kh * W[3] + kw * W[4]), mask=mask, other=None if mask is None else 0)
+    return tl.dot(tl.trans(values), weights, sums, input_precision=T.dot)
+
+
+@triton.jit
+def by_output(sums, T: tl.constexpr):  # type: ignore[no-untyped-def]
+    """sums[output][0] in blocks (block_m, block_o), of those of all outputs in one block."""
     BLOCK_M: tl.constexpr = T.block_m
     BLOCK_O: tl.constexpr = T.block_o
-    offs_o = first_o + tl.arange(0, T.block_o)[None, :]
-    sums = ()
-    for _ in tl.static_range(OUTPUTS):
-        sums += ((tl.zeros((BLOCK_M, BLOCK_O), T.dtype),),)
-    for first_k in range(0, K, T.block_k):
-        offs_k = first_k + tl.arange(0, T.block_k)
-        mask_k = offs_k < K
-        c, kh, kw = coordinates(offs_k, KERNEL)
-        taps = c * W[2] + kh * W[3] + kw * W[4]
-        weight = weight_ptr + group * W[0] + offs_o * W[1] + taps[:, None]
-        b = tl.load(weight, mask=mask_k[:, None] & (offs_o < G.features), other=0)  # (block_k, block_o)
-        added = ()
-        for p in tl.static_range(OUTPUTS):
-            a = gather(src_ptr, positions_ptr, strides, at, p, group, offs_k, mask_k, G, T)  # (block_m, block_k)
-            added += ((tl.dot(a, b, sums[p][0], input_precision=T.dot),),)
-        sums = added
-    return sums
+    if T.outputs[0] * T.outputs[1] == 1:
+        return ((sums,),)
+    else:  # 2 x 2
+        left, right = tl.split(tl.permute(tl.reshape(sums, (BLOCK_M, 2, 2, BLOCK_O)), (0, 3, 2, 1)))
+        upper_left, lower_left = tl.split(left)
+        upper_right, lower_right = tl.split(right)
+        return ((upper_left,), (lower_left,), (upper_right,), (lower_right,))
 
 
 @triton.jit
@@ -188,12 +294,14 @@ def tile_sums(  # type: ignore[no-untyped-def]
     """
     BLOCKS: tl.constexpr = T.blocks
     block, group, o_block = coordinates(program, BLOCKS)
-    first_o = o_block * T.block_o
-    at = places(block.to(tl.int64) * T.block_m, n, G, T)
-    SUMS: tl.constexpr = direct_sums if T.dot is None else products
-    sums = SUMS(src_ptr, positions_ptr, strides, weight_ptr, at, group, first_o, G, T, W)
+    first, first_o = block.to(tl.int64) * T.block_m, o_block * T.block_o
+    at = places(first, n, G, T)
     image, row, column, mask_m = at
-    if T.dot is not None:
+    if T.dot is None:
+        sums = direct_sums(src_ptr, positions_ptr, strides, weight_ptr, at, group, first_o, G, T, W)
+    else:
+        known = strides if T.strides is None else T.strides
+        sums = by_output(products(src_ptr, positions_ptr, known, weight_ptr, n, first, group, first_o, G, T, W), T)
         image, row, column, mask_m = image[:, None], row[:, None], column[:, None], mask_m[:, None]
     return sums, image, row, column, mask_m, group, first_o
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import kernels
 import kernels.functional as F
@@ -45,6 +47,59 @@ def test_no_loop_of_linear_has_spills(target: str, precision: str) -> None:
 
     shapes = ((64, 300, 500), (64, 512, 512), (1, 100, 10), (4096, 1000, 50))
     assert [row for row in build(target, precision, [partial(layer, *shape) for shape in shapes]) if not row.fits] == []
+
+
+@pytest.mark.parametrize("memory_format", (torch.contiguous_format, torch.channels_last), ids=str)
+@pytest.mark.parametrize(
+    ("target", "precision"), (("80", "float16"), ("80", "tf32"), ("90", "bfloat16"), ("90", "tf32"))
+)
+def test_products_take_few_instructions(target: str, precision: str, memory_format: torch.memory_format) -> None:
+    """Multiply-adds of a warp for each instruction that it issues, in the loops of 3x3 windows from 64 to 64 maps."""
+    from benchmarks.compile.built import tensor_core_loops
+    from benchmarks.compile.triton import PRECISIONS, assembly, compiling_for, jit_functions
+    from kernels.check.run import precision as switches
+    from kernels.triton import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
+
+    dtype, geometry = PRECISIONS[precision], ((1, 1), (1, 1), (1, 1), 1)
+    image, weight = (
+        torch.empty(shape, dtype=dtype).to(memory_format=memory_format) for shape in ((2, 64, 56, 56), (64, 64, 3, 3))
+    )
+    with compiling_for(target) as device, switches(precision == "tf32"):
+        conv2d_forward(image, weight, None, *geometry)
+        conv2d_input_grad(image, weight, (56, 56), *geometry)
+        conv2d_weight_grad(image, image, (3, 3), True, *geometry)
+        compiled = [
+            kernel for f in jit_functions() for kernel in f.device_caches[device][0].values() if "conv2d" in f.__name__
+        ]
+    loops = [loop for kernel in compiled for loop in tensor_core_loops(assembly(kernel))]
+    assert len(compiled) == len(loops) == 3
+    assert min(multiply_adds / instructions for instructions, _, multiply_adds in loops) >= 150
+
+
+@settings(max_examples=4)
+@given(
+    st.sampled_from(("80", "86", "90", "120")), st.sampled_from(("float16", "tf32")),
+    st.sampled_from((torch.contiguous_format, torch.channels_last)),
+    st.sampled_from((16, 31, 64, 256)), st.sampled_from((16, 33, 64)), st.sampled_from((14, 57, 1024)),
+    st.sampled_from((1, 3, 5)), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.booleans(),
+)  # fmt: skip
+def test_no_loop_of_products_has_spills(
+    target: str, precision: str, memory_format: torch.memory_format, channels: int, features: int, size: int,
+    kernel: int, stride: int, padding: int, dilation: int, pooled: bool,
+) -> None:  # fmt: skip
+    """Whatever shape a user brings: the planes of large images lie far apart, a stride spreads the rows of a gradient."""
+    from benchmarks.compile.triton import PRECISIONS, build
+
+    function = F.conv2d_relu_max_pool2d if pooled else F.conv2d
+    shapes = ((1, channels, size, size), (features, channels, kernel, kernel), (features,))
+
+    def layer() -> None:
+        inputs = [torch.empty(shape, dtype=PRECISIONS[precision], requires_grad=True) for shape in shapes]
+        images = inputs[0].to(memory_format=memory_format)
+        function(images, *inputs[1:], stride=stride, padding=padding, dilation=dilation).sum().backward()
+
+    rows = build(target, precision, [layer])
+    assert [row for row in rows if not row.fits] == []
 
 
 def test_another_batch_size_compiles_nothing() -> None:

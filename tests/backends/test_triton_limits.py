@@ -62,17 +62,18 @@ def test_the_last_split_of_a_loss_is_summed() -> None:
 
 @interpreted
 @pytest.mark.parametrize("axis", (2, 3))
-def test_pixels_may_lie_far_apart(axis: int) -> None:
+@pytest.mark.parametrize(("dtype", "maps"), ((torch.uint8, 1), (torch.float16, 16)), ids=("direct sums", "products"))
+def test_pixels_may_lie_far_apart(dtype: torch.dtype, maps: int, axis: int) -> None:
     """2^31 elements from the first row of an image to its last: offsets that were cut off would lie inside, too."""
     from kernels.triton import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
 
-    strides = [1, 1, 4, 4]
-    strides[axis], strides[5 - axis] = 2**30, 1
-    far = torch.empty(2**32 + 16, dtype=torch.uint8).as_strided((1, 1, 3, 3), strides, 2**31)
-    near = torch.arange(9, dtype=torch.uint8).view(1, 1, 3, 3)
+    strides = [1 << 32, 1, 4 * maps, 4 * maps]
+    strides[axis], strides[5 - axis] = 2**30, maps
+    far = torch.empty(2**32 + 16 * maps, dtype=dtype).as_strided((1, maps, 3, 3), strides, 2**31)
+    near = torch.randint(4, (1, maps, 3, 3)).to(dtype)
     far.copy_(near)
-    weight, geometry = torch.tensor([[1, 2], [3, 1]], dtype=torch.uint8).view(1, 1, 2, 2), ((1, 1), (0, 0), (1, 1), 1)
-    dy = torch.tensor([[1, 0], [2, 1]], dtype=torch.uint8).view(1, 1, 2, 2)
+    weight, geometry = torch.randint(4, (maps, maps, 2, 2)).to(dtype), ((1, 1), (0, 0), (1, 1), 1)
+    dy = torch.randint(3, (1, maps, 2, 2)).to(dtype)
 
     def results(x: torch.Tensor) -> list[Any]:
         return [

@@ -10,22 +10,33 @@ pytestmark = pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="as
 
 
 @pytest.mark.parametrize(
-    ("maps", "channels", "size", "kernel", "taken"),
+    ("maps", "channels", "kernel", "stride", "taken"),
     (
-        (31, 31, 9, 3, (True, True, True)),
-        (16, 6, 14, 5, (False, False, False)),  # LeNet's second layer
-        (48, 32, 14, 3, (True, True, False)),  # a weight gradient's tile has half of a second block of maps
-        (64, 3, 14, 3, (False, False, False)),  # 5 of 32 taps are padding
-        (64, 32, 14, 1, (True, True, True)),
+        (31, 31, 3, 1, (True, True)),
+        (16, 6, 5, 1, (True, False)),  # LeNet's second layer
+        (6, 1, 5, 1, (False, False)),  # its first
+        (64, 3, 3, 1, (True, False)),
+        (8, 64, 1, 1, (True, True)),
+        (9, 9, 3, 1, (False, False)),  # 7 of 16 channels are padding
+        (8, 16, 3, 1, (True, True)),
+        (8, 16, 3, 2, (True, False)),  # every other row of the input gradient does not meet a tap
     ),
 )
-def test_tensor_cores_are_taken_where_28_maps_use_a_gathered_value(
-    maps: int, channels: int, size: int, kernel: int, taken: tuple[bool, bool, bool]
+def test_tensor_cores_are_taken_where_8_maps_use_a_gathered_value(
+    maps: int, channels: int, kernel: int, stride: int, taken: tuple[bool, bool]
 ) -> None:
-    from kernels.triton.tiles import WEIGHT_DOT_MAPS, conv2d_geometry, dot_precision
+    from kernels.triton.tiles import GATHERING, conv2d_geometry, dot_precision
 
-    g = conv2d_geometry((maps, channels, kernel, kernel), (size, size), (1, 1), (0, 0), (1, 1), 1)
-    forward, input_grad = dot_precision(g, torch.float16), dot_precision(g.turned(), torch.float16)
-    weight_grad = dot_precision(g, torch.float16, WEIGHT_DOT_MAPS)
-    assert (forward is not None, input_grad is not None, weight_grad is not None) == taken
-    assert dot_precision(g, torch.float64) is None
+    g = conv2d_geometry((maps, channels, kernel, kernel), (14, 14), (stride, stride), (0, 0), (1, 1), 1)
+    assert tuple(dot_precision(each, torch.float16, GATHERING) is not None for each in (g, g.turned())) == taken
+    assert dot_precision(g, torch.float64, GATHERING) is None
+
+
+def test_strides_are_known_where_images_follow_each_other() -> None:
+    """Then no batch size changes them, and none compiles anew."""
+    from kernels.triton.tiles import known_strides
+
+    images = torch.empty(4, 3, 6, 5)
+    cropped, innermost = images[:, :, 1:, 1:], torch.empty(3, 6, 5, 4).permute(3, 0, 1, 2)
+    orders = (images, images.to(memory_format=torch.channels_last), cropped, innermost)
+    assert known_strides(*orders) == ((90, 30, 5, 1), (90, 1, 15, 3), (90, 30, 5, 1), None)

@@ -52,6 +52,22 @@ def test_as_many_maps_as_tensor_cores_want(operation: Any, precision: Any, geome
 
 
 @pytest.mark.large
+@pytest.mark.parametrize("operation", (CONV2D, CONV2D_RELU_MAX_POOL2D), ids=("conv2d", "conv2d_relu_max_pool2d"))
+@pytest.mark.parametrize("maps", (24, 17), ids=("vectors", "no vectors"))
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
+def test_as_many_pixels_as_tensor_cores_split(layout: torch.memory_format, maps: int, operation: Any) -> None:
+    """A block has pixels of two images, and several programs share the sums of a weight gradient."""
+    images, *others = (
+        torch.randint(-3, 4, shape).float() for shape in ((3, maps, 24, 24), (maps, maps, 3, 3), (maps,))
+    )
+    inputs = [tensor.requires_grad_() for tensor in (images.to(memory_format=layout), *others)]
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
+        check(
+            operation._replace(sizes=exact), *inputs, padding=1, make_dy=lambda y: torch.randint(-3, 4, y.shape).float()
+        )
+
+
+@pytest.mark.large
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("with_bias", (False, True))
 def test_derivatives(geometry: dict[str, Any], with_bias: bool) -> None:

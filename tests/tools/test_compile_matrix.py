@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks.compile import matrix
-from benchmarks.compile.built import SHARED_LIMIT_UNASKED, Built, spills_in_loops
+from benchmarks.compile.built import SHARED_LIMIT_UNASKED, Built, spills_in_loops, tensor_core_loops
 from benchmarks.exercise import operations
 
 BUILT = Built("triton", "90", "float16", "a_kernel", 4, 64, 0, 0, 1024, 49152, True)
@@ -85,3 +85,17 @@ def test_what_is_unknown_is_refused() -> None:
         result = CliRunner().invoke(app, [option, value])
         assert result.exit_code == 2, result.output
         assert value in result.output
+
+
+def test_products_are_counted_in_innermost_loops() -> None:
+    lines = (
+        "HMMA.16816.F32 R1, R2",
+        "HGMMA.64x64x16.F32 R4, gdesc",
+        "IADD R1, R2",
+        "@P1 BRA 0x0010",
+        "@P0 BRA 0x0000",
+        "BRA 0x0050",
+    )
+    assembly = "\n".join(f"        /*{16 * n:04x}*/        {line};    /* 0xffff */" for n, line in enumerate(lines))
+    assert tensor_core_loops(assembly) == [(3, 1, 64 * 64 * 16 // 4)]
+    assert tensor_core_loops(assembly.replace("0x0010", "0x0000")) == [(4, 2, 64 * 64 * 16 // 4 + 16 * 8 * 16)]
