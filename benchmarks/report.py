@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from rich import box
@@ -130,10 +131,18 @@ def memory_table(memory: pd.DataFrame) -> Table:
     return table
 
 
+TIMES_FASTER = "times faster than torch eager"
+
+
 def chart(title: str, times: pd.DataFrame, subtitle: str) -> bytes:
-    """A PNG: the speed-up over torch eager against the batch size, one plot for each case."""
+    """A PNG of the speed-ups over torch eager, one plot for each case: curves over the batch size, or bars where there is one."""
     left_out = "; measurements disturbed by other processes are left out" if (times["others"] > BUSY).any() else ""
-    groups = list(times[times["contender"] != TORCH].groupby(["name", "part", "dtype"], sort=False))
+    shown = times[times["contender"] != TORCH]
+    groups = list(
+        shown.assign(speedup=shown["speedup"].mask(shown["others"] > BUSY)).groupby(
+            ["name", "part", "dtype"], sort=False
+        )
+    )
     columns = min(len(groups), 4)
     rows = -(-len(groups) // columns)
     figure = Figure(figsize=(5 * columns, 3.5 * rows + 0.5), layout="constrained")
@@ -141,22 +150,40 @@ def chart(title: str, times: pd.DataFrame, subtitle: str) -> bytes:
     colours = {name: f"C{i}" for i, name in enumerate(times["contender"].unique())}
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax, (case, contenders) in zip(axes, groups, strict=False):
-        ax.axhline(1, color="black", linewidth=1)
-        for contender, line in contenders.groupby("contender", sort=False):
-            speedups = line["speedup"].mask(line["others"] > BUSY)
-            ax.plot(line["batch"].fillna(1), speedups, "o-", color=colours[contender], label=contender)
-        ax.set(title=", ".join(case), xlabel="batch size", xscale="log")
-        ax.xaxis.set_major_locator(FixedLocator(contenders["batch"].fillna(1).unique()))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.xaxis.set_major_formatter("{x:.0f}")
-        ax.set_ylim(bottom=0)
-        ax.grid(alpha=0.3)
+        ax.set_title(", ".join(case), fontsize=10)
+        draw = curves if contenders["batch"].nunique() > 1 else bars
+        draw(ax, contenders, colours)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8)
     for ax in axes[len(groups) :]:
         ax.remove()
-    for ax in axes[::columns]:
-        ax.set_ylabel("times faster than torch eager")
     png = io.BytesIO()
     figure.savefig(png, dpi=150)
     return png.getvalue()
+
+
+def curves(ax: Axes, contenders: pd.DataFrame, colours: dict[str, str]) -> None:
+    """The speed-up of each contender against the batch size."""
+    ax.axhline(1, color="black", linewidth=1)
+    for contender, line in contenders.groupby("contender", sort=False):
+        ax.plot(line["batch"], line["speedup"], "o-", color=colours[contender], label=contender)
+    ax.set(xlabel="batch size", xscale="log", ylabel=TIMES_FASTER, ylim=(0, highest(contenders)))
+    ax.xaxis.set_major_locator(FixedLocator(contenders["batch"].unique()))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def bars(ax: Axes, contenders: pd.DataFrame, colours: dict[str, str]) -> None:
+    """The speed-up of each contender at the one batch size that was measured, or without one."""
+    ax.axvline(1, color="black", linewidth=1)
+    names = contenders["contender"]
+    ax.bar_label(ax.barh(names, contenders["speedup"], color=names.map(colours)), fmt="%.2f", padding=3)
+    batch = contenders["batch"].iloc[0]
+    ax.set(xlabel=TIMES_FASTER + ("" if pd.isna(batch) else f", batch size {batch:.0f}"), xlim=(0, highest(contenders)))
+    ax.invert_yaxis()
+
+
+def highest(contenders: pd.DataFrame) -> float:
+    """The end of an axis that has room for every speed-up and for 1."""
+    return 1.15 * contenders["speedup"].max() if contenders["speedup"].max() > 1 else 1.15

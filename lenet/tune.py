@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,18 +11,16 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
-from matplotlib import pyplot
 from optuna.pruners import MedianPruner
 from optuna.storages import RDBStorage
 from optuna.study import MaxTrialsCallback, Study
 from optuna.trial import FrozenTrial, Trial, TrialState
-from optuna.visualization import matplotlib as visualization
 from sqlalchemy.exc import SQLAlchemyError
 
 from lenet.data import Data
 from lenet.fused import best_step
 from lenet.messages import LenetError
-from lenet.plots import save
+from lenet.plots import save_parameters, save_study
 from lenet.run import Run
 from lenet.settings import Settings, save_config
 from lenet.train import train_epochs
@@ -90,7 +87,8 @@ def tune(
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             raise LenetError(f"{out}: none of {trials} trials has come to its end: training diverges")
         save_best(study, settings, out)
-        save_plots(study, out)
+        save_study(out / "study.png", study.trials)
+        save_parameters(out / "parameters.png", study.trials)
     return study
 
 
@@ -176,16 +174,3 @@ def save_best(study: Study, settings: Settings, out: Path) -> None:
         best = study.best_trial
         comment = f"the best of {len(complete)} trials: validation accuracy {best.value:.2%}"
         save_config(out / "best.toml", asdict(replace(settings, **best.params)), comment)
-
-
-def save_plots(study: Study, out: Path) -> None:
-    """Draw the accuracies over the trials, study.png, and over each setting, parameters.png."""
-    with pyplot.rc_context(), warnings.catch_warnings():  # Optuna's plots change the style for good
-        warnings.simplefilter("ignore")  # that the plots are experimental, that there is only one trial
-        for name, plot in (
-            ("study", visualization.plot_optimization_history),
-            ("parameters", visualization.plot_slice),
-        ):
-            plot(study, target_name="validation accuracy")
-            save(out / f"{name}.png", pyplot.gcf())
-            pyplot.close()
