@@ -1,4 +1,5 @@
-"""MkDocs hook: quotes source and results, so that no page holds a copy of them, and makes a page of each linked file.
+"""MkDocs hook: quotes source and results, so that no page holds a copy of them, makes a page of each linked file, and
+turns formulas into MathML, which a browser shows without a script.
 
 A line `[source: Folding.fold](../kernels/numpy/lowering.py)` in a page becomes that object's code, also that of a function or
 struct in a .cu or .cuh file; `[table: caption](../benchmarks/results/FILE.csv)` becomes a table. The same lines are working
@@ -7,6 +8,7 @@ links where the page is read in the repository.
 
 import ast
 import csv
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 QUOTE = re.compile(r"^\[source: ([\w.]+)\]\(\.\./([\w./-]+\.py)\)$", re.M)
 CUDA_QUOTE = re.compile(r"^\[source: (\w+)\]\(\.\./([\w./-]+\.cuh?)\)$", re.M)
 TABLE = re.compile(r"^\[table: [^\]]+\]\(\.\./([\w./-]+\.csv)\)$", re.M)
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)  # as pymdownx.arithmatex marks them
 LINK = re.compile(r"\]\(\.\./([\w./-]+)\)")
 FOR_TOOLS = re.compile(r"  # (type: ignore|noqa|fmt: )[^\n]*")
 LANGUAGES = {".py": "python", ".cu": "cuda", ".cuh": "cuda", ".toml": "toml", ".yml": "yaml", ".md": "markdown"}
@@ -100,3 +103,17 @@ def replaced(markdown: str) -> str:
     markdown = QUOTE.sub(lambda m: fenced(source(m[2], m[1]), "python", f"{m[2]}: {m[1]}"), markdown)
     markdown = CUDA_QUOTE.sub(lambda m: fenced(cuda_source(m[2], m[1]), "cuda", f"{m[2]}: {m[1]}"), markdown)
     return TABLE.sub(lambda m: table(m[1]), markdown)
+
+
+def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
+    return FORMULA.sub(lambda m: mathml(html.unescape(m[2]), "inline" if m[1] == "span" else "block"), content)
+
+
+def mathml(formula: str, display: str) -> str:
+    """A formula of LaTeX in MathML. ValueError: it has a command that the converter does not know."""
+    from latex2mathml.converter import convert
+
+    result = convert(formula.strip(), display=display)
+    if "\\" in result:
+        raise ValueError(f"no MathML for {formula}")
+    return result

@@ -3,10 +3,10 @@
 import gc
 import sys
 
-from lenet.messages import LenetError, rank
+from lenet.messages import LenetError, print_error, rank
 
 EXTRAS = {
-    "lenet": {"matplotlib", "PIL", "pooch", "sklearn", "tomlkit", "tqdm", "typer"},
+    "lenet": {"matplotlib", "PIL", "pooch", "scipy", "sklearn", "tomlkit", "tqdm", "typer"},
     "export": {"onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors"},
     "tune": {"optuna", "sqlalchemy"},
     "tensorboard": {"tensorboard"},
@@ -39,6 +39,5 @@ def status_of(arguments: list[str] | None) -> int:
         if extra is None:
             raise
         message = f"{error.name} is missing: pip install 'lenet-kernels[{extra}]'"
-    which = "" if rank() is None else f" (rank {rank()})"
-    print(f"lenet: error{which}:", " ".join(message.split()), file=sys.stderr)
+    print_error(message)
     return 2

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from lenet import options as opt
-from lenet.messages import LenetError
+from lenet.messages import LenetError, print_error
+
+SURE = 0.3  # by how much the probability of the answer must exceed the next
 
 app = typer.Typer(
     help="Train and use LeNet, a small convolutional network, on hand-written kernels.",
@@ -57,6 +59,7 @@ def train(
     seed: Annotated[int, opt.seed("Decides first weights and order of images.")] = 0,
     out: Annotated[Path, opt.folder("Folder for checkpoint, metrics and pictures.")] = opt.OUT,
     resume: opt.Resume = False,
+    new: opt.New = False,
     tensorboard: opt.TensorBoard = False,
     log_level: opt.LogLevel = "warning",
 ) -> None:
@@ -67,7 +70,8 @@ def train(
     run was stopped (Ctrl-C) or killed at any moment and continued with --resume.
     """
     from lenet.compute import computing
-    from lenet.data import load
+    from lenet.data import check_name, load
+    from lenet.files import unused
     from lenet.fused import best_step
     from lenet.graph import GraphedStep, check_recordable
     from lenet.messages import log_to_stderr
@@ -90,14 +94,20 @@ def train(
         seed=seed,
         amp=amp,
     )
-    path = out / "checkpoint.pt"
+    check_name(data, data_dir)
+    if new and resume:
+        raise LenetError("--resume goes on with the run in --out, --new takes another folder: choose one of them")
     with joined(device) as processes, computing(backend, processes.device(device), settings.amp) as where:
         if processes.size > batch_size:
             raise LenetError(f"--batch-size {batch_size}: there are {processes.size} processes, which share each batch")
+        if new:
+            out = processes.of_first(lambda: unused(out, "checkpoint.pt"))
+        path = out / "checkpoint.pt"
         begun = processes.of_first(path.exists)
         if begun and not resume:
             raise LenetError(
-                f"{out} already holds a run: continue it with --resume, or choose another folder with --out"
+                f"{out} already holds a run: go on with it (--resume), or begin another in a folder you name "
+                "(--out DIR) or in the next that is free (--new)"
             )
         checkpoint = processes.of_first(lambda: load_checkpoint(path)) if begun else None
         if checkpoint:
@@ -260,29 +270,63 @@ def evaluate(
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files with one digit each.")],
     checkpoint: opt.Checkpoint = opt.CHECKPOINT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each image, one a line.")] = False,
+    save_input: Annotated[
+        Path | None, opt.folder("Folder for pictures of what the network sees, 32 x 32 pixels for each image.")
+    ] = None,
     backend: opt.Backend = None,
     device: opt.Device = None,
 ) -> None:
     """Say which digit is on each image, with the probability of every class.
 
-    Any size and any kind of image, dark on light or light on dark, on a plain background.
+    Any size and any kind of image, dark on light or light on dark, also in uneven light. The answer is "not sure" where
+    two classes are about as likely. An image without a digit, or with more than one object, and a file that cannot be
+    read are named on stderr; the other images are answered, and the exit status is 2.
     """
+    import json
+
     import torch
 
     from lenet.compute import computing
     from lenet.data import class_names
     from lenet.export import load_trained
-    from lenet.image import load_image
+    from lenet.image import as_picture, load_image
     from lenet.train import LOSSES, scores_of
 
-    digits = torch.stack([load_image(path) for path in images])
-    with computing(backend, device) as where:
-        model, settings = load_trained(checkpoint, where)
-        rows = LOSSES[settings.loss].probabilities(scores_of(model, digits.to(where))).tolist()
-    names = class_names(settings.data)
-    for path, row in zip(images, rows, strict=True):
-        print(f"{path}: {names[row.index(max(row))]}")
-        print("  " + "  ".join(f"{name} {probability:.1%}" for name, probability in zip(names, row, strict=True)))
+    digits, errors = {}, {}
+    for path in images:
+        try:
+            digits[path] = load_image(path)
+        except LenetError as error:
+            errors[path] = str(error)
+            print_error(str(error))
+    rows: list[list[float]] = []
+    if digits:
+        with computing(backend, device) as where:
+            model, settings = load_trained(checkpoint, where)
+            scores = scores_of(model, torch.stack(list(digits.values())).to(where))
+            rows = LOSSES[settings.loss].probabilities(scores).tolist()
+        names = class_names(settings.data)
+    if save_input:
+        save_input.mkdir(parents=True, exist_ok=True)
+        for number, (path, digit) in enumerate(digits.items(), 1):
+            as_picture(digit).save(save_input / f"{number}-{path.stem}.png")
+    answers = dict(zip(digits, rows, strict=True))
+    for path in images:
+        if path in errors:
+            if as_json:
+                print(json.dumps({"image": str(path), "error": errors[path]}))
+            continue
+        row = dict(zip(names, answers[path], strict=True))
+        first, second, *_ = sorted(row, key=row.__getitem__, reverse=True)
+        sure = row[first] - row[second] >= SURE
+        if as_json:
+            print(json.dumps({"image": str(path), "class": first, "sure": sure, "probabilities": row}))
+        else:
+            print(f"{path}: {first}" if sure else f"{path}: not sure, {first} or {second}")
+            print("  " + "  ".join(f"{name} {probability:.1%}" for name, probability in row.items()))
+    if errors:
+        raise typer.Exit(2)
 
 
 @app.command(epilog="Example: `lenet export lenet.onnx`")

@@ -90,15 +90,18 @@ def load(name: str, data_dir: str | None = None) -> Data:
     a package installed it, else it is downloaded once into the user's cache.
     LenetError: a file is missing, damaged, not what it should be, or cannot be downloaded.
     """
+    check_name(name, data_dir)
     if name in SOURCES:
         return load_folder(Path(data_dir) if data_dir else locate(name), SOURCES[name].sha256)
-    if data_dir is not None:
+    return load_small_digits() if name == "digits" else load_folder(Path(name))
+
+
+def check_name(name: str, data_dir: str | None) -> None:
+    """LenetError: there is no data set or folder `name`, or it is not one that lies in a `data_dir`."""
+    if data_dir is not None and name not in SOURCES:
         raise LenetError(f"--data-dir goes with --data {' or '.join(SOURCES)}, not with --data {name}")
-    if name == "digits":
-        return load_small_digits()
-    if not Path(name).is_dir():
+    if name not in ("digits", *SOURCES) and not Path(name).is_dir():
         raise LenetError(f"--data {name}: choose digits, {', '.join(SOURCES)} or a folder with the four IDX files")
-    return load_folder(Path(name))
 
 
 def class_names(name: str) -> tuple[str, ...]:

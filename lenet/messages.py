@@ -14,6 +14,12 @@ def rank() -> str | None:
     return os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
 
 
+def print_error(message: str) -> None:
+    """Say on stderr, in one line, what a user can mend, and in which process where there are many."""
+    which = "" if rank() is None else f" (rank {rank()})"
+    print(f"lenet: error{which}:", " ".join(message.split()), file=sys.stderr)
+
+
 def log_to_stderr(level: str) -> None:
     """Show the messages of the loggers "lenet.*" from `level` on, "debug" to "error", with the rank of many processes."""
     which = "" if rank() is None else f" [rank {rank()}]"

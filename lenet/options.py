@@ -81,6 +81,9 @@ Device = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out with its own settings; without one, begin it.")
 ]
+New = Annotated[
+    bool, typer.Option("--new", help="Where --out holds a run, take the next free folder: OUT-2, OUT-3 ...")
+]
 TensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write the figures of every epoch for TensorBoard, into --out.")
 ]

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.axes import Axes
@@ -104,9 +104,9 @@ def save_study(path: Path, trials: "Sequence[FrozenTrial]") -> None:
     """The accuracy of each trial, and the best so far; of those stopped early the last one."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     ax = figure.subplots()
-    done = [trial for trial in trials if trial.value is not None and trial.state.name == "COMPLETE"]
+    done = [trial for trial in trials if trial.state.name == "COMPLETE"]
     numbers = [trial.number for trial in done]
-    accuracies = [trial.value for trial in done]
+    accuracies = [trial.values[0] for trial in done]
     best = [max(accuracies[: i + 1]) for i in range(len(done))]
     ax.plot(numbers, accuracies, "o", label="a trial")
     stopped = [trial for trial in trials if trial.state.name == "PRUNED" and trial.intermediate_values]
@@ -126,8 +126,8 @@ def save_study(path: Path, trials: "Sequence[FrozenTrial]") -> None:
 
 def save_parameters(path: Path, trials: "Sequence[FrozenTrial]") -> None:
     """The accuracy of the trials that came to their end over each setting, within the bounds of the search."""
-    done = [trial for trial in trials if trial.value is not None and trial.state.name == "COMPLETE"]
-    varied = done[0].distributions
+    done = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    varied: dict[str, Any] = done[0].distributions
     figure = Figure(figsize=(3 * len(varied) + 1, 4), layout="constrained")
     figure.suptitle("The settings of the trials")
     axes: Sequence[Axes] = figure.subplots(1, len(varied), sharey=True, squeeze=False)[0]
@@ -146,7 +146,7 @@ def save_parameters(path: Path, trials: "Sequence[FrozenTrial]") -> None:
             margin = (bounds.high - bounds.low) / 20
             ax.set_xlim(bounds.low - margin, bounds.high + margin)
         points = ax.scatter(
-            values, [trial.value for trial in done], c=[trial.number for trial in done],
+            values, [trial.values[0] for trial in done], c=[trial.number for trial in done],
             cmap="viridis_r", vmin=0, vmax=max(1, len(trials) - 1), edgecolors="white", linewidths=0.5,
         )  # fmt: skip
         ax.set(title=f"--{name.replace('_', '-')}")

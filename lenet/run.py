@@ -87,6 +87,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. LenetError: no such file, not a checkpoint, damaged."""
     if not path.exists():
         raise LenetError(f"{path}: no such checkpoint; `lenet train` makes one")
+    if path.is_dir():
+        raise LenetError(f"{path}: a folder; the checkpoint of a run is the file checkpoint.pt in its folder")
+    if path.suffix == ".onnx":
+        raise LenetError(f"{path}: an ONNX network, for onnxruntime and its like; `lenet` reads .pt and .safetensors")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each kind of damage makes torch.load raise another kind of error

@@ -167,6 +167,16 @@ def test_checkpoints(cli: Cli, tmp_path: Path, trained: Path, kind: str, command
     refused(cli(command, *images, "--checkpoint", path), path)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export"])
+def test_what_is_no_checkpoint(cli: Cli, tmp_path: Path, trained: Path, command: str) -> None:
+    """The error says what it is that was given for a checkpoint."""
+    Image.fromarray(np.eye(28, dtype=np.uint8) * 255).save(tmp_path / "image.png")
+    (tmp_path / "lenet.onnx").write_bytes(b"\x08\x0a\x12\x07pytorch")
+    argument = {"evaluate": [], "predict": [tmp_path / "image.png"], "export": [tmp_path / "x.safetensors"]}[command]
+    refused(cli(command, *argument, "--checkpoint", tmp_path / "lenet.onnx"), "lenet.onnx: an ONNX network")
+    refused(cli(command, *argument, "--checkpoint", trained), f"{trained}: a folder", "checkpoint.pt")
+
+
 @pytest.mark.parametrize("place", ["file", "file/run"])
 def test_out_that_cannot_be_written(cli: Cli, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("precious")
@@ -193,8 +203,21 @@ def test_disk_that_fills_up(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
     assert cli("train", "--out", tmp_path / "run", "--resume").status == 0
 
 
-def test_training_that_diverges(cli: Cli, tmp_path: Path) -> None:
-    refused(cli("train", "--lr", 1e6, "--out", tmp_path / "run"), "diverged", "--lr")
+@pytest.mark.filterwarnings("error")  # NumPy would speak of numbers that overflow
+@pytest.mark.parametrize("options", [[], ["--no-fused"], ["--loss", "cross-entropy"]], ids=str)
+def test_training_that_diverges(cli: Cli, tmp_path: Path, folder: Path, options: list[str]) -> None:
+    arguments = ("train", "--data", folder, "--lr", 1e18, "--out", tmp_path / "run", *options)
+    refused(cli(*arguments), "training diverged in epoch", "--lr")
+
+
+def test_names_are_checked_before_folders(cli: Cli, tmp_path: Path) -> None:
+    """What is mistyped is said first, whatever lies in --out."""
+    (tmp_path / "lenet-run").mkdir()
+    (tmp_path / "lenet-run" / "checkpoint.pt").write_text("a run")
+    refused(cli("train", "--data", "nosuch"), "--data nosuch: choose digits, mnist")
+    refused(cli("train", "--data", "nosuch", "--resume"), "--data nosuch: choose digits, mnist")
+    refused(cli("train", "--data", "digits", "--data-dir", "."), "--data-dir")
+    refused(cli("train", "--backend", "abacus"), "abacus")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(40), None])

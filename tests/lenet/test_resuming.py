@@ -191,8 +191,22 @@ def test_other_settings_are_refused(cli: Cli, run: Path, options: list[str]) -> 
 def test_a_run_is_not_overwritten(cli: Cli, run: Path) -> None:
     before = {file: file.read_bytes() for file in run.iterdir()}
     status, _, err = cli("train", "--out", run)
-    assert status == 2 and "--resume" in err and err.count("\n") == 1
+    assert status == 2 and all(way in err for way in ("--resume", "--out DIR", "--new")) and err.count("\n") == 1
     assert {file: file.read_bytes() for file in run.iterdir()} == before
+
+
+def test_a_fresh_folder(cli: Cli, run: Path, folder: Path) -> None:
+    """--new begins a run beside those there are, of the same name with the next number."""
+    before = {file: file.read_bytes() for file in run.iterdir()}
+    arguments = ("train", "--data", folder, "--epochs", 1, "--new", "--out")
+    for name in ("run-2", "run-3"):
+        status, out, err = cli(*arguments, run)
+        assert (status, err) == (0, "") and f"results are in {run.with_name(name)}\n" in out
+        assert (run.with_name(name) / "curves.png").exists()
+    assert {file: file.read_bytes() for file in run.iterdir()} == before
+    assert cli(*arguments, run.with_name("other")).status == 0 and run.with_name("other").exists()
+    status, _, err = cli(*arguments, run, "--resume")
+    assert status == 2 and "--resume" in err and "--new" in err and err.count("\n") == 1
 
 
 def test_a_finished_run(cli: Cli, run: Path) -> None:

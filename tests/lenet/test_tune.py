@@ -216,7 +216,7 @@ def test_damaged_studies(cli: Cli, search: list[object], tmp_path: Path, kind: s
     refused(cli(*search, "--trials", 2), "study.db")
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:kernels")  # of numbers that overflow
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # of numbers that overflow
 def test_trials_that_diverge(cli: Cli, search: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "suggest", lambda trial, varied: {"lr": 1e6})
     refused(cli(*search, "--trials", 2), "none of 2 trials", "diverges")
