@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 QUOTE = re.compile(r"^\[source: ([\w.]+)\]\(\.\./([\w./-]+\.py)\)$", re.M)
 CUDA_QUOTE = re.compile(r"^\[source: (\w+)\]\(\.\./([\w./-]+\.cuh?)\)$", re.M)
 TABLE = re.compile(r"^\[table: [^\]]+\]\(\.\./([\w./-]+\.csv)\)$", re.M)
-FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)  # as pymdownx.arithmatex marks them
+FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S
+)  # as pymdownx.arithmatex marks them
 LINK = re.compile(r"\]\(\.\./([\w./-]+)\)")
 FOR_TOOLS = re.compile(r"  # (type: ignore|noqa|fmt: )[^\n]*")
 LANGUAGES = {".py": "python", ".cu": "cuda", ".cuh": "cuda", ".toml": "toml", ".yml": "yaml", ".md": "markdown"}
@@ -116,4 +118,4 @@ def mathml(formula: str, display: str) -> str:
     result = convert(formula.strip(), display=display)
     if "\\" in result:
         raise ValueError(f"no MathML for {formula}")
-    return result
+    return re.sub(r"<mi>(log|exp)</mi>", r'<mi>\1</mi><mspace width="0.17em" />', result)

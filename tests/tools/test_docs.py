@@ -2,11 +2,13 @@
 
 import ast
 import contextlib
+import html
 import importlib.util
 import io
 import json
 import re
 import warnings
+import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +16,11 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import torch
 
 import kernels.functional
 import kernels.nn
+import kernels.optim
 from lenet.cli import EXTRAS
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +103,85 @@ def test_quotes_exist() -> None:
 def test_a_quote_of_what_is_not_there_fails() -> None:
     with pytest.raises(KeyError, match="has no nonsense"):
         hooks().source("kernels/functional.py", "nonsense")
+
+
+def formulas(page: Path) -> list[tuple[str, str]]:
+    """The formulas of a page, each with how it stands in the text."""
+    text = re.sub(r"`[^`\n]+`", "", FENCE.sub("", page.read_text()))
+    found = re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", text, re.S)
+    return [(block or inline, "block" if block else "inline") for block, inline in found]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if formulas(page)], ids=lambda page: page.stem)
+def test_formulas_become_mathml(page: Path) -> None:
+    pytest.importorskip("latex2mathml")
+    for formula, display in formulas(page):
+        marks, tag = (r"\[\]", "div") if display == "block" else (r"\(\)", "span")
+        marked = f'<{tag} class="arithmatex">{marks[:2]}{html.escape(formula)}{marks[2:]}</{tag}>'
+        shown = xml.etree.ElementTree.fromstring(
+            hooks().on_page_content(marked, None, None, None).replace("&", "&amp;")
+        )
+        assert shown.tag.endswith("math") and shown.get("display") == display and "\\" not in "".join(shown.itertext())
+
+
+def test_a_formula_that_is_none_fails() -> None:
+    pytest.importorskip("latex2mathml")
+    with pytest.raises(ValueError, match="no MathML"):
+        hooks().mathml(r"\nonsense x", "inline")
+
+
+def test_the_site_asks_for_nothing_elsewhere() -> None:
+    config = (ROOT / "mkdocs.yml").read_text()
+    assert "://" not in config and "font: false" in config
+    assert not re.search(r"url\(|@import", (DOCS / "site.css").read_text())
+
+
+def differences() -> str:
+    """The table of what differs from torch."""
+    return (
+        (DOCS / "drop-in.md").read_text().partition("## What differs")[2].partition("And what torch does not have")[0]
+    )
+
+
+def test_vmap_in_place_differs() -> None:
+    assert "`vmap` over a model with `ReLU(inplace=True)`" in differences()
+
+    def vmapped(nn: Any, inplace: bool) -> torch.Tensor:
+        models = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace)) for _ in range(2)]
+        parameters, _ = torch.func.stack_module_state(models)
+        images = torch.randn(4, 1, 8, 8)
+        return torch.func.vmap(lambda p: torch.func.functional_call(models[0], p, images))(parameters)
+
+    assert vmapped(torch.nn, True).shape == vmapped(kernels.nn, False).shape
+    with pytest.raises(RuntimeError, match="modified inplace"):
+        vmapped(kernels.nn, True)
+
+
+def test_memory_order_differs() -> None:
+    """`view` across the first dimension, and random numbers of a seed; with the ways out that the table names."""
+    assert "`y.view(-1)`" in differences() and "`randn_like`" in differences()
+    x, weight = torch.randn(4, 1, 6, 6), torch.randn(2, 1, 3, 3)
+    ours, theirs = kernels.functional.conv2d(x, weight), torch.nn.functional.conv2d(x, weight)
+    theirs.view(-1)
+    for y in (ours, theirs.contiguous(memory_format=torch.channels_last)):
+        with pytest.raises(RuntimeError, match="view size is not compatible"):
+            y.view(-1)
+    assert ours.view(len(ours), -1).shape == ours.flatten(1).shape and ours.reshape(-1).shape == (128,)
+    for draw in (torch.randn_like, torch.rand_like, lambda y: torch.nn.functional.dropout(torch.ones_like(y))):
+        drawn = []
+        for y in (theirs, ours, theirs.contiguous(memory_format=torch.channels_last)):
+            torch.manual_seed(0)
+            drawn.append(draw(y))
+        assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
+    torch.manual_seed(0)
+    first = torch.randn(ours.shape)
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.randn_like(theirs))
+
+
+def test_every_other_optimiser_is_torchs() -> None:
+    assert "| `kernels.optim` | | `SGD` is ours, every other name torch's own |" in differences()
+    assert kernels.optim.Adam is torch.optim.Adam and kernels.optim.SGD is not torch.optim.SGD
 
 
 def test_every_name_is_mentioned() -> None:
