@@ -12,7 +12,7 @@ import typer
 from lenet import options as opt
 from lenet.messages import LenetError, print_error
 
-SURE = 0.3  # by how much the probability of the answer must exceed the next
+SURE = 0.4  # by how much the probability of the answer must exceed the next
 
 app = typer.Typer(
     help="Train and use LeNet, a small convolutional network, on hand-written kernels.",

@@ -35,10 +35,12 @@ def load_trained(path: Path, device: torch.device) -> tuple[LeNet, Settings]:
 def export(checkpoint: Path, path: Path) -> None:
     """Write the network of `checkpoint` to `path`, in the format of its ending, .onnx or .safetensors.
 
-    LenetError: another ending, no such checkpoint, or the ONNX network computes something else.
+    LenetError: another ending, no such folder or checkpoint, or the ONNX network computes something else.
     """
     if path.suffix not in FORMATS:
         raise LenetError(f"{path}: the ending decides the format; it must be one of {', '.join(FORMATS)}")
+    if not path.parent.is_dir():
+        raise LenetError(f"{path}: there is no folder {path.parent}")
     with computing("numpy", "cpu") as where:
         model, settings = load_trained(checkpoint, where)
         write_file(path, FORMATS[path.suffix](model.eval(), settings))

@@ -62,6 +62,8 @@ def read_pixels(path: Path) -> Array:
             pixels = as_pixels(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise LenetError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise LenetError(f"{path}: a folder, not an image") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise LenetError(f"{path}: not an image that can be read ({type(error).__name__})") from error
     if not np.isfinite(pixels).all():

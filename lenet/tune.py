@@ -88,7 +88,8 @@ def tune(
             raise LenetError(f"{out}: none of {trials} trials has come to its end: training diverges")
         save_best(study, settings, out)
         save_study(out / "study.png", study.trials)
-        save_parameters(out / "parameters.png", study.trials)
+        if varied:
+            save_parameters(out / "parameters.png", study.trials)
     return study
 
 

@@ -231,6 +231,12 @@ def test_image_files(cli: Cli, tmp_path: Path, trained: Path, content: bytes | N
     refused(cli("predict", path, "--checkpoint", trained / "checkpoint.pt"), path, "not an image")
 
 
+def test_folders_in_the_place_of_files(cli: Cli, tmp_path: Path, trained: Path) -> None:
+    checkpoint = ("--checkpoint", trained / "checkpoint.pt")
+    refused(cli("predict", tmp_path, *checkpoint), f"{tmp_path}: a folder, not an image")
+    refused(cli("export", tmp_path / "no" / "x.safetensors", *checkpoint), f"there is no folder {tmp_path / 'no'}\n")
+
+
 def test_blank_image(cli: Cli, tmp_path: Path, trained: Path) -> None:
     Image.new("RGB", (40, 30), "white").save(tmp_path / "blank.png")
     refused(cli("predict", tmp_path / "blank.png", "--checkpoint", trained / "checkpoint.pt"), "blank.png", "no digit")

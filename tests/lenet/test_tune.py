@@ -77,9 +77,10 @@ def test_the_test_set_is_not_looked_at(folder: Path) -> None:
 
 def test_a_trial_is_cut_short(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that does not learn, after five that do."""
-    monkeypatch.setattr(
-        tune, "suggest", lambda trial, varied: {"batch_size": 16, "lr": 0.1 if trial.number < 5 else 0.0}
-    )
+    suggest = tune.suggest
+    chosen = {"batch_size": 16, "momentum": 0.9, "schedule": "one-cycle"}
+    rates = [0.1] * 5 + [0.0]
+    monkeypatch.setattr(tune, "suggest", lambda trial, varied: suggest(trial, varied) | chosen | {"lr": rates[trial.number]})
     outcome = cli("tune", "--epochs", 2, "--trials", 6, "--out", tmp_path / "study")
     assert outcome.status == 0 and "stopped after 1 epochs" in outcome.out
     assert states(tmp_path / "study") == ["COMPLETE"] * 5 + ["PRUNED"]
@@ -97,6 +98,13 @@ def test_what_is_given_stays(cli: Cli, search: list[object], tmp_path: Path) -> 
     refused(cli(*search, "--batch-size", 16, "--trials", 4), "study.db", "--batch-size was 32")
     refused(cli(*search, "--lr", 0.1, "--trials", 4), "study.db", "--lr was varied")
     refused(cli(*search[:-2], "--trials", 4), "study.db", "--schedule was constant")
+
+
+def test_nothing_to_vary(cli: Cli, search: list[object], tmp_path: Path) -> None:
+    """Where every setting is given, there is no picture of the settings."""
+    given = ("--lr", 0.1, "--momentum", 0.9, "--batch-size", 16, "--schedule", "constant")
+    assert cli(*search, *given, "--trials", 1).status == 0
+    assert {file.name for file in (tmp_path / "study").iterdir()} == {"best.toml", "study.db", "study.png"}
 
 
 def test_more_trials(cli: Cli, search: list[object], tmp_path: Path) -> None:

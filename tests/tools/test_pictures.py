@@ -96,13 +96,13 @@ def test_confusion_and_filters(figures: list[Figure], tmp_path: Path, data: str)
 def test_study(figures: list[Figure], tmp_path: Path, trials: int) -> None:
     """Trials have whole numbers, settings their names on the command line, and axes the bounds of the search."""
     optuna = pytest.importorskip("optuna")
-    from lenet.tune import suggest
+    from lenet.tune import VARIED, suggest
 
     random = np.random.default_rng(0)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     for number in range(trials):
         trial = study.ask()
-        suggest(trial)
+        suggest(trial, VARIED)
         if number % 4 == 3:
             trial.report(0.5, 2)
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
