@@ -80,7 +80,9 @@ def test_a_trial_is_cut_short(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
     suggest = tune.suggest
     chosen = {"batch_size": 16, "momentum": 0.9, "schedule": "one-cycle"}
     rates = [0.1] * 5 + [0.0]
-    monkeypatch.setattr(tune, "suggest", lambda trial, varied: suggest(trial, varied) | chosen | {"lr": rates[trial.number]})
+    monkeypatch.setattr(
+        tune, "suggest", lambda trial, varied: suggest(trial, varied) | chosen | {"lr": rates[trial.number]}
+    )
     outcome = cli("tune", "--epochs", 2, "--trials", 6, "--out", tmp_path / "study")
     assert outcome.status == 0 and "stopped after 1 epochs" in outcome.out
     assert states(tmp_path / "study") == ["COMPLETE"] * 5 + ["PRUNED"]
