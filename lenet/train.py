@@ -24,8 +24,6 @@ from lenet.run import Run
 
 log = logging.getLogger(__name__)
 
-QUIET = np.errstate(over="ignore", invalid="ignore")  # a run that diverges says so itself
-
 
 class Loss(NamedTuple):
     """`targets` takes labels (N,) int64; `value` takes scores (N, 10) and targets; `probabilities` takes scores."""
@@ -111,7 +109,6 @@ class Step:
         return 1
 
 
-@QUIET
 def train_epoch(run: Run, data: Data, step: Step, stop: Stop) -> bool:
     """Take the steps of one epoch that are still to do; False if `stop` was agreed on before the last of them."""
     processes = step.processes
@@ -173,7 +170,6 @@ def check_finite(epoch: int, *losses: float) -> None:
         raise LenetError(f"training diverged in epoch {epoch}: the loss is not finite; try a smaller --lr")
 
 
-@QUIET
 def end_epoch(run: Run, data: Data, processes: Processes) -> None:
     """Evaluate the network on the test set, print and keep the figures. LenetError: training has diverged."""
     images = len(data.train_labels)

@@ -206,7 +206,7 @@ def test_disk_that_fills_up(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.filterwarnings("error")  # NumPy would speak of numbers that overflow
 @pytest.mark.parametrize("options", [[], ["--no-fused"], ["--loss", "cross-entropy"]], ids=str)
 def test_training_that_diverges(cli: Cli, tmp_path: Path, folder: Path, options: list[str]) -> None:
-    arguments = ("train", "--data", folder, "--lr", 1e18, "--out", tmp_path / "run", *options)
+    arguments = ("train", "--data", folder, "--lr", 1e6, "--batch-size", 16, "--out", tmp_path / "run", *options)
     refused(cli(*arguments), "training diverged in epoch", "--lr")
 
 
