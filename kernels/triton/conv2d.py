@@ -209,8 +209,8 @@ def weight_grad_products(  # type: ignore[no-untyped-def]
     BLOCKS: tl.constexpr = T.blocks
     TAPS: tl.constexpr = T.taps
     TAP_BLOCKS: tl.constexpr = 1 if T.flat else (WINDOW + TAPS - 1) // TAPS
-    dy_strides = dy_strides if T.strides[0] is None else T.strides[0]
-    input_strides = input_strides if T.strides[1] is None else T.strides[1]
+    DY_STRIDES: tl.constexpr = T.strides[0]
+    INPUT_STRIDES: tl.constexpr = T.strides[1]
     split, group, o_block, block = coordinates(program, BLOCKS)
     split, group = split.to(tl.int64), group.to(tl.int64)
     offs_o = o_block * T.block_o + numbers(T.block_o, T.vectors[0])[:, None]
@@ -230,7 +230,9 @@ def weight_grad_products(  # type: ignore[no-untyped-def]
                     c = tl.where(first_tap + t < WINDOW, offs_k, G.channels)
                     taps += ((c, (first_tap + t) // G.kernel[1], (first_tap + t) % G.kernel[1]),)
         sums = weight_products(
-            dy_ptr, positions_ptr, dy_strides, input_ptr, input_strides, n, chunks, first, group, offs_o, taps, G, T
+            dy_ptr, positions_ptr, dy_strides if DY_STRIDES is None else DY_STRIDES,
+            input_ptr, input_strides if INPUT_STRIDES is None else INPUT_STRIDES,
+            n, chunks, first, group, offs_o, taps, G, T,
         )  # fmt: skip
         dweight = dweight_ptr + of_split + (group * G.features + offs_o) * (G.channels * WINDOW)
         for t in tl.static_range(TAPS):
@@ -238,7 +240,10 @@ def weight_grad_products(  # type: ignore[no-untyped-def]
             mask = (offs_o < G.features) & (c < G.channels)[None, :]
             tl.store(dweight + (c * WINDOW + kh * G.kernel[1] + kw)[None, :], sums[t], mask=mask)
     elif dbias_ptr is not None:
-        dbias = bias_sums(dy_ptr, positions_ptr, dy_strides, n, chunks, first, group, offs_o, G, T)
+        dbias = bias_sums(
+            dy_ptr, positions_ptr, dy_strides if DY_STRIDES is None else DY_STRIDES,
+            n, chunks, first, group, offs_o, G, T,
+        )  # fmt: skip
         tl.store(dbias_ptr + of_split + group * G.features + offs_o, dbias, mask=offs_o < G.features)
 
 
@@ -276,7 +281,9 @@ def bias_sums(  # type: ignore[no-untyped-def]
     dy_ptr, positions_ptr, dy_strides, n, chunks, first, group, offs_o, G: tl.constexpr, T: tl.constexpr
 ):
     """The sums (block_o, 1) of dy over the chunks of places from number `first` on."""
-    sums = tl.zeros((T.block_o, T.block_m), T.dtype)
+    BLOCK_O: tl.constexpr = T.block_o
+    BLOCK_M: tl.constexpr = T.block_m
+    sums = tl.zeros((BLOCK_O, BLOCK_M), T.dtype)
     for chunk in range(chunks):
         outputs = outputs_of(first + chunk * T.block_m, n, G, T)
         sums += load_maps(dy_ptr, positions_ptr, dy_strides, outputs, group, offs_o, G, T).to(T.dtype)

@@ -300,8 +300,11 @@ def tile_sums(  # type: ignore[no-untyped-def]
     if T.dot is None:
         sums = direct_sums(src_ptr, positions_ptr, strides, weight_ptr, at, group, first_o, G, T, W)
     else:
-        known = strides if T.strides is None else T.strides
-        sums = by_output(products(src_ptr, positions_ptr, known, weight_ptr, n, first, group, first_o, G, T, W), T)
+        STRIDES: tl.constexpr = T.strides
+        sums = products(
+            src_ptr, positions_ptr, strides if STRIDES is None else STRIDES, weight_ptr, n, first, group, first_o, G, T, W
+        )  # fmt: skip
+        sums = by_output(sums, T)
         image, row, column, mask_m = image[:, None], row[:, None], column[:, None], mask_m[:, None]
     return sums, image, row, column, mask_m, group, first_o
 
