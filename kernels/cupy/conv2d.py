@@ -1,11 +1,21 @@
-"""Launchers of conv2d.cu and conv2d_weight_grad.cu; results are contiguous."""
+"""Launchers of convolutions: conv2d.cu and conv2d_weight_grad.cu, or as products; results are contiguous."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from kernels.cupy.conv2d_tiles import Plan, Windows, forward_plan, input_grad_plan, weight_grad_plan
+from kernels.cupy import conv2d_product
+from kernels.cupy.conv2d_tiles import (
+    Plan,
+    Windows,
+    forward_plan,
+    forward_product,
+    input_grad_plan,
+    input_grad_product,
+    weight_grad_plan,
+    weight_grad_product,
+)
 from kernels.cupy.launch import Structure, launch, structure
 from kernels.cupy.splits import add_splits, partial_sums
 from kernels.sizes import Pair
@@ -15,7 +25,10 @@ def conv2d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
-    plan = forward_plan(*sizes(input.shape, weight.shape, stride, padding, dilation), groups, input.element_size())
+    geometry = *sizes(input.shape, weight.shape, stride, padding, dilation), groups
+    if product := forward_product(*geometry):
+        return conv2d_product.forward(product, input, weight, bias)
+    plan = forward_plan(*geometry, input.element_size())
     y = input.new_empty(plan.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
     start(plan, "conv2d", "conv2d_forward", (input, weight, bias, y), [input], weight_strides(weight, groups), of_bias)
@@ -27,7 +40,10 @@ def conv2d_input_grad(
 ) -> Tensor:
     """dx (N, C, H, W) of dy (N, O, OH, OW)."""
     shape = (dy.shape[0], weight.shape[1] * groups, *input_size)
-    plan = input_grad_plan(*sizes(shape, weight.shape, stride, padding, dilation), groups, dy.element_size())
+    geometry = *sizes(shape, weight.shape, stride, padding, dilation), groups
+    if product := input_grad_product(*geometry):
+        return conv2d_product.input_grad(product, dy, weight)
+    plan = input_grad_plan(*geometry, dy.element_size())
     dx = dy.new_empty(shape)
     start(plan, "conv2d", "conv2d_input_grad", (dy, weight, dx), [dy], flipped_strides(weight, groups))
     return dx
@@ -45,7 +61,10 @@ def conv2d_weight_grad(
 ) -> tuple[Tensor, Tensor]:
     """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
     shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
-    plan = weight_grad_plan(*sizes(input.shape, shape, stride, padding, dilation), groups, dy.element_size())
+    geometry = *sizes(input.shape, shape, stride, padding, dilation), groups
+    if product := weight_grad_product(*geometry):
+        return conv2d_product.weight_grad(product, dy, input, with_bias)
+    plan = weight_grad_plan(*geometry, dy.element_size())
     return weight_grad(plan, "conv2d_weight_grad", [dy, input], shape, with_bias)
 
 

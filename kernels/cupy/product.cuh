@@ -82,8 +82,9 @@ template <bool K_INNER, int WIDTH> struct OperandTile {
     }
 };
 
-// Calls store(m, n, sums) for the TILE x TILE values of c, four neighbours n, ..., n + 3 at a time, also beyond its end.
-template <typename A, typename B, typename Store>
+// Calls store(m, n, sums) for the TILE x TILE values of c, four at a time, also beyond its end: n, n + APART, n + 2 APART and
+// n + 3 APART. Neighbouring threads have neighbouring n.
+template <int APART = 1, typename A, typename B, typename Store>
 __device__ __forceinline__ void multiply(accum* memory, A& a, B& b, int64 depth, Store store) {
     accum *a_tile = memory, *b_tile = memory + TILE * PITCH;
     const int lane_m = threadIdx.x % 32 / LANES_N, lane_n = threadIdx.x % LANES_N, warp = threadIdx.x / 32;
@@ -138,20 +139,25 @@ __device__ __forceinline__ void multiply(accum* memory, A& a, B& b, int64 depth,
         }
     }
     __syncthreads();
+    static_assert(APART == 1 || APART == TILE / 4, "the threads of a row have all of it");
     constexpr int ROWS = 4 * BLOCK / TILE;  // that the block stores at once
-    const unsigned first = threadIdx.x / (TILE / 4), quad = threadIdx.x % (TILE / 4);
+    const unsigned first = threadIdx.x / (TILE / 4), n = threadIdx.x % (TILE / 4) * (APART == 1 ? 4 : 1);
     if (ROWS > TILE && first >= TILE) return;
+    const auto get = [&](unsigned m, int g) {
+        const accum* of = memory + ((g * TILE + m) * SUM_PITCH + n);
+        if constexpr (APART == 1) return *reinterpret_cast<const Sums*>(of);
+        else return Sums{of[0], of[APART], of[2 * APART], of[3 * APART]};
+    };
 #pragma unroll
     for (unsigned m = 0; m < TILE; m += ROWS) {
-        Sums* of = quads + ((first + m) * (SUM_PITCH / 4) + quad);
-        Sums total = *of;
+        Sums total = get(first + m, 0);
 #pragma unroll
         for (int g = 1; g < WARP_SPLITS; g++) {
-            const Sums other = of[g * TILE * (SUM_PITCH / 4)];
+            const Sums other = get(first + m, g);
 #pragma unroll
             for (int e = 0; e < 4; e++) total.at[e] += other.at[e];
         }
-        store(int(first + m), int(4 * quad), total);
+        store(int(first + m), int(n), total);
     }
 }
 
