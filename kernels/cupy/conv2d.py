@@ -5,10 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from kernels.cupy import conv2d_product
+from kernels.cupy import conv2d_depthwise, conv2d_product
 from kernels.cupy.conv2d_tiles import (
     Plan,
     Windows,
+    depthwise_plan,
     forward_plan,
     forward_product,
     input_grad_plan,
@@ -28,6 +29,8 @@ def conv2d_forward(
     geometry = *sizes(input.shape, weight.shape, stride, padding, dilation), groups
     if product := forward_product(*geometry):
         return conv2d_product.forward(product, input, weight, bias)
+    if depthwise := depthwise_plan("forward", *geometry):
+        return conv2d_depthwise.forward(depthwise, input, weight, bias)
     plan = forward_plan(*geometry, input.element_size())
     y = input.new_empty(plan.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
@@ -43,6 +46,8 @@ def conv2d_input_grad(
     geometry = *sizes(shape, weight.shape, stride, padding, dilation), groups
     if product := input_grad_product(*geometry):
         return conv2d_product.input_grad(product, dy, weight)
+    if depthwise := depthwise_plan("input_grad", *geometry):
+        return conv2d_depthwise.input_grad(depthwise, dy, weight)
     plan = input_grad_plan(*geometry, dy.element_size())
     dx = dy.new_empty(shape)
     start(plan, "conv2d", "conv2d_input_grad", (dy, weight, dx), [dy], flipped_strides(weight, groups))
@@ -64,6 +69,8 @@ def conv2d_weight_grad(
     geometry = *sizes(input.shape, shape, stride, padding, dilation), groups
     if product := weight_grad_product(*geometry):
         return conv2d_product.weight_grad(product, dy, input, with_bias)
+    if depthwise := depthwise_plan("weight_grad", *geometry):
+        return conv2d_depthwise.weight_grad(depthwise, dy, input, with_bias)
     plan = weight_grad_plan(*geometry, dy.element_size())
     return weight_grad(plan, "conv2d_weight_grad", [dy, input], shape, with_bias)
 

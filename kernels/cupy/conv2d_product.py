@@ -1,4 +1,4 @@
-"""Launchers of conv2d_product.cu: convolutions as products of matrices, for any strides; results are contiguous."""
+"""Launchers of conv2d_product.cu and conv2d_product_weight_grad.cu: convolutions as products; results are contiguous."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def forward(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None
     y = input.new_empty(product.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
     widths = width_of_windows(weight), width_of_planes(input) if product.pointwise else 1
-    start(product, "forward", widths, input, weight, bias, y, product.sizes, strides(input), strides(weight), of_bias)
+    start(product, "conv2d_product", "conv2d_product_forward", widths, input, weight, bias, y, product.sizes, strides(input), strides(weight), of_bias)
     return y
 
 
@@ -24,7 +24,7 @@ def input_grad(product: Product, dy: Tensor, weight: Tensor) -> Tensor:
     """dx (N, C, H, W)."""
     dx = dy.new_empty(product.out_shape) if product.whole else dy.new_zeros(product.out_shape)
     widths = (width_of_channels(weight), width_of_planes(dy)) if product.pointwise else (1, 1)
-    start(product, "input_grad", widths, dy, weight, dx, product.sizes, strides(dy), strides(weight))
+    start(product, "conv2d_product", "conv2d_product_input_grad", widths, dy, weight, dx, product.sizes, strides(dy), strides(weight))
     return dx
 
 
@@ -34,16 +34,17 @@ def weight_grad(product: Product, dy: Tensor, input: Tensor, with_bias: bool) ->
     partial = partial_sums(product.grid[1], dweight, dbias)
     widths = width_of_planes(dy), width_of_planes(input) if product.pointwise else 1
     results = dweight, dbias if with_bias else None, partial, dweight.numel() + dbias.numel(), product.pixels_of_split
-    start(product, "weight_grad", widths, dy, input, *results, product.sizes, strides(dy), strides(input))
+    kernel = "conv2d_product_weight_grad"
+    start(product, kernel, kernel, widths, dy, input, *results, product.sizes, strides(dy), strides(input))
     add_splits(partial, dweight, dbias)
     return dweight, dbias
 
 
-def start(product: Product, kernel: str, widths: tuple[int, int], *arguments: Any) -> None:
-    """Launches conv2d_product_<kernel>; `widths` are how many values of the operands can be read at once."""
+def start(product: Product, file: str, kernel: str, widths: tuple[int, int], *arguments: Any) -> None:
+    """Launches a kernel; the first two arguments are the operands, and `widths` how many values of them can be read at once."""
     index = "int" if max(span(operand) for operand in arguments[:2]) < 1 << 30 else "int64"
     launch(
-        arguments[0], "conv2d_product", f"conv2d_product_{kernel}", product.grid,
+        arguments[0], file, kernel, product.grid,
         (32 * WARPS[product.tile] * product.warp_splits,), *arguments, INDEX=index, PADDED=int(product.padded),
         TILE=product.tile, WARP_SPLITS=product.warp_splits, WIDTH_A=widths[0], WIDTH_B=widths[1], WIDTH_C=product.stored,
     )  # fmt: skip

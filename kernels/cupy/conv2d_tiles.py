@@ -21,6 +21,11 @@ BLOCKS = 2 * PROCESSORS  # that split a weight gradient, at most: as many as run
 LEAST_BLOCKS = 64  # that split it, before one takes several images at once
 LEAST_QUADS = 100  # that a split adds up, for its sums cost memory traffic twice
 LEAST_ROWS = 12  # of a product: with fewer a tile's rows lie idle
+DEPTHWISE_THREADS = 256  # of a block
+MOST_TAPS = 49  # of a depthwise window, all of whose sums and taps are in registers
+MOST_REACH = 32  # rows or columns that a thread reads
+MOST_WARPS = 8 * PROCESSORS  # that split a depthwise weight gradient
+LEAST_TILES_OF_LANE = 4  # that a lane of them adds up, at least
 COSTS = {64: 1.0, 32: 1.2, 16: 1.8}  # instructions for a sum of a product, by the edge of the tile
 LEAST_TILES = {64: BLOCKS, 32: 24}  # for which that tile is taken
 
@@ -109,6 +114,16 @@ class Product(NamedTuple):
     pointwise: bool  # every pixel's window is that pixel
     whole: bool = True  # all of the result is computed; the rest is zero
     pixels_of_split: int = 0  # of the weight gradient
+
+
+class Depthwise(NamedTuple):
+    """A launch of conv2d_depthwise.cu but for its pointers and strides."""
+
+    sizes: Structure
+    out_shape: tuple[int, ...]
+    grid: tuple[int]
+    splits: int  # of the weight gradient
+    constants: dict[str, int]
 
 
 def planned(s: Sizes, t: Tiling, maps: int, grid: tuple[int, ...], shared: int) -> Plan:
@@ -264,6 +279,50 @@ def product(
     warp_splits = WARP_SPLITS[tile][(terms > 32) + (terms > 255)]
     stored = 1 if row % 4 else 4
     return Product(structure(numbers, np.int32), out_shape, grid, tile, warp_splits, stored, padded, pointwise)
+
+
+@functools.lru_cache(maxsize=256)
+def depthwise_plan(
+    kind: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], windows: Windows, groups: int
+) -> Depthwise | None:
+    """For "forward", "input_grad" or "weight_grad" of an input (N, C, H, W); None where a map has several input maps."""
+    s = forward_sizes(shape, weight_shape, windows, groups)
+    of_input, of_output = (s.height, s.width), (s.out_height, s.out_width)
+    back = kind == "input_grad"
+    result, source = (of_input, of_output) if back else (of_output, of_input)
+    steps = (s.stride_h, s.stride_w) if back else (1, 1)
+    rows, columns = results_of_thread(result[0], steps[0], 4), results_of_thread(result[1], steps[1], 8)
+    reach = max(s.dilation_h * s.kh + rows * s.stride_h, s.dilation_w * s.kw + columns * s.stride_w)
+    if s.channels > 1 or groups == 1 or s.kh * s.kw > MOST_TAPS or reach > MOST_REACH:
+        return None
+    maps = groups if back else groups * s.maps
+    down, across = cdiv(result[0], rows), cdiv(result[1], columns)
+    threads = s.batch * maps * down * across
+    if max(threads, s.batch * maps, max(of_input), max(of_output)) >= 1 << 30:
+        return None
+    splits = 1
+    if kind == "weight_grad":
+        splits = max(1, min(cdiv(MOST_WARPS, maps), s.batch * down * across // (32 * LEAST_TILES_OF_LANE)))
+        threads = 32 * maps * splits
+    numbers = (
+        s.batch, maps, s.maps, *result, *source, *divisor(down * across), *divisor(across), *divisor(maps),
+    )  # fmt: skip
+    constants = {
+        "KH": s.kh, "KW": s.kw, "STRIDE_H": s.stride_h, "STRIDE_W": s.stride_w, "PAD_H": s.pad_h, "PAD_W": s.pad_w,
+        "DILATION_H": s.dilation_h, "DILATION_W": s.dilation_w, "ROWS": rows, "COLUMNS": columns,
+        "WHOLE": int(result[1] % columns == 0),
+    }  # fmt: skip
+    out_shape = {
+        "forward": (s.batch, maps, *of_output), "input_grad": shape, "weight_grad": weight_shape,
+    }[kind]  # fmt: skip
+    grid = (cdiv(threads, DEPTHWISE_THREADS),)
+    return Depthwise(structure(numbers, np.int32), out_shape, grid, splits, constants)
+
+
+def results_of_thread(length: int, step: int, most: int) -> int:
+    """How many of a row's results a thread takes, a multiple of `step`: so that they read the least, with what lies between."""
+    counts = range(step, max(step, most) + 1, step)
+    return min(counts, key=lambda count: (cdiv(length, count) * (count + 2), -count))
 
 
 def divisor(number: int) -> tuple[int, int, int]:
