@@ -23,6 +23,7 @@ LEAST_QUADS = 100  # that a split adds up, for its sums cost memory traffic twic
 LEAST_ROWS = 12  # of a product: with fewer a tile's rows lie idle
 DEPTHWISE_THREADS = 256  # of a block
 MOST_TAPS = 49  # of a depthwise window, all of whose sums and taps are in registers
+RESULTS = 8, 2  # rows and columns of a thread, at most: neighbouring threads read neighbouring pairs
 MOST_REACH = 32  # rows or columns that a thread reads
 MOST_WARPS = 8 * PROCESSORS  # that split a depthwise weight gradient
 LEAST_TILES_OF_LANE = 4  # that a lane of them adds up, at least
@@ -291,7 +292,9 @@ def depthwise_plan(
     back = kind == "input_grad"
     result, source = (of_input, of_output) if back else (of_output, of_input)
     steps = (s.stride_h, s.stride_w) if back else (1, 1)
-    rows, columns = results_of_thread(result[0], steps[0], 4), results_of_thread(result[1], steps[1], 8)
+    rows, columns = (
+        even(cdiv(length, step), most // step) * step for length, step, most in zip(result, steps, RESULTS, strict=True)
+    )
     reach = max(s.dilation_h * s.kh + rows * s.stride_h, s.dilation_w * s.kw + columns * s.stride_w)
     if s.channels > 1 or groups == 1 or s.kh * s.kw > MOST_TAPS or reach > MOST_REACH:
         return None
@@ -305,24 +308,18 @@ def depthwise_plan(
         splits = max(1, min(cdiv(MOST_WARPS, maps), s.batch * down * across // (32 * LEAST_TILES_OF_LANE)))
         threads = 32 * maps * splits
     numbers = (
-        s.batch, maps, s.maps, *result, *source, *divisor(down * across), *divisor(across), *divisor(maps),
+        s.batch, maps, *result, *source, *divisor(down * across), *divisor(across), *divisor(maps),
     )  # fmt: skip
     constants = {
         "KH": s.kh, "KW": s.kw, "STRIDE_H": s.stride_h, "STRIDE_W": s.stride_w, "PAD_H": s.pad_h, "PAD_W": s.pad_w,
         "DILATION_H": s.dilation_h, "DILATION_W": s.dilation_w, "ROWS": rows, "COLUMNS": columns,
-        "WHOLE": int(result[1] % columns == 0),
+        "M": s.maps, "WHOLE": int(result[1] % columns == 0),
     }  # fmt: skip
     out_shape = {
         "forward": (s.batch, maps, *of_output), "input_grad": shape, "weight_grad": weight_shape,
     }[kind]  # fmt: skip
     grid = (cdiv(threads, DEPTHWISE_THREADS),)
     return Depthwise(structure(numbers, np.int32), out_shape, grid, splits, constants)
-
-
-def results_of_thread(length: int, step: int, most: int) -> int:
-    """How many of a row's results a thread takes, a multiple of `step`: so that they read the least, with what lies between."""
-    counts = range(step, max(step, most) + 1, step)
-    return min(counts, key=lambda count: (cdiv(length, count) * (count + 2), -count))
 
 
 def divisor(number: int) -> tuple[int, int, int]:
