@@ -6,17 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from kernels.cupy import conv2d_depthwise, conv2d_product
-from kernels.cupy.conv2d_tiles import (
-    Plan,
-    Windows,
-    depthwise_plan,
-    forward_plan,
-    forward_product,
-    input_grad_plan,
-    input_grad_product,
-    weight_grad_plan,
-    weight_grad_product,
-)
+from kernels.cupy.conv2d_routes import Depthwise, Product, route
+from kernels.cupy.conv2d_tiles import Plan, Windows
 from kernels.cupy.launch import Structure, launch, structure
 from kernels.cupy.splits import add_splits, partial_sums
 from kernels.sizes import Pair
@@ -27,11 +18,11 @@ def conv2d_forward(
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     geometry = *sizes(input.shape, weight.shape, stride, padding, dilation), groups
-    if product := forward_product(*geometry):
-        return conv2d_product.forward(product, input, weight, bias)
-    if depthwise := depthwise_plan("forward", *geometry):
-        return conv2d_depthwise.forward(depthwise, input, weight, bias)
-    plan = forward_plan(*geometry, input.element_size())
+    plan = route("forward", *geometry, input.element_size())
+    if isinstance(plan, Product):
+        return conv2d_product.forward(plan, input, weight, bias)
+    if isinstance(plan, Depthwise):
+        return conv2d_depthwise.forward(plan, input, weight, bias)
     y = input.new_empty(plan.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
     start(plan, "conv2d", "conv2d_forward", (input, weight, bias, y), [input], weight_strides(weight, groups), of_bias)
@@ -44,11 +35,11 @@ def conv2d_input_grad(
     """dx (N, C, H, W) of dy (N, O, OH, OW)."""
     shape = (dy.shape[0], weight.shape[1] * groups, *input_size)
     geometry = *sizes(shape, weight.shape, stride, padding, dilation), groups
-    if product := input_grad_product(*geometry):
-        return conv2d_product.input_grad(product, dy, weight)
-    if depthwise := depthwise_plan("input_grad", *geometry):
-        return conv2d_depthwise.input_grad(depthwise, dy, weight)
-    plan = input_grad_plan(*geometry, dy.element_size())
+    plan = route("input_grad", *geometry, dy.element_size())
+    if isinstance(plan, Product):
+        return conv2d_product.input_grad(plan, dy, weight)
+    if isinstance(plan, Depthwise):
+        return conv2d_depthwise.input_grad(plan, dy, weight)
     dx = dy.new_empty(shape)
     start(plan, "conv2d", "conv2d_input_grad", (dy, weight, dx), [dy], flipped_strides(weight, groups))
     return dx
@@ -67,11 +58,11 @@ def conv2d_weight_grad(
     """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
     shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
     geometry = *sizes(input.shape, shape, stride, padding, dilation), groups
-    if product := weight_grad_product(*geometry):
-        return conv2d_product.weight_grad(product, dy, input, with_bias)
-    if depthwise := depthwise_plan("weight_grad", *geometry):
-        return conv2d_depthwise.weight_grad(depthwise, dy, input, with_bias)
-    plan = weight_grad_plan(*geometry, dy.element_size())
+    plan = route("weight_grad", *geometry, dy.element_size())
+    if isinstance(plan, Product):
+        return conv2d_product.weight_grad(plan, dy, input, with_bias)
+    if isinstance(plan, Depthwise):
+        return conv2d_depthwise.weight_grad(plan, dy, input, with_bias)
     return weight_grad(plan, "conv2d_weight_grad", [dy, input], shape, with_bias)
 
 

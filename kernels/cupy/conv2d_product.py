@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kernels.cupy.conv2d_tiles import Product
+from kernels.cupy.conv2d_routes import Product
 from kernels.cupy.launch import Structure, launch, structure
 from kernels.cupy.linear import WARPS
 from kernels.cupy.splits import add_splits, partial_sums
@@ -16,7 +16,20 @@ def forward(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None
     y = input.new_empty(product.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
     widths = width_of_windows(weight), width_of_planes(input) if product.pointwise else 1
-    start(product, "conv2d_product", "conv2d_product_forward", widths, input, weight, bias, y, product.sizes, strides(input), strides(weight), of_bias)
+    start(
+        product,
+        "conv2d_product",
+        "conv2d_product_forward",
+        widths,
+        input,
+        weight,
+        bias,
+        y,
+        product.sizes,
+        strides(input),
+        strides(weight),
+        of_bias,
+    )
     return y
 
 
@@ -24,7 +37,18 @@ def input_grad(product: Product, dy: Tensor, weight: Tensor) -> Tensor:
     """dx (N, C, H, W)."""
     dx = dy.new_empty(product.out_shape) if product.whole else dy.new_zeros(product.out_shape)
     widths = (width_of_channels(weight), width_of_planes(dy)) if product.pointwise else (1, 1)
-    start(product, "conv2d_product", "conv2d_product_input_grad", widths, dy, weight, dx, product.sizes, strides(dy), strides(weight))
+    start(
+        product,
+        "conv2d_product",
+        "conv2d_product_input_grad",
+        widths,
+        dy,
+        weight,
+        dx,
+        product.sizes,
+        strides(dy),
+        strides(weight),
+    )
     return dx
 
 

@@ -2,14 +2,12 @@
 
 import functools
 import itertools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.cupy.banks import placement
 from kernels.cupy.launch import Structure, structure
-from kernels.cupy.linear import SHORTEST, WARP_SPLITS, split
 from kernels.sizes import Pair, cdiv, output_size
 
 WINDOWS = (3, 5, 7)  # square windows with unrolled code of their own, where stride and dilation are 1
@@ -20,15 +18,6 @@ PROCESSORS = 132  # of the largest chips
 BLOCKS = 2 * PROCESSORS  # that split a weight gradient, at most: as many as run at once
 LEAST_BLOCKS = 64  # that split it, before one takes several images at once
 LEAST_QUADS = 100  # that a split adds up, for its sums cost memory traffic twice
-LEAST_ROWS = 12  # of a product: with fewer a tile's rows lie idle
-DEPTHWISE_THREADS = 256  # of a block
-MOST_TAPS = 49  # of a depthwise window, all of whose sums and taps are in registers
-RESULTS = 8, 2  # rows and columns of a thread, at most: neighbouring threads read neighbouring pairs
-MOST_REACH = 32  # rows or columns that a thread reads
-MOST_WARPS = 8 * PROCESSORS  # that split a depthwise weight gradient
-LEAST_TILES_OF_LANE = 4  # that a lane of them adds up, at least
-COSTS = {64: 1.0, 32: 1.2, 16: 1.8}  # instructions for a sum of a product, by the edge of the tile
-LEAST_TILES = {64: BLOCKS, 32: 24}  # for which that tile is taken
 
 
 Windows = tuple[Pair, Pair, Pair]  # stride, padding and dilation
@@ -102,31 +91,6 @@ class Plan(NamedTuple):
     constants: dict[str, Any]
 
 
-class Product(NamedTuple):
-    """A launch of conv2d_product.cu but for its pointers and strides."""
-
-    sizes: Structure
-    out_shape: tuple[int, ...]
-    grid: tuple[int, ...]
-    tile: int
-    warp_splits: int
-    stored: int  # results that can be stored at once
-    padded: bool  # some windows reach beyond the image
-    pointwise: bool  # every pixel's window is that pixel
-    whole: bool = True  # all of the result is computed; the rest is zero
-    pixels_of_split: int = 0  # of the weight gradient
-
-
-class Depthwise(NamedTuple):
-    """A launch of conv2d_depthwise.cu but for its pointers and strides."""
-
-    sizes: Structure
-    out_shape: tuple[int, ...]
-    grid: tuple[int]
-    splits: int  # of the weight gradient
-    constants: dict[str, int]
-
-
 def planned(s: Sizes, t: Tiling, maps: int, grid: tuple[int, ...], shared: int) -> Plan:
     """`maps` are a thread's; a window with code of its own has its tiling compiled, too."""
     constants = {"WINDOW": s.window, "MAPS": maps, "TILING": ",".join(map(str, t)) if s.window else 0}
@@ -188,147 +152,6 @@ def weight_grad_plan(
     most = 1024 // max(itemsize, 4)
     plans = (sum_plan(s, itemsize, most >> halvings) for halvings in itertools.count())
     return next(plan for plan in plans if plan.shared <= LIMIT_BYTES)
-
-
-@functools.lru_cache(maxsize=256)
-def forward_product(shape: tuple[int, ...], weight_shape: tuple[int, ...], windows: Windows, groups: int) -> Product | None:
-    """For an input (N, C, H, W); None where the convolution is better, or has to be, computed directly."""
-    s = forward_sizes(shape, weight_shape, windows, groups)
-    terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
-    if not is_product(s, s.maps):
-        return None
-    tile, blocks = tile_of_product(s.maps, pixels, groups, LEAST_TILES)
-    out_shape = s.batch, s.groups * s.maps, s.out_height, s.out_width
-    plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0
-    return product(s, plane, out_shape, (blocks,), tile, terms, math.prod(plane), padded)
-
-
-@functools.lru_cache(maxsize=256)
-def input_grad_product(
-    shape: tuple[int, ...], weight_shape: tuple[int, ...], windows: Windows, groups: int
-) -> Product | None:
-    """For the gradient of an input (N, C, H, W): a product for each class of its pixels modulo the stride."""
-    s = forward_sizes(shape, weight_shape, windows, groups)
-    strides = s.stride_h * s.stride_w  # of what the direct convolution reads they are zeros but for one
-    if not is_product(s, s.channels * strides):
-        return None
-    plane = cdiv(s.height, s.stride_h), cdiv(s.width, s.stride_w)  # of a class
-    step_h, step_w = tap_steps(s)
-    classes, terms = min(s.kh, step_h) * min(s.kw, step_w), s.maps * cdiv(s.kh, step_h) * cdiv(s.kw, step_w)
-    tile, blocks = tile_of_product(s.channels, s.batch * math.prod(plane), groups * classes, LEAST_TILES)
-    padded = s.kh * s.kw * strides > 1 or s.pad_h + s.pad_w > 0
-    row = s.height * s.width if strides == 1 else 1
-    return product(s, plane, shape, (blocks,), tile, terms, row, padded)._replace(whole=classes == strides)
-
-
-@functools.lru_cache(maxsize=256)
-def weight_grad_product(
-    shape: tuple[int, ...], weight_shape: tuple[int, ...], windows: Windows, groups: int
-) -> Product | None:
-    """For the gradient of weight and bias, of an input (N, C, H, W): the sum over all pixels may be split."""
-    s = forward_sizes(shape, weight_shape, windows, groups)
-    terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
-    tile, blocks = tile_of_product(s.maps, terms, groups, {64: cdiv(BLOCKS * SHORTEST, pixels + 1), 32: 0})
-    if not is_product(s, min(s.maps, terms), tile):
-        return None
-    pixels_of_split, splits = split(pixels, blocks)
-    plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0
-    planned = product(s, plane, weight_shape, (blocks, splits), tile, pixels_of_split, terms, padded)
-    return planned._replace(pixels_of_split=pixels_of_split)
-
-
-def is_product(s: Sizes, rows: int, tile: int = 0) -> bool:
-    """Whether a convolution becomes a product of so many rows: not if most of a tile's would lie idle.
-
-    Windows with code of their own are better off with it, but for the weight gradient where the tile is large.
-    """
-    pixels = s.batch * (s.height + s.stride_h) * (s.width + s.stride_w), s.batch * s.out_height * s.out_width
-    lengths = s.height + s.pad_h + s.dilation_h * s.kh, s.width + s.pad_w + s.dilation_w * s.kw
-    terms = max(s.channels, s.maps) * (s.kh * s.kw) ** 2
-    countable = max(*pixels, terms) < 1 << 31 and max(lengths) < 1 << 30  # what the kernels do in 32 bits
-    return countable and rows >= LEAST_ROWS and (not s.window or tile == 64)
-
-
-def tap_steps(s: Sizes) -> Pair:
-    """From one row (and column) of the window to the next that meets the same pixels modulo the stride."""
-    return s.stride_h // math.gcd(s.stride_h, s.dilation_h), s.stride_w // math.gcd(s.stride_w, s.dilation_w)
-
-
-def tile_of_product(m: int, n: int, products: int, least_tiles: dict[int, int]) -> tuple[int, int]:
-    """(edge of a tile, tiles) for so many products of m x n sums: the fewest instructions, if there are enough tiles."""
-
-    def tiles(tile: int) -> int:
-        return products * cdiv(m, tile) * cdiv(n, tile)
-
-    enough = [tile for tile in COSTS if tiles(tile) >= least_tiles.get(tile, 0)]
-    tile = min(enough, key=lambda tile: COSTS[tile] * tiles(tile) * tile**2)
-    return tile, tiles(tile)
-
-
-def product(
-    s: Sizes, plane: Pair, out_shape: tuple[int, ...], grid: tuple[int, ...], tile: int, terms: int, row: int, padded: bool
-) -> Product:
-    """`plane` (rows, columns) are the pixels that are counted, `row` the length of the rows of results."""
-    step_h, step_w = tap_steps(s)
-    numbers = (
-        s.batch, s.groups, s.channels, s.maps, s.height, s.width, s.out_height, s.out_width, s.kh, s.kw,
-        s.stride_h, s.stride_w, s.pad_h, s.pad_w, s.dilation_h, s.dilation_w,
-        step_h, step_w, s.dilation_h * step_h // s.stride_h, s.dilation_w * step_w // s.stride_w,
-        *divisor(math.prod(plane)), *divisor(plane[1]),
-    )  # fmt: skip
-    pointwise = (s.kh, s.kw, s.stride_h, s.stride_w, s.pad_h, s.pad_w) == (1, 1, 1, 1, 0, 0)
-    warp_splits = WARP_SPLITS[tile][(terms > 32) + (terms > 255)]
-    stored = 1 if row % 4 else 4
-    return Product(structure(numbers, np.int32), out_shape, grid, tile, warp_splits, stored, padded, pointwise)
-
-
-@functools.lru_cache(maxsize=256)
-def depthwise_plan(
-    kind: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], windows: Windows, groups: int
-) -> Depthwise | None:
-    """For "forward", "input_grad" or "weight_grad" of an input (N, C, H, W); None where a map has several input maps."""
-    s = forward_sizes(shape, weight_shape, windows, groups)
-    of_input, of_output = (s.height, s.width), (s.out_height, s.out_width)
-    back = kind == "input_grad"
-    result, source = (of_input, of_output) if back else (of_output, of_input)
-    steps = (s.stride_h, s.stride_w) if back else (1, 1)
-    rows, columns = (
-        even(cdiv(length, step), most // step) * step for length, step, most in zip(result, steps, RESULTS, strict=True)
-    )
-    reach = max(s.dilation_h * s.kh + rows * s.stride_h, s.dilation_w * s.kw + columns * s.stride_w)
-    if s.channels > 1 or groups == 1 or s.kh * s.kw > MOST_TAPS or reach > MOST_REACH:
-        return None
-    maps = groups if back else groups * s.maps
-    down, across = cdiv(result[0], rows), cdiv(result[1], columns)
-    threads = s.batch * maps * down * across
-    if max(threads, s.batch * maps, max(of_input), max(of_output)) >= 1 << 30:
-        return None
-    splits = 1
-    if kind == "weight_grad":
-        splits = max(1, min(cdiv(MOST_WARPS, maps), s.batch * down * across // (32 * LEAST_TILES_OF_LANE)))
-        threads = 32 * maps * splits
-    numbers = (
-        s.batch, maps, *result, *source, *divisor(down * across), *divisor(across), *divisor(maps),
-    )  # fmt: skip
-    constants = {
-        "KH": s.kh, "KW": s.kw, "STRIDE_H": s.stride_h, "STRIDE_W": s.stride_w, "PAD_H": s.pad_h, "PAD_W": s.pad_w,
-        "DILATION_H": s.dilation_h, "DILATION_W": s.dilation_w, "ROWS": rows, "COLUMNS": columns,
-        "M": s.maps, "WHOLE": int(result[1] % columns == 0),
-    }  # fmt: skip
-    out_shape = {
-        "forward": (s.batch, maps, *of_output), "input_grad": shape, "weight_grad": weight_shape,
-    }[kind]  # fmt: skip
-    grid = (cdiv(threads, DEPTHWISE_THREADS),)
-    return Depthwise(structure(numbers, np.int32), out_shape, grid, splits, constants)
-
-
-def divisor(number: int) -> tuple[int, int, int]:
-    """struct Divisor of conv2d_product.cu: (number, multiplier, shift), with k // number = k multiplier // 2^(31 + shift).
-
-    That is exact for k < 2^31: the multiplier is rounded up by less than 1. It has 32 bits, the first of which is 1.
-    """
-    shift = (number - 1).bit_length()
-    return number, cdiv(1 << 31 + shift, number) - (1 << 32), shift
 
 
 def forward_sizes(shape: tuple[int, ...], weight_shape: tuple[int, ...], windows: Windows, groups: int) -> Sizes:

@@ -22,6 +22,7 @@ import kernels  # noqa: E402
 from benchmarks.exercise import training_step  # noqa: E402
 from kernels.cupy import launch, linear, variants  # noqa: E402
 from kernels.cupy.banks import placement, wavefronts  # noqa: E402
+from kernels.cupy.conv2d_routes import Depthwise, divisor, route  # noqa: E402
 from kernels.cupy.conv2d_tiles import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
 from kernels.cupy.elementwise import layout  # noqa: E402
 from kernels.cupy.linear import WARP_SPLITS, WIDTHS, tiles, width  # noqa: E402
@@ -63,13 +64,55 @@ def test_sources_compile_with_cupy_s_options(file: str, architecture: int) -> No
 )
 def test_convolutions_keep_their_sums_in_registers(plan: Any, file: str, batch: int, architecture: int) -> None:
     constants = plan((batch, 6, 14, 14), (16, 6, 5, 5), ((1, 1), (0, 0), (1, 1)), 1, 4).constants
-    options = (*launch.options(torch.float32, **constants), f"-arch=sm_{architecture}", "--ptxas-options=-v")
+    no_spills(file, torch.float32, architecture, constants)
+
+
+def no_spills(file: str, dtype: torch.dtype, architecture: int, constants: dict[str, Any]) -> None:
+    options = (*launch.options(dtype, **constants), f"-arch=sm_{architecture}", "--ptxas-options=-v")
     program = nvrtc.createProgram(launch.source(file), f"{file}.cu", (), ())
     nvrtc.compileProgram(program, options)
     said = nvrtc.getProgramLog(program)
     nvrtc.destroyProgram(program)
     spilled = re.findall(r"(\d+) bytes spill stores", said)
     assert len(spilled) == launch.source(file).count('extern "C" __global__') and set(spilled) == {"0"}, said
+
+
+@pytest.mark.parametrize("architecture", (75, 90))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("tile", sorted(WARP_SPLITS))
+@pytest.mark.parametrize("file", ("conv2d_product", "conv2d_product_weight_grad"))
+def test_products_keep_their_sums_in_registers(file: str, tile: int, dtype: torch.dtype, architecture: int) -> None:
+    """With what takes the most registers: offsets of 64 bits, padding, and nothing read or stored together."""
+    constants = {"TILE": tile, "WARP_SPLITS": WARP_SPLITS[tile][-1], "WIDTH_A": 1, "WIDTH_B": 1, "WIDTH_C": 1}
+    no_spills(file, dtype, architecture, constants | {"INDEX": "int64", "PADDED": 1})
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "dtype"),
+    (
+        (3, 1, torch.float32), (3, 2, torch.float32), (5, 2, torch.float32), (7, 1, torch.float32),
+        (3, 1, torch.float64), (5, 2, torch.float64),
+    ),
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ("forward", "input_grad"))
+def test_depthwise_convolutions_keep_their_sums_in_registers(
+    kind: str, window: int, stride: int, dtype: torch.dtype
+) -> None:
+    windows = (stride, stride), (window // 2, window // 2), (1, 1)
+    plan = route(kind, (64, 64, 28, 28), (64, 1, window, window), windows, 64, dtype.itemsize)
+    assert isinstance(plan, Depthwise)
+    file = "conv2d_depthwise" if kind == "forward" else "conv2d_depthwise_input_grad"
+    no_spills(file, dtype, 90, plan.constants | {"DENSE": 1})
+
+
+def test_divisors_divide() -> None:
+    """As struct Divisor of divisor.cuh does, with 32 bits of unsigned numbers."""
+    for number in (*range(1, 70), 196, 3136, 12544, (1 << 20) + 1, (1 << 30) - 1, 1 << 30):
+        by, multiplier, shift = divisor(number)
+        ends = [k for n in (1, 2, 1000, (1 << 31) // number) for k in (n * number - 1, n * number) if 0 <= k < 1 << 31]
+        for k in (0, *ends, (1 << 31) - 1):
+            assert by == number and 2 * k * (multiplier + (1 << 32)) >> 32 >> shift == k // number, (k, number)
 
 
 @pytest.mark.parametrize("banks", (16, 32))

@@ -31,7 +31,8 @@ class Launch(NamedTuple):
     def check(self) -> None:
         """Against the GPU's limits, and the number of threads that the sources declare as their launch bounds."""
         assert all(0 < blocks <= most for blocks, most in zip(self.grid, MOST_BLOCKS, strict=False)), self
-        narrow = self.kernel.startswith("conv2d") and "-DDTYPE=double" in self.options
+        direct = self.kernel.startswith("conv2d") and not self.kernel.startswith(("conv2d_product", "conv2d_depthwise"))
+        narrow = direct and "-DDTYPE=double" in self.options
         assert 0 < math.prod(self.block) <= (128 if narrow else 256), self
         assert self.shared <= SHARED_BYTES, self
 
@@ -64,10 +65,19 @@ def pairs(least: int, most: int) -> st.SearchStrategy[tuple[int, int]]:
     return numbers.map(lambda n: (n, n)) | st.tuples(numbers, numbers)
 
 
-def image(*size: int, batch: int = 64, maps: int, channels: int, window: int, padding: int = 0) -> dict[str, Any]:
+def image(
+    *size: int,
+    batch: int = 64,
+    maps: int,
+    channels: int,
+    window: int,
+    padding: int = 0,
+    groups: int = 1,
+    stride: int = 1,
+) -> dict[str, Any]:
     return {
-        "batch": batch, "groups": 1, "channels": channels, "maps": maps, "size": size, "kernel": (window, window),
-        "stride": (1, 1), "padding": (padding, padding), "dilation": (1, 1), "dtype": torch.float32,
+        "batch": batch, "groups": groups, "channels": channels, "maps": maps, "size": size, "kernel": (window, window),
+        "stride": (stride, stride), "padding": (padding, padding), "dilation": (1, 1), "dtype": torch.float32,
     }  # fmt: skip
 
 
@@ -77,10 +87,14 @@ def image(*size: int, batch: int = 64, maps: int, channels: int, window: int, pa
 @example(**image(64, 64, channels=8, maps=8, window=5, padding=2))
 @example(**image(56, 56, channels=64, maps=64, window=3))
 @example(**image(1000, 5, channels=3, maps=64, window=5, padding=2, batch=1))
+@example(**image(56, 56, channels=64, maps=256, window=1))
+@example(**image(56, 56, channels=64, maps=128, window=3, padding=1, stride=2))
+@example(**image(112, 112, channels=1, maps=1, window=3, padding=1, groups=64))
+@example(**image(7, 7, channels=1, maps=2, window=3, padding=1, groups=1024, stride=2, batch=224))
 @given(
     batch=st.sampled_from((1, 2, 64)) | st.integers(1, 3000),
     groups=st.sampled_from((1, 1, 2, 5)),
-    channels=st.integers(1, 256),
+    channels=st.just(1) | st.integers(1, 256),
     maps=st.sampled_from((8, 16, 64)) | st.integers(1, 256),
     size=pairs(5, 256),
     kernel=st.sampled_from(((3, 3), (5, 5), (7, 7))) | pairs(1, 7),
@@ -109,6 +123,20 @@ def test_convolutions(
         assert len(launches) in range(6, 9)
     for each in launches:
         each.check()
+
+
+def test_blocks_of_depthwise_convolutions(launches: list[Launch]) -> None:
+    """224 images of 512 planes of 7x7 pixels are no 114,688 blocks of a warp."""
+    x, weight = meta(224, 512, 7, 7), meta(512, 1, 3, 3)
+    windows = (1, 1), (1, 1), (1, 1)
+    launches.clear()
+    K.conv2d_forward(x, weight, None, *windows, 512)
+    K.conv2d_input_grad(x, weight, (7, 7), *windows, 512)
+    K.conv2d_weight_grad(x, x, (3, 3), False, *windows, 512)
+    of_convolution = [each for each in launches if each.kernel != "add_splits"]
+    assert len(of_convolution) == 3
+    assert all(each.kernel.startswith("conv2d_depthwise") and each.block == (256,) for each in of_convolution)
+    assert all(math.prod(each.grid) <= 2048 for each in of_convolution)
 
 
 @given(
@@ -190,5 +218,5 @@ def test_a_sum_that_is_not_split_is_stored_at_once(launches: list[Launch], dtype
     K.conv2d_relu_max_pool2d_backward(dy, positions, x, weight, (False, True, True), *windows, 1)
     K.linear_weight_grad(meta(64, 4096, dtype=dtype), meta(64, 4096, dtype=dtype))
     assert [each.kernel for each in launches] == [
-        "conv2d_weight_grad", "conv2d_relu_max_pool2d_weight_grad", "linear_backward",
+        "conv2d_product_weight_grad", "conv2d_relu_max_pool2d_weight_grad", "linear_backward",
     ]  # fmt: skip

@@ -108,17 +108,19 @@ def test_gradients_have_the_strides_of_parameters(function: Any, layout: torch.m
 
 
 @pytest.mark.parametrize("kernel", (2, 3, 5))
+@pytest.mark.parametrize(("maps", "groups"), ((5, 1), (2, 2), (13, 1)))
 @pytest.mark.parametrize("place", ((..., -1, slice(None)), (..., slice(None), -1)), ids=("last row", "last column"))
-def test_weight_gradient_beside_infinite_pixels(place: Any, kernel: int) -> None:
+def test_weight_gradient_beside_infinite_pixels(place: Any, maps: int, groups: int, kernel: int) -> None:
     """Only the last row or column of the window meets them: the zeros beyond an odd output must not."""
     input = torch.randint(-3, 4, (3, 2, kernel + 4, kernel + 4)).float()
     input[place] = torch.inf
-    weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((5, 2, kernel, kernel), (5,)))
-    F.conv2d(input, weight, bias).sum().backward()
-    judged = torch.nn.grad.conv2d_weight(input.double(), weight.shape, torch.ones(3, 5, 5, 5, dtype=torch.float64))
+    weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((maps, 2 // groups, kernel, kernel), (maps,)))
+    F.conv2d(input, weight, bias, groups=groups).sum().backward()
+    dy = torch.ones(3, maps, 5, 5, dtype=torch.float64)
+    judged = torch.nn.grad.conv2d_weight(input.double(), weight.shape, dy, groups=groups)
     assert judged.isfinite().any()
     torch.testing.assert_close(weight.grad, judged.float(), rtol=0, atol=0)
-    assert bias.grad.tolist() == [75] * 5
+    assert bias.grad.tolist() == [75] * maps
 
 
 @pytest.mark.large
@@ -161,6 +163,47 @@ def test_many_images(batch: int) -> None:
 def test_rows_that_few_windows_meet(geometry: dict[str, Any], groups: int) -> None:
     """At an image's edge fewer rows of the window count, and beyond the last window none."""
     shapes = ((40, 2 * groups, 17, 12), (4 * groups, 2, 3, 3), (4 * groups,))
+    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+    operation = CONV2D._replace(sizes=exact)
+    check(operation, *inputs, **geometry, groups=groups, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    ("channels", "maps", "kernel", "geometry"),
+    (
+        (20, 24, (1, 1), {}),
+        (20, 24, (1, 1), {"stride": 2}),
+        (3, 40, (7, 7), {"stride": 2, "padding": 3}),
+        (16, 17, (3, 3), {"stride": (2, 3), "padding": (2, 1), "dilation": (2, 1)}),
+        (12, 13, (2, 3), {"stride": (3, 6), "dilation": (2, 4), "groups": 2}),
+        (12, 70, (3, 2), {"stride": 4, "padding": (3, 1), "dilation": (3, 1)}),
+    ),
+    ids=str,
+)
+def test_more_maps_than_a_thread_takes(channels: int, maps: int, kernel: Any, geometry: dict[str, Any]) -> None:
+    """The convolution may be a product of matrices, the input's gradient one for each class of pixels modulo the stride."""
+    groups = geometry.get("groups", 1)
+    shapes = ((3, channels * groups, 12, 14), (maps * groups, channels, *kernel), (maps * groups,))
+    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+    check(CONV2D._replace(sizes=exact), *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    ("maps", "size", "kernel", "geometry"),
+    (
+        (1, (9, 7), (3, 3), {"padding": 1}),
+        (1, (29, 30), (3, 3), {"stride": 2, "padding": 1}),
+        (2, (12, 9), (5, 3), {"stride": (3, 1), "padding": (2, 0), "dilation": (1, 2)}),
+        (3, (8, 11), (2, 2), {"stride": (4, 3), "padding": (1, 0), "dilation": (2, 1)}),
+    ),
+    ids=str,
+)
+def test_depthwise(maps: int, size: Any, kernel: Any, geometry: dict[str, Any]) -> None:
+    """An input map for each of the output's, in more planes than a block or a warp takes."""
+    groups, batch = 19, 21
+    shapes = ((batch, groups, *size), (maps * groups, 1, *kernel), (maps * groups,))
     inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
     operation = CONV2D._replace(sizes=exact)
     check(operation, *inputs, **geometry, groups=groups, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
