@@ -108,19 +108,19 @@ def test_gradients_have_the_strides_of_parameters(function: Any, layout: torch.m
 
 
 @pytest.mark.parametrize("kernel", (2, 3, 5))
-@pytest.mark.parametrize(("maps", "groups"), ((5, 1), (2, 2), (13, 1)))
+@pytest.mark.parametrize(("maps", "groups", "rows"), ((5, 1, 5), (2, 2, 9), (13, 1, 5)))
 @pytest.mark.parametrize("place", ((..., -1, slice(None)), (..., slice(None), -1)), ids=("last row", "last column"))
-def test_weight_gradient_beside_infinite_pixels(place: Any, maps: int, groups: int, kernel: int) -> None:
+def test_weight_gradient_beside_infinite_pixels(place: Any, maps: int, groups: int, rows: int, kernel: int) -> None:
     """Only the last row or column of the window meets them: the zeros beyond an odd output must not."""
-    input = torch.randint(-3, 4, (3, 2, kernel + 4, kernel + 4)).float()
+    input = torch.randint(-3, 4, (3, 2, kernel + rows - 1, kernel + rows - 1)).float()
     input[place] = torch.inf
     weight, bias = (torch.zeros(shape, requires_grad=True) for shape in ((maps, 2 // groups, kernel, kernel), (maps,)))
     F.conv2d(input, weight, bias, groups=groups).sum().backward()
-    dy = torch.ones(3, maps, 5, 5, dtype=torch.float64)
+    dy = torch.ones(3, maps, rows, rows, dtype=torch.float64)
     judged = torch.nn.grad.conv2d_weight(input.double(), weight.shape, dy, groups=groups)
     assert judged.isfinite().any()
     torch.testing.assert_close(weight.grad, judged.float(), rtol=0, atol=0)
-    assert bias.grad.tolist() == [75] * maps
+    assert bias.grad.tolist() == [3 * rows**2] * maps
 
 
 @pytest.mark.large
