@@ -128,6 +128,8 @@ def geometries(dtype: torch.dtype) -> dict[str, Launches]:
         "3x3, 64 maps, padding 1": (8, (64, 14, 14), (64, 64, 3, 3), {"padding": 1}),
         "7x7, stride 2, padding 3": (8, (3, 32, 32), (64, 3, 7, 7), {"stride": 2, "padding": 3}),
         "11x11, stride 4": (8, (3, 35, 35), (24, 3, 11, 11), {"stride": 4}),
+        "1x1, 64 to 128 maps": (8, (64, 14, 14), (128, 64, 1, 1), {}),
+        "3x3, depthwise, stride 2": (8, (32, 14, 14), (32, 1, 3, 3), {"groups": 32, "stride": 2, "padding": 1}),
     }
     calls = {
         f"{function.__name__}, {name}": of(function, (n, *image), weight, weight[:1], **options)
