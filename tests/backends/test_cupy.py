@@ -15,12 +15,14 @@ import torch
 
 cupy = pytest.importorskip("cupy")
 
+import devices  # noqa: E402
 from cupy.cuda import compiler, function  # noqa: E402
 from cupy_backends.cuda.libs import nvrtc  # noqa: E402
 
 import kernels  # noqa: E402
+import kernels.functional as F  # noqa: E402
 from benchmarks.exercise import training_step  # noqa: E402
-from kernels.cupy import launch, linear, variants  # noqa: E402
+from kernels.cupy import conv2d_product, launch, linear, variants  # noqa: E402
 from kernels.cupy.banks import placement, wavefronts  # noqa: E402
 from kernels.cupy.conv2d_routes import Depthwise, divisor, route  # noqa: E402
 from kernels.cupy.conv2d_tiles import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
@@ -104,6 +106,20 @@ def test_depthwise_convolutions_keep_their_sums_in_registers(
     assert isinstance(plan, Depthwise)
     file = "conv2d_depthwise" if kind == "forward" else "conv2d_depthwise_input_grad"
     no_spills(file, dtype, 90, plan.constants | {"DENSE": 1})
+
+
+def test_products_whose_offsets_take_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do for images that lie far apart in memory, of which there is too little here."""
+    monkeypatch.setattr(conv2d_product, "span", lambda tensor: 1 << 40)
+    shapes = (2, 5, 7, 6), (13, 5, 3, 2), (13,)
+    with devices.running("cupy"), kernels.use_backend("cupy"):
+        inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
+        results = []
+        for convolve in (F.conv2d, torch.nn.functional.conv2d):
+            y = convolve(*inputs, stride=2, padding=1)
+            results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_divisors_divide() -> None:
