@@ -5,7 +5,7 @@ from kernels import functional, nn, optim
 from kernels._version import __version__
 from kernels.backend import Backend, backends, use_backend
 from kernels.fused import FusedForward, FusedStep
-from kernels.swapping import SwapReport, swap
+from kernels.swapping import SwapReport, swap, swapped, unswap
 
 __all__ = [
     "Backend",
@@ -18,5 +18,7 @@ __all__ = [
     "nn",
     "optim",
     "swap",
+    "swapped",
+    "unswap",
     "use_backend",
 ]

@@ -1,9 +1,12 @@
-"""swap: torch's modules become ours in place; what cannot is left and reported with a reason."""
+"""swap, unswap: torch's modules become ours in place and back; what cannot is left and reported with a reason."""
+
+import copy
+import pickle
 
 import pytest
 import torch
 from judge import Calls
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 import kernels
 import kernels.nn as nn
@@ -87,13 +90,46 @@ class Doubled(torch.nn.Linear):
         return 2 * super().forward(input)
 
 
+class OtherConvolution(torch.nn.Conv2d):
+    def _conv_forward(self, *_: object) -> torch.Tensor:  # type: ignore[override]
+        return torch.zeros(())
+
+
+class WithActivation(torch.nn.Linear):
+    activation = "gelu"
+
+
+class Registered(torch.nn.ReLU):
+    def __init_subclass__(cls) -> None:
+        raise AssertionError
+
+
+class Pickled(torch.nn.ReLU):
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Pickled, ()
+
+
+class Plain(torch.nn.Linear):
+    """A subclass that computes as its base does."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, features)
+        self.features = features
+
+    def extra_repr(self) -> str:
+        return f"plain, {super().extra_repr()}"
+
+
 @pytest.mark.parametrize(
     ("module", "reason"),
     (
         (torch.nn.Conv3d(1, 1, 1), "no counterpart"),
         (Doubled(2, 2), "a subclass"),
-        (torch.nn.LazyLinear(2), "a subclass"),
-        (parametrizations.weight_norm(torch.nn.Linear(2, 2)), "a subclass"),
+        (OtherConvolution(1, 1, 1), "a forward of its own"),
+        (WithActivation(2, 2), "`activation`"),
+        (Registered(), "the making of its subclasses"),
+        (Pickled(), "pickled in its own way"),
+        (torch.nn.LazyLinear(2), "becomes another class at its first call"),
     ),
     ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else value,
 )
@@ -117,8 +153,9 @@ def test_sequences_join_their_layers_and_are_not_listed() -> None:
     kept.forward = lambda input: input  # type: ignore[method-assign]
     net.append(kept)
     report = kernels.swap(net)
-    assert [type(module) for module in net] == [nn.Sequential, Doubled, torch.nn.Sequential]
-    assert type(net) is nn.Sequential
+    assert type(net) is type(net[0]) is nn.Sequential
+    assert isinstance(net[1], Doubled) and isinstance(net[1], nn.Sequential)
+    assert type(net[2]) is torch.nn.Sequential
     assert [name for name, _ in report.replaced] == ["0.0", "0.1", "1.0", "2.0"]
     assert report.left == []
     with Calls() as calls:
@@ -144,3 +181,105 @@ def test_state_dict_is_torch_s() -> None:
 def test_what_is_no_module() -> None:
     with pytest.raises(TypeError, match="swap: expected model to be a torch.nn.Module, got dict"):
         kernels.swap({})  # type: ignore[arg-type]
+
+
+def test_unswap_gives_torch_s_modules_back() -> None:
+    net, x = model(), torch.randn(2, 1, 8, 8)
+    kinds, modules, parameters = [type(m) for m in net.modules()], list(net.modules()), list(net.parameters())
+    expected, replaced = net(x), kernels.swap(net).replaced
+    report = kernels.unswap(net)
+    assert report.replaced == replaced and report.left == []
+    assert [type(module) for module in net.modules()] == kinds
+    assert all(after is before for after, before in zip(net.modules(), modules, strict=True))
+    assert all(after is before for after, before in zip(net.parameters(), parameters, strict=True))
+    with Calls() as calls:
+        assert torch.equal(net(x), expected)
+    assert calls.names == []
+    assert kernels.unswap(net) == ([], [])
+    with pytest.raises(TypeError, match="unswap: expected model to be a torch.nn.Module, got list"):
+        kernels.unswap([])  # type: ignore[arg-type]
+
+
+class OurSubclass(nn.ReLU):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    (
+        (nn.Step(), "no counterpart in torch.nn"),
+        (nn.LinearReLU(2, 2), "no counterpart in torch.nn"),
+        (nn.Linear(2, 2, activation="sigmoid"), "torch's has no activation"),
+        (OurSubclass(), "a subclass of ours"),
+    ),
+    ids=lambda value: type(value).__name__ if isinstance(value, torch.nn.Module) else value,
+)
+def test_what_unswap_leaves(module: torch.nn.Module, reason: str) -> None:
+    kind = type(module)
+    assert kernels.unswap(module) == ([], [("", kind.__name__, reason)])
+    assert type(module) is kind
+    assert kernels.swap(module).replaced == []
+
+
+def test_a_model_says_what_is_ours() -> None:
+    net = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.ReLU(), Plain(2), Doubled(2, 2)), nn.Step()])
+    assert kernels.swapped(net) == [("1", "Step")]
+    kernels.swap(net)
+    assert kernels.swapped(net) == [("0", "Sequential"), ("0.0", "ReLU"), ("0.1", "Plain"), ("1", "Step")]
+    kernels.unswap(net)
+    assert kernels.swapped(net) == [("1", "Step")]
+
+
+def test_a_subclass_that_inherits_forward() -> None:
+    module, x = Plain(3), torch.randn(2, 3)
+    text, expected = repr(module), module(x)
+    assert kernels.swap(module).replaced == [("", "Plain")]
+    assert isinstance(module, Plain) and isinstance(module, nn.Linear)
+    assert repr(module) == text
+    for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert type(same) is type(module) and same.features == 3
+        with Calls() as calls:
+            torch.testing.assert_close(same(x), expected)
+        assert calls.names == ["linear_forward"]
+    assert kernels.swap(module).left == [("", "Plain", "already ours")]
+    assert kernels.unswap(module).replaced == [("", "Plain")]
+    assert type(module) is Plain
+
+
+@pytest.mark.parametrize("kind", (Plain, lambda n: torch.nn.Linear(n, n)), ids=("subclass", "Linear"))
+def test_a_parametrised_module(kind: object) -> None:
+    x = torch.randn(2, 3)
+    module = kind(3)  # type: ignore[operator]
+    before = type(module)
+    parametrizations.weight_norm(module)
+    parametrised, expected = type(module), module(x)
+    report = kernels.swap(module)
+    assert report.replaced == [("", parametrised.__name__)]
+    parametrize.register_parametrization(module, "bias", torch.nn.Identity())  # one more, after the swap
+    for same in (module, copy.deepcopy(module)):
+        with Calls() as calls:
+            torch.testing.assert_close(same(x), expected)
+        assert calls.names == ["linear_forward"]
+    assert kernels.unswap(module).replaced == [("", parametrised.__name__)]
+    assert type(module).__mro__[1:] == parametrised.__mro__[1:]
+    with Calls() as calls:
+        torch.testing.assert_close(module(x), expected)
+    assert calls.names == []
+    kernels.swap(module)
+    for name in ("weight", "bias"):
+        parametrize.remove_parametrizations(module, name)
+    with Calls() as calls:
+        torch.testing.assert_close(module(x), expected)
+    assert calls.names == ["linear_forward"]
+    kernels.unswap(module)
+    assert type(module) is before
+
+
+def test_attention_s_projection_is_never_called() -> None:
+    attention = torch.nn.MultiheadAttention(4, 2)
+    (left,) = kernels.swap(attention).left
+    assert left == (
+        "out_proj",
+        "NonDynamicallyQuantizableLinear",
+        "a subclass whose parameters MultiheadAttention reads, without calling it",
+    )
