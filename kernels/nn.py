@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn as _torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from kernels import functional
 from kernels.integration.hooks import all_have_hooks, has_hooks, has_own_forward
@@ -60,6 +61,8 @@ class BatchNorm2d(_torch.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):  # torch.fx keeps torch's as one node
+            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
         if input.dim() == 4 and is_batch_innermost(input):
             return from_channels(super().forward(by_channel(input)), input.shape[0])
         return super().forward(input)

@@ -163,7 +163,7 @@ def _torch_base(kind: Class) -> Class | None:
     return next((base for base in kind.__mro__ if base in REPLACEMENTS), None)
 
 
-def _ours(kind: Class) -> Class:
+def _ours(kind: Any) -> Class:
     return REPLACEMENTS.get(kind) or _swapped(kind)
 
 
@@ -172,19 +172,19 @@ def _torchs(kind: Any) -> Class:
 
 
 @functools.cache
-def _swapped(kind: Class) -> Class:
+def _swapped(kind: Any) -> Class:
     """A subclass of `kind` in whose order of bases our class stands before torch's; an instance is pickled by `kind`."""
     base: Any = _torch_base(kind)
 
     def reduce(module: Any, protocol: Any) -> tuple[Any, ...]:
-        _, _, *state = object.__reduce_ex__(module, protocol)
-        return (_new, (kind,), *state)
+        made: Any = object.__reduce_ex__(module, protocol)
+        return (_new, (kind,), *made[2:])  # the state, and items of lists and dicts
 
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(kind.__name__, (kind, REPLACEMENTS[base]), {**names, "swapped_from": kind, "__reduce_ex__": reduce})
 
 
-def _new(kind: Class) -> torch.nn.Module:
+def _new(kind: Any) -> torch.nn.Module:
     """An empty module of the class that swap makes of `kind`."""
     return _swapped(kind).__new__(_swapped(kind))
 

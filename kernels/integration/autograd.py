@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _are_functorch_transforms_active
+from torch._C import _are_functorch_transforms_active, _is_tracing
 from torch._C._functorch import (
     _add_batch_dim,
     get_unwrapped,
@@ -85,11 +85,26 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
             return (function.apply if torch.is_grad_enabled() else function.forward)(*arguments)
         if tangent_may_come():
             return with_tangent.apply(*(Leaf(a) if isinstance(a, tuple) else a for a in arguments))
+        if _is_tracing():
+            return traced(function, *arguments)
         if torch.is_grad_enabled():
             return record(*[unwrap_if_dead(a) if type(a) is Tensor else a for a in arguments])
         return function.forward(*arguments)
 
     return apply
+
+
+def traced(function: type[Function], *arguments: Any) -> Any:
+    """What torch.jit.trace records: the operator, which can be saved, and has no derivatives.
+
+    RuntimeError where torch's older ONNX exporter traces, which knows torch's own operators alone.
+    """
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "torch.onnx.export: dynamo=False does not know the operators of this model; pass dynamo=True and"
+            " custom_translation_table=kernels.onnx.TRANSLATIONS, or give the model torch's modules back: kernels.unswap(model)"
+        )
+    return function.forward(*arguments)
 
 
 def total(*terms: Any) -> Any:

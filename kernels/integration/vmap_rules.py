@@ -47,13 +47,20 @@ def rule(primitive: Callable[..., Any]) -> Callable[[Rule], Rule]:
                 for argument, dim, is_mapped in zip(arguments, in_dims, mapped, strict=True)
             ]
             results = function(info.batch_size, mapped, *moved)
-            return results, tuple(0 for _ in results) if isinstance(results, tuple) else 0
+            if isinstance(results, tuple):
+                return tuple(map(no_view, results)), tuple(0 for _ in results)
+            return no_view(results), 0
 
         operator = f"lenet_kernels::{primitive.__name__}"
         torch.library.register_vmap(operator, with_samples_first, lib=library)
         return function
 
     return register
+
+
+def no_view(tensor: Tensor) -> Tensor:
+    """The tensor as autograd's own, not as a view of one made in here, to which nothing may be written in place."""
+    return torch.ops.aten._unsafe_view(tensor, tensor.shape)
 
 
 def each(samples: int, mapped: list[bool], *tensors: Tensor | None) -> list[Any]:

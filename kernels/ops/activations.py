@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from kernels.backend import chosen
 from kernels.integration.autograd import Function, constant_in, differentiable, tangent_may_come, total
@@ -198,6 +199,8 @@ phi_step = differentiable(Step)
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(input, 0) of any shape and real dtype but bool; NaN stays NaN. Raises RuntimeError (for bool
     NotImplementedError, which is one) and TypeError as torch does."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(relu, (input,), input, inplace)
     _check_real("relu", input)
     if input.dtype == torch.bool:
         raise NotImplementedError("relu: expected input to be of a number dtype, got torch.bool")
@@ -209,12 +212,16 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(-input)) of any shape; integers give the default float dtype. Raises TypeError, RuntimeError."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(sigmoid, (input,), input)
     _check_real("sigmoid", input)
     return phi_sigmoid(input if input.is_floating_point() else input.to(torch.get_default_dtype()), chosen())
 
 
 def step(input: Tensor) -> Tensor:
     """1 where input > 0, else 0 (NaN gives 0), in the input's shape and dtype; its gradient is zero everywhere."""
+    if has_torch_function_unary(input):
+        return handle_torch_function(step, (input,), input)
     _check_real("step", input)
     return phi_step(input, chosen())
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.backend import chosen
 from kernels.integration.autocast import low_precision
@@ -196,6 +197,9 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """activation(linear(input, weight, bias)) in one pass; errors speak of the operation `name`."""
+    if has_torch_function_variadic(input, weight, bias):
+        tensors = (input, weight, bias)
+        return handle_torch_function(activated_linear, tensors, name, *tensors, activation)
     input, weight, bias = low_precision(input, weight, bias)
     check_layer(name, input, weight, bias)
     if weight.dim() not in (1, 2):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from kernels.backend import chosen
 from kernels.integration.autograd import Function, constant_in, differentiable
@@ -153,6 +154,9 @@ def max_pool2d(
     start right of the input. return_indices adds the maxima's places in the flattened H x W plane, int64.
     Any real dtype but bool. Raises RuntimeError and TypeError as torch does.
     """
+    if has_torch_function_unary(input):
+        windows = (kernel_size, stride, padding, dilation)
+        return handle_torch_function(max_pool2d, (input,), input, *windows, ceil_mode, return_indices)
     name = "max_pool2d"
     check_tensors(name, input=input)
     if input.dtype.is_complex or input.dtype == torch.bool:

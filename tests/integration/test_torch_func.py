@@ -146,6 +146,28 @@ def test_mapped_tangents_equal_a_loop(name: str) -> None:
         torch.testing.assert_close(jvp(vmap(function, in_dims), tuple(x), tuple(dx)), expected)
 
 
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    (
+        (F.conv2d, ((2, 1, 4, 4), (3, 1, 2, 2))),
+        (F.conv2d_relu_max_pool2d, ((2, 1, 4, 4), (3, 1, 2, 2))),
+        (lambda x, w: F.max_pool2d(x * w, 2), ((2, 1, 4, 4), ())),
+        (F.linear, ((2, 4), (3, 4))),
+    ),
+    ids=("conv2d", "conv2d_relu_max_pool2d", "max_pool2d", "linear"),
+)
+@pytest.mark.parametrize("in_dims", ((0, None), (None, 0), (0, 0)))
+def test_vmap_of_a_result_that_is_written_to_in_place(function: Any, shapes: Any, in_dims: Any) -> None:
+    def in_place(x: Tensor, w: Tensor) -> Tensor:
+        return F.relu(function(x, w), inplace=True)
+
+    x, w = (torch.randn([*[B] * (dim == 0), *shape]) for shape, dim in zip(shapes, in_dims, strict=True))
+    for mapped in ([x, w.requires_grad_()], [x.requires_grad_(), w]):
+        results = vmap(in_place, in_dims)(*mapped), looped(in_place, in_dims, mapped)
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), mapped, allow_unused=True) for y in results))
+
+
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's older vmap knows no rules of others
 @call
 def test_a_batch_of_gradients(name: str) -> None:
