@@ -12,13 +12,15 @@ from torch.optim.sgd import sgd as torch_sgd
 
 from kernels.backend import chosen
 from kernels.integration.distributed import in_process_group, shard
-from kernels.integration.mirror import torch_attribute
+from kernels.integration.mirror import mirror_submodules, torch_attribute
 from kernels.ops.sgd import sgd
 
 __all__ = ["SGD"]
 
 Tensors = tuple[Any, ...]
 TORCH_OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+
+mirror_submodules(_torch, __name__, ("lr_scheduler", "swa_utils"))
 
 
 def __getattr__(name: str) -> Any:

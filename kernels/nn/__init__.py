@@ -1,5 +1,6 @@
 """Mirrors torch.nn: our modules are subclasses of torch's; every other name is torch's own."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.fx import Proxy
 from kernels import functional
 from kernels.integration.hooks import all_have_hooks, has_hooks, has_own_forward
 from kernels.integration.memory_format import by_channel, from_channels, is_batch_innermost
-from kernels.integration.mirror import torch_attribute
+from kernels.integration.mirror import mirror_submodules, torch_attribute
 from kernels.ops.linear import ACTIVATIONS, activated_linear
 
 __all__ = [
@@ -29,6 +30,13 @@ __all__ = [
     "Step",
     "functional",
 ]
+
+UTILITIES = (
+    *("clip_grad", "convert_parameters", "fusion", "init", "memory_format", "parametrizations", "parametrize"),
+    *("prune", "rnn", "spectral_norm", "stateless", "weight_norm"),
+)
+mirror_submodules(_torch, __name__, ("init", "parameter", "parallel", "utils", *(f"utils.{name}" for name in UTILITIES)))
+sys.modules[f"{__name__}.functional"] = functional
 
 
 def __getattr__(name: str) -> Any:
