@@ -1,5 +1,6 @@
 """Hand-written kernels for the classic convolutional network, as drop-in torch modules and functions."""
 
+import kernels.clash  # noqa: F401 (an error that says what to do, before anything else goes wrong)
 import kernels.integration.vmap_rules  # noqa: F401 (the rules register themselves)
 from kernels import functional, nn, optim
 from kernels._version import __version__

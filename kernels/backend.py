@@ -9,6 +9,8 @@ import warnings
 from types import ModuleType, TracebackType
 from typing import NamedTuple
 
+import kernels.clash  # noqa: F401 (for kernels/__init__.py may be another's, and all our modules import this one)
+
 NAMES = ("numpy", "triton", "cupy")
 AUTOMATIC = {"cpu": ("numpy",), "cuda": ("triton", "cupy")}
 

@@ -34,10 +34,16 @@ def status_of(arguments: list[str] | None) -> int:
         message = str(error)
     except OSError as error:
         message = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
-    except ModuleNotFoundError as error:
-        extra = next((extra for extra, names in EXTRAS.items() if error.name in names), None)
-        if extra is None:
+    except ImportError as error:
+        if not (message := what_is_missing(error)):
             raise
-        message = f"{error.name} is missing: pip install 'lenet-kernels[{extra}]'"
     print_error(message)
     return 2
+
+
+def what_is_missing(error: ImportError) -> str:
+    """What a user has to install, or what kernels.clash says about our own files; "" for other errors."""
+    if error.name == "lenet-kernels":
+        return str(error)
+    extra = next((extra for extra, names in EXTRAS.items() if error.name in names), None)
+    return "" if extra is None else f"{error.name} is missing: pip install 'lenet-kernels[{extra}]'"

@@ -35,7 +35,9 @@ UTILITIES = (
     *("clip_grad", "convert_parameters", "fusion", "init", "memory_format", "parametrizations", "parametrize"),
     *("prune", "rnn", "spectral_norm", "stateless", "weight_norm"),
 )
-mirror_submodules(_torch, __name__, ("init", "parameter", "parallel", "utils", *(f"utils.{name}" for name in UTILITIES)))
+mirror_submodules(
+    _torch, __name__, ("init", "parameter", "parallel", "utils", *(f"utils.{name}" for name in UTILITIES))
+)
 sys.modules[f"{__name__}.functional"] = functional
 
 

@@ -143,20 +143,6 @@ def differences() -> str:
     )
 
 
-def test_vmap_in_place_differs() -> None:
-    assert "`vmap` over a model with `ReLU(inplace=True)`" in differences()
-
-    def vmapped(nn: Any, inplace: bool) -> torch.Tensor:
-        models = [nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(inplace)) for _ in range(2)]
-        parameters, _ = torch.func.stack_module_state(models)
-        images = torch.randn(4, 1, 8, 8)
-        return torch.func.vmap(lambda p: torch.func.functional_call(models[0], p, images))(parameters)
-
-    assert vmapped(torch.nn, True).shape == vmapped(kernels.nn, False).shape
-    with pytest.raises(RuntimeError, match="modified inplace"):
-        vmapped(kernels.nn, True)
-
-
 def test_memory_order_differs() -> None:
     """`view` across the first dimension, and random numbers of a seed; with the ways out that the table names."""
     assert "`y.view(-1)`" in differences() and "`randn_like`" in differences()
