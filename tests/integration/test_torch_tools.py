@@ -148,6 +148,17 @@ def test_the_older_onnx_exporter_says_what_to_do() -> None:
         torch.onnx.export(swapped_model(), (images(),), io.BytesIO(), dynamo=False)
 
 
+def test_the_newer_onnx_exporter_wants_our_table() -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(torch.onnx.OnnxExporterError, match="No ONNX function found for .*lenet_kernels"):
+        torch.onnx.export(swapped_model(), (images(),), dynamo=True, verbose=False)
+    from kernels.onnx import TRANSLATIONS
+
+    assert torch.onnx.export(
+        swapped_model(), (images(),), dynamo=True, verbose=False, custom_translation_table=TRANSLATIONS
+    )
+
+
 @pytest.mark.parametrize("dynamo", (True, False))
 def test_onnx_exports_an_unswapped_model_without_a_table(dynamo: bool) -> None:
     onnx = pytest.importorskip("onnx")
