@@ -28,8 +28,11 @@ REPLACEMENTS: dict[Class, Class] = {
 }
 ORIGINALS = {ours: torchs for torchs, ours in REPLACEMENTS.items()}
 COMPUTING = ("forward", "_conv_forward")  # the methods of torch's modules whose work ours do
-MAKING = ("__init_subclass__", "__prepare__", "__reduce__", "__reduce_ex__")
-PLAIN = (type, object)
+MAKING = {
+    "__init_subclass__",
+    "__reduce__",
+    "__reduce_ex__",
+}  # what a class may do to its subclasses, or its instances' pickles
 
 
 class Replaced(NamedTuple):
@@ -121,10 +124,10 @@ def _reason_to_stay_torchs(module: torch.nn.Module) -> str | None:
     kind = type(module)
     base = _torch_base(kind)
     container = isinstance(module, torch.nn.Sequential)
-    if base is None:
-        return "no counterpart in kernels.nn" if next(module.children(), None) is None else ""
     if _is_ours(module):
         return "" if container else "already ours"
+    if base is None:
+        return "no counterpart in kernels.nn" if next(module.children(), None) is None else ""
     if has_own_forward(module):
         return "" if container else "its forward was replaced on the instance"
     if any(getattr(kind, name, None) is not getattr(base, name, None) for name in COMPUTING):
@@ -135,8 +138,8 @@ def _reason_to_stay_torchs(module: torch.nn.Module) -> str | None:
         return "a subclass that becomes another class at its first call: swap after that"
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return "a subclass whose parameters MultiheadAttention reads, without calling it"
-    if kind is not base and any(
-        name in vars(c) for name in MAKING for c in (type(kind), *kind.__mro__) if c not in PLAIN
+    if kind is not base and (
+        type(kind) is not type or any(vars(c).keys() & MAKING for c in kind.__mro__ if c is not object)
     ):
         return "a subclass that takes part in the making of its subclasses, or is pickled in its own way"
     return None
