@@ -224,5 +224,5 @@ def test_a_swapped_model() -> None:
         torch.nn.ReLU(),
         torch.nn.Softmax(1),
     )
-    assert len(kernels.swap(model).replaced) == 6
+    assert len(kernels.swap(model).replaced) == 7
     compare(model.eval(), (1, 9, 9))

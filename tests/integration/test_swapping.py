@@ -242,6 +242,7 @@ def test_a_subclass_that_inherits_forward() -> None:
     assert kernels.swap(module).replaced == [("", "Plain")]
     assert isinstance(module, Plain) and isinstance(module, nn.Linear)
     assert repr(module) == text
+    assert type(module)(4).in_features == 4  # made as its class says
     for same in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert type(same) is type(module) and same.features == 3
         with Calls() as calls:
