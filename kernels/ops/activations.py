@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from kernels.backend import chosen
@@ -110,7 +111,7 @@ class ReluInPlace(torch.autograd.Function):
     @staticmethod
     def takes(input: Tensor) -> bool:
         """Whether autograd records, nothing else watches, and input is neither a leaf nor a view, as which copy_ is right."""
-        if torch.compiler.is_compiling() or tangent_may_come() or not torch.is_grad_enabled():
+        if is_compiling() or tangent_may_come() or not torch.is_grad_enabled():
             return False
         return input.requires_grad and not input.is_leaf and not input._is_view()
 
@@ -199,7 +200,7 @@ phi_step = differentiable(Step)
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(input, 0) of any shape and real dtype but bool; NaN stays NaN. Raises RuntimeError (for bool
     NotImplementedError, which is one) and TypeError as torch does."""
-    if has_torch_function_unary(input):
+    if has_torch_function_unary(input) and not is_compiling():
         return handle_torch_function(relu, (input,), input, inplace)
     _check_real("relu", input)
     if input.dtype == torch.bool:
@@ -212,7 +213,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 
 def sigmoid(input: Tensor) -> Tensor:
     """1 / (1 + exp(-input)) of any shape; integers give the default float dtype. Raises TypeError, RuntimeError."""
-    if has_torch_function_unary(input):
+    if has_torch_function_unary(input) and not is_compiling():
         return handle_torch_function(sigmoid, (input,), input)
     _check_real("sigmoid", input)
     return phi_sigmoid(input if input.is_floating_point() else input.to(torch.get_default_dtype()), chosen())
@@ -220,7 +221,7 @@ def sigmoid(input: Tensor) -> Tensor:
 
 def step(input: Tensor) -> Tensor:
     """1 where input > 0, else 0 (NaN gives 0), in the input's shape and dtype; its gradient is zero everywhere."""
-    if has_torch_function_unary(input):
+    if has_torch_function_unary(input) and not is_compiling():
         return handle_torch_function(step, (input,), input)
     _check_real("step", input)
     return phi_step(input, chosen())

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.backend import chosen
@@ -210,7 +211,7 @@ def conv2d(
     OH = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1; padding may be 'valid' (none) or 'same' (OH = H).
     float16, bfloat16 (summed in float32), float32, float64. Raises RuntimeError, TypeError, ValueError as torch does.
     """
-    if has_torch_function_variadic(input, weight, bias):
+    if has_torch_function_variadic(input, weight, bias) and not is_compiling():
         tensors = (input, weight, bias)
         return handle_torch_function(conv2d, tensors, *tensors, stride, padding, dilation, groups)
     input, weight, bias = low_precision(input, weight, bias)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.backend import chosen
@@ -116,7 +117,7 @@ def conv2d_relu_max_pool2d(
 
     Arguments, dtypes and errors are those of `conv2d`; OH and OW must be at least 2.
     """
-    if has_torch_function_variadic(input, weight, bias):
+    if has_torch_function_variadic(input, weight, bias) and not is_compiling():
         tensors = (input, weight, bias)
         return handle_torch_function(conv2d_relu_max_pool2d, tensors, *tensors, stride, padding, dilation, groups)
     name = "conv2d_relu_max_pool2d"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.backend import chosen
@@ -220,7 +221,7 @@ def cross_entropy(
     a GPU such a row is NaN), ValueError for an unknown reduction or another number of rows, RuntimeError for other
     shapes, dtypes or devices that do not go together, TypeError for what is no tensor or no number.
     """
-    if has_torch_function_variadic(input, target, weight):
+    if has_torch_function_variadic(input, target, weight) and not is_compiling():
         tensors = (input, target, weight)
         return handle_torch_function(
             cross_entropy, tensors, *tensors, size_average, ignore_index, reduce, reduction, label_smoothing

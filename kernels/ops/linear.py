@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.backend import chosen
@@ -197,7 +198,7 @@ def linear_relu(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 def activated_linear(name: str, input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """activation(linear(input, weight, bias)) in one pass; errors speak of the operation `name`."""
-    if has_torch_function_variadic(input, weight, bias):
+    if has_torch_function_variadic(input, weight, bias) and not is_compiling():
         tensors = (input, weight, bias)
         return handle_torch_function(activated_linear, tensors, name, *tensors, activation)
     input, weight, bias = low_precision(input, weight, bias)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from kernels.backend import chosen
@@ -154,7 +155,7 @@ def max_pool2d(
     start right of the input. return_indices adds the maxima's places in the flattened H x W plane, int64.
     Any real dtype but bool. Raises RuntimeError and TypeError as torch does.
     """
-    if has_torch_function_unary(input):
+    if has_torch_function_unary(input) and not is_compiling():
         windows = (kernel_size, stride, padding, dilation)
         return handle_torch_function(max_pool2d, (input,), input, *windows, ceil_mode, return_indices)
     name = "max_pool2d"

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from kernels.backend import chosen
@@ -111,7 +112,7 @@ def mse_loss(
     squared errors; 'mean' then divides by the sum of the weights. Raises ValueError for an unknown reduction or a
     weight of another shape, RuntimeError for shapes that do not broadcast, TypeError for what is no tensor.
     """
-    if has_torch_function_variadic(input, target, weight):
+    if has_torch_function_variadic(input, target, weight) and not is_compiling():
         tensors = (input, target, weight)
         return handle_torch_function(mse_loss, tensors, input, target, size_average, reduce, reduction, weight)
     name = "mse_loss"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from kernels.backend import chosen
@@ -91,7 +92,7 @@ def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: 
 
     Raises IndexError for a dim out of range, NotImplementedError for an integer or complex input without `dtype`.
     """
-    if has_torch_function_unary(input):
+    if has_torch_function_unary(input) and not is_compiling():
         return handle_torch_function(softmax, (input,), input, dim, _stacklevel, dtype)
     check_tensors("softmax", input=input)
     if dim is None:

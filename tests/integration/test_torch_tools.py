@@ -200,3 +200,14 @@ def test_fuse_modules_finds_torch_s_modules_only() -> None:
     fused = quantization.fuse_modules(unswapped_model(), ["0", "1", "2"])
     assert isinstance(fused[0], torch.ao.nn.intrinsic.ConvReLU2d)
     torch.testing.assert_close(fused(x), model()(x))
+
+
+class Logged(torch.Tensor):
+    """A subclass of no behaviour of its own."""
+
+
+@pytest.mark.parametrize("name", ("conv2d", "linear", "relu", "softmax", "mse_loss"))
+def test_torch_compile_takes_a_subclass(name: str) -> None:
+    function, x = CALLS[name]
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x.as_subclass(Logged)), function(x.as_subclass(Logged)))
