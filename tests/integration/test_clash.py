@@ -12,6 +12,12 @@ import kernels
 import lenet
 
 FIX = "pip uninstall -y lenet-kernels kernels"
+FOUND_HERE_ALONE = """
+import importlib.machinery, importlib.util, runpy, sys
+spec = importlib.machinery.PathFinder.find_spec("kernels", [sys.argv[1]])
+sys.modules["kernels"] = importlib.util.module_from_spec(spec)
+runpy.run_module("kernels", run_name="__main__")
+"""  # a package without an __init__.py, before one that has it in the environment of the tests
 COMMANDS = (["-c", "import kernels.nn"], ["-m", "kernels", "check"], ["-m", "lenet", "evaluate"])
 
 
@@ -53,7 +59,7 @@ def test_theirs_was_installed_last(site: Path, command: list[str]) -> None:
 
 def test_theirs_was_taken_away(site: Path) -> None:
     (site / "kernels/__init__.py").unlink()
-    result = run(site, "-m", "kernels", "check")
+    result = run(site, "-c", FOUND_HERE_ALONE, str(site))
     assert result.returncode != 0
     assert "pip install --force-reinstall --no-deps lenet-kernels" in result.stderr
 
