@@ -81,10 +81,13 @@ class Rule(NamedTuple):
     maximize: bool
 
 
-@triton.constexpr_function
 def item(table, at):  # type: ignore[no-untyped-def]
     """table[at] of a table of constants: what the brackets give may have no strings in it with Triton 3.6."""
     return table[at]
+
+
+if not knobs.runtime.interpret:  # which with Triton 3.6 would hand over plain tuples in the place of those with names
+    item = triton.constexpr_function(item)
 
 
 @triton.jit
