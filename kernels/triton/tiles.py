@@ -186,7 +186,7 @@ def conv2d_tile(
     most_k = DOT_BYTES // dtype.itemsize
     if pooled or outputs != (1, 1) or far_channels(most_k, dtype, strides):  # which take registers
         most_k //= 2
-    block_k, flat = dot_chunk(g, most_k)
+    block_k, flat = dot_chunk(g, most_k) if dot else (0, False)
     return Tile(
         tl.float64 if double else tl.float32, dot, inside, outputs,
         block_m=DOT_PIXELS // math.prod(outputs) if dot else BLOCK_M * warps, block_o=block_o, block_kh=block_kh,

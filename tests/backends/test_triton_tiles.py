@@ -40,3 +40,21 @@ def test_strides_are_known_where_images_follow_each_other() -> None:
     cropped, innermost = images[:, :, 1:, 1:], torch.empty(3, 6, 5, 4).permute(3, 0, 1, 2)
     orders = (images, images.to(memory_format=torch.channels_last), cropped, innermost)
     assert known_strides(*orders) == ((90, 30, 5, 1), (90, 1, 15, 3), (90, 30, 5, 1), None)
+
+
+@pytest.mark.parametrize("strides", (None, (12544, 196, 14, 1)), ids=("unknown", "known"))
+@pytest.mark.parametrize("pooled", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.float32, torch.float64), ids=str)
+@pytest.mark.parametrize("channels", (1, 7, 8, 64))
+def test_every_dtype_has_a_tile(
+    channels: int, dtype: torch.dtype, pooled: bool, strides: tuple[int, ...] | None
+) -> None:
+    """With chunks of at least 16 on the tensor cores, where float64 never goes."""
+    from kernels.triton.tiles import conv2d_geometry, conv2d_tile, conv2d_weight_tile, warps
+
+    g = conv2d_geometry((64, channels, 3, 3), (14, 14), (1, 1), (1, 1), (1, 1), 1)
+    for dot in (None, "tf32") if dtype != torch.float64 else (None,):
+        tile = conv2d_tile(g, dtype, dot, warps(dot), False, pooled, strides=strides)
+        assert (tile.block_k >= 16) == (dot is not None)
+        weight_tile = conv2d_weight_tile(g, dtype, dot, warps(dot), False, pooled, strides=(strides, strides))
+        assert weight_tile.blocks
