@@ -98,6 +98,10 @@ def test_quotes_exist() -> None:
     assert found
     for name, path in found:
         ast.parse(quotes.source(path, name))
+    of_cuda = [quote for page in PAGES for quote in quotes.CUDA_QUOTE.findall(page.read_text())]
+    assert of_cuda
+    for name, path in of_cuda:
+        assert name in quotes.cuda_source(path, name)
 
 
 def test_a_quote_of_what_is_not_there_fails() -> None:
