@@ -189,7 +189,7 @@ class FusedStep:
         lrs = [rate(values, parameters[0][0].device) for values in rates]
         with_momentum = [parameter for parameter, i in parameters if settings[i]["momentum"]]
         buffers = {p: self._optimizer.state[p].get("momentum_buffer") for p in with_momentum}
-        new = side_by_side([p for p in with_momentum if buffers[p] is None])
+        new = buffers_side_by_side([p for p in with_momentum if buffers[p] is None])
         for parameter, i in parameters:
             buffer = buffers.get(parameter)
             first = buffer is None and parameter in buffers
@@ -254,7 +254,7 @@ def check_order(images: Tensor, order: Any) -> None:
         )
 
 
-def side_by_side(parameters: list[Tensor]) -> Iterator[Tensor]:
+def buffers_side_by_side(parameters: list[Tensor]) -> Iterator[Tensor]:
     """New memory for a momentum buffer of each parameter, where a backend can update all as one."""
     if parameters:
         ends = list(accumulate(in_lines(p.numel()) for p in parameters))

@@ -28,11 +28,8 @@ REPLACEMENTS: dict[Class, Class] = {
 }
 ORIGINALS = {ours: torchs for torchs, ours in REPLACEMENTS.items()}
 COMPUTING = ("forward", "_conv_forward")  # the methods of torch's modules whose work ours do
-MAKING = {
-    "__init_subclass__",
-    "__reduce__",
-    "__reduce_ex__",
-}  # what a class may do to its subclasses, or its instances' pickles
+# What a class may do to its subclasses, or its instances' pickles
+MAKING = {"__init_subclass__", "__reduce__", "__reduce_ex__"}
 
 
 class Replaced(NamedTuple):
@@ -94,7 +91,11 @@ def unswap(model: torch.nn.Module) -> SwapReport:
 
 
 def swapped(model: torch.nn.Module) -> list[Replaced]:
-    """The modules of `model` that are ours, by the forward that they would run: containers among them, unlike in a SwapReport."""
+    """The modules of `model` that are ours, by the forward that they would run: containers among them, unlike in a SwapReport.
+
+    Raises TypeError for what is no Module.
+    """
+    _check_model("swapped", model)
     return [Replaced(name, type(module).__name__) for name, module in model.named_modules() if _is_ours(module)]
 
 
@@ -105,8 +106,7 @@ def _replace(
     counterpart: Callable[[Class], Class],
 ) -> SwapReport:
     """Gives each module the counterpart of its class, but where there is a reason to stay ("" for one not to be listed)."""
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"{caller}: expected model to be a torch.nn.Module, got {type(model).__name__}")
+    _check_model(caller, model)
     report = SwapReport([], [])
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -118,6 +118,11 @@ def _replace(
         elif reason:
             report.left.append(Left(name, kind, reason))
     return report
+
+
+def _check_model(caller: str, model: Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{caller}: expected model to be a torch.nn.Module, got {type(model).__name__}")
 
 
 def _reason_to_stay_torchs(module: torch.nn.Module) -> str | None:

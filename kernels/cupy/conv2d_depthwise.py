@@ -13,19 +13,8 @@ def forward(plan: Depthwise, input: Tensor, weight: Tensor, bias: Tensor | None)
     """y (N, O, OH, OW)."""
     y = input.new_empty(plan.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
-    start(
-        plan,
-        "conv2d_depthwise",
-        "conv2d_depthwise_forward",
-        input,
-        input,
-        weight,
-        bias,
-        y,
-        plan.sizes,
-        *strides(input, weight),
-        of_bias,
-    )
+    operands = input, weight, bias, y, plan.sizes, *strides(input, weight), of_bias
+    start(plan, "conv2d_depthwise", "conv2d_depthwise_forward", input, *operands)
     return y
 
 
@@ -42,17 +31,8 @@ def weight_grad(plan: Depthwise, dy: Tensor, input: Tensor, with_bias: bool) -> 
     dweight, dbias = dy.new_empty(plan.out_shape), dy.new_empty(plan.out_shape[0] if with_bias else 0)
     partial = partial_sums(plan.splits, dweight, dbias)
     results = dweight, dbias if with_bias else None, partial, dweight.numel() + dbias.numel(), plan.splits
-    start(
-        plan,
-        "conv2d_depthwise",
-        "conv2d_depthwise_weight_grad",
-        input,
-        dy,
-        input,
-        *results,
-        plan.sizes,
-        *strides(dy, input),
-    )
+    operands = dy, input, *results, plan.sizes, *strides(dy, input)
+    start(plan, "conv2d_depthwise", "conv2d_depthwise_weight_grad", input, *operands)
     add_splits(partial, dweight, dbias)
     return dweight, dbias
 

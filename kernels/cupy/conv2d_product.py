@@ -16,20 +16,8 @@ def forward(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None
     y = input.new_empty(product.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
     widths = width_of_windows(weight), width_of_planes(input) if product.pointwise else 1
-    start(
-        product,
-        "conv2d_product",
-        "conv2d_product_forward",
-        widths,
-        input,
-        weight,
-        bias,
-        y,
-        product.sizes,
-        strides(input),
-        strides(weight),
-        of_bias,
-    )
+    operands = input, weight, bias, y, product.sizes, strides(input), strides(weight), of_bias
+    start(product, "conv2d_product", "conv2d_product_forward", widths, *operands)
     return y
 
 
@@ -37,18 +25,8 @@ def input_grad(product: Product, dy: Tensor, weight: Tensor) -> Tensor:
     """dx (N, C, H, W)."""
     dx = dy.new_empty(product.out_shape) if product.whole else dy.new_zeros(product.out_shape)
     widths = (width_of_channels(weight), width_of_planes(dy)) if product.pointwise else (1, 1)
-    start(
-        product,
-        "conv2d_product",
-        "conv2d_product_input_grad",
-        widths,
-        dy,
-        weight,
-        dx,
-        product.sizes,
-        strides(dy),
-        strides(weight),
-    )
+    operands = dy, weight, dx, product.sizes, strides(dy), strides(weight)
+    start(product, "conv2d_product", "conv2d_product_input_grad", widths, *operands)
     return dx
 
 

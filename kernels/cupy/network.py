@@ -21,7 +21,7 @@ from kernels.cupy.network_plan import (
     plan,
 )
 from kernels.cupy.sgd import OPTIONS
-from kernels.grid_counter import grid_counter
+from kernels.integration.grid_counter import grid_counter
 from kernels.ops.network import Convolution, Linear, Network, Update, check_float32
 from kernels.sizes import cdiv
 

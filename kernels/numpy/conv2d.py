@@ -67,7 +67,7 @@ def conv2d_input_grad(
         and g.stride == (1, 1)
         and all(p <= r for p, r in zip(padding, reach, strict=True))
     ):
-        return conv2d_forward(  # of dy with each window turned around, which costs half as much as folding
+        return conv2d_forward(  # of dy with each window turned around: quicker than folding
             dy, weight[:, :, ::-1, ::-1], None, stride, (reach[0] - padding[0], reach[1] - padding[1]), dilation, groups
         )
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)

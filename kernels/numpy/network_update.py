@@ -18,7 +18,7 @@ class Updates:
         self._updates, self._parameters, u = updates, parameters, updates[0]
         self._rates = [rates_of(u) for u in updates]
         alike = all(other.lr_tensor is u.lr_tensor and other[4:] == u[4:] and other.lr == u.lr for other in updates)
-        self._buffer = side_by_side(sizes, updates) if alike and u.momentum_buffer is not None else None
+        self._buffer = memory_of_buffers(sizes, updates) if alike and u.momentum_buffer is not None else None
         self._as_one = alike and not u.weight_decay and (u.momentum_buffer is None or self._buffer is not None)
 
     def apply(self, number: int, gradient: Gradient, work: Gradient) -> None:
@@ -42,7 +42,7 @@ class Updates:
             np.subtract(p, w, out=p)
 
 
-def side_by_side(sizes: Sizes, updates: Sequence[Update]) -> Array | None:
+def memory_of_buffers(sizes: Sizes, updates: Sequence[Update]) -> Array | None:
     """The memory of all momentum buffers, if it is laid out as a Gradient's."""
     first: Any = updates[0].momentum_buffer
     end = first.data_ptr()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.sizes import Pair
+from kernels.sizes import Pair, cdiv
 
 
 class Convolution(NamedTuple):
@@ -43,7 +43,7 @@ LINE = 16  # numbers: a cache line of float32
 
 def in_lines(count: int) -> int:
     """The room that so many numbers have where parameters' momentum buffers, or gradients, lie side by side: whole lines."""
-    return -(count // -LINE) * LINE
+    return cdiv(count, LINE) * LINE
 
 
 class Update(NamedTuple):

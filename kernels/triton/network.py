@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from kernels.grid_counter import grid_counter
+from kernels.integration.grid_counter import grid_counter
 from kernels.ops.network import Network, Update
 from kernels.sizes import cdiv
 from kernels.triton import tiles

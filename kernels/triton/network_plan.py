@@ -11,8 +11,9 @@ from kernels.triton import linear, tiles
 from kernels.triton.conv2d import weight_strides
 
 WARPS = 4  # of a program
-DOT_MAPS = 28  # that use a value gathered for the tensor cores, at least: the loop over steps takes registers as well
-WEIGHT_SUMS = 60  # of a lane in a convolution's weight gradient: the loop over steps takes registers as well
+# The loop over steps takes registers as well, so there are
+GATHERING = 28  # maps that use a value gathered for the tensor cores, at least
+WEIGHT_SUMS = 60  # of a lane in a convolution's weight gradient
 
 
 class ConvolutionPlan(NamedTuple):
@@ -61,7 +62,7 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
     for weight, _, padding in network.convolutions:
         g = tiles.conv2d_geometry(weight.shape, size, (1, 1), tuple(padding), (1, 1), 1, pooled=True)
         turned = g.turned()
-        dot, input_dot = (tiles.dot_precision(each, dtype, DOT_MAPS) for each in (g, turned))
+        dot, input_dot = (tiles.dot_precision(each, dtype, GATHERING) for each in (g, turned))
         of_group, o_stride, c_stride, *of_taps = weight_strides(weight, g)
         weight_t = tiles.conv2d_weight_tile(g, dtype, dot, WARPS, False, True, WEIGHT_SUMS)
         input_t = tiles.conv2d_tile(turned, dtype, input_dot, WARPS, False, True)

@@ -29,17 +29,15 @@ WEIGHT_SUMS = 80  # of a lane in a direct weight gradient, the bias's included
 WEIGHT_TAPS = 25  # of them for one output map
 SPLITS = 512  # at most
 GATHERING = (
-    8  # maps that use a gathered value, at least: then the tensor cores take fewer instructions than direct sums
+    8  # maps that use a gathered value, at least, where the tensor cores take fewer instructions than direct sums
 )
 LOOKING_UP = 17  # the same where gradients are looked up behind pooling
 DOT_BYTES = 128  # of a row of a matrix in shared memory, for the tensor cores
 DOT_PIXELS = 128  # outputs of a program, on the tensor cores
 DOT_MAPS = 64  # most that a program on the tensor cores computes, or takes the gradient of
 DOT_TAPS = 3  # of a program of a weight gradient
-FLAT_CHANNELS, FLAT_TAPS = (
-    8,
-    384,
-)  # fewer channels are not worth chunks of their own for each tap, if not unrolled too often
+FLAT_CHANNELS = 8  # fewer are not worth chunks of their own for each tap
+FLAT_TAPS = 384  # of a flattened window, at most: the loop over them is unrolled
 STAGES = 3
 
 

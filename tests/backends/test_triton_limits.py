@@ -89,13 +89,11 @@ def test_pixels_may_lie_far_apart(dtype: torch.dtype, maps: int, axis: int) -> N
 
 @compiled
 def test_a_grid_is_long_in_its_first_dimension_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from benchmarks import compile_triton
+    from benchmarks.compile import triton as compiler
     from kernels.triton import linear_forward
 
     grids: list[tuple[int, ...]] = []
-    monkeypatch.setattr(
-        compile_triton._Driver, "launcher_cls", lambda *_: lambda *arguments: grids.append(arguments[:3])
-    )
-    with compile_triton.compiling_for("80"):
+    monkeypatch.setattr(compiler._Driver, "launcher_cls", lambda *_: lambda *arguments: grids.append(arguments[:3]))
+    with compiler.compiling_for("80"):
         linear_forward(torch.empty(1, 1), torch.empty(64 << 16, 1), None, None)
     assert len(grids) == 1 and grids[0][0] >= 1 << 16 and max(grids[0][1:]) == 1

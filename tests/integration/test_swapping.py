@@ -202,6 +202,8 @@ def test_unswap_gives_torch_s_modules_back() -> None:
         assert torch.equal(net(x), expected)
     assert calls.names == []
     assert kernels.unswap(net) == ([], [])
+    with pytest.raises(TypeError, match="swapped: expected model to be a torch.nn.Module, got NoneType"):
+        kernels.swapped(None)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unswap: expected model to be a torch.nn.Module, got list"):
         kernels.unswap([])  # type: ignore[arg-type]
 
