@@ -5,7 +5,6 @@ For networks [Conv2d -> ReLU -> MaxPool2d(2)]* -> Flatten -> [Linear -> ReLU]* -
 
 import functools
 import importlib
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate, chain
@@ -292,7 +291,5 @@ def backend_for(name: str, device_type: str) -> ModuleType:
         except RuntimeError as error:
             reasons.append(str(error))
             continue
-        if importlib.util.find_spec(f"{package.__name__}.network") is not None:
-            return importlib.import_module(f"{package.__name__}.network")
-        reasons.append(f"backend {candidate!r} does not run a whole network")
+        return importlib.import_module(f"{package.__name__}.network")
     raise RuntimeError("; ".join(reasons) or f"no backend runs on {device_type!r}")

@@ -78,9 +78,12 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
 
 
 def test_ctrl_c_and_another_number_of_processes(start_python: Start, cli: Cli, tmp_path: Path, folder: Path) -> None:
-    """torchrun is interrupted; the run is taken up by one process and ends where a run left alone does."""
+    """torchrun is interrupted; the run is taken up by one process and ends where a run left alone does.
+
+    All by the operations one by one, as processes take them: the fused step rounds in other places, which forty epochs amplify.
+    """
     out = tmp_path / "cut"
-    arguments = ("train", "--data", folder, "--epochs", 40, "--batch-size", 8, "--lr", 0.02)
+    arguments = ("train", "--data", folder, "--epochs", 40, "--batch-size", 8, "--lr", 0.02, "--no-fused")
     process = start_python(*TORCHRUN, *arguments, "--out", out)
     wait_for(out / "checkpoint.pt", process)
     time.sleep(0.2)
@@ -92,7 +95,7 @@ def test_ctrl_c_and_another_number_of_processes(start_python: Start, cli: Cli, t
     assert state["epoch"] < 40
     assert f"stopped after {state['epoch']} epochs and {state['step']} steps" in printed
 
-    assert cli("train", "--resume", "--out", out).status == 0
+    assert cli("train", "--resume", "--no-fused", "--out", out).status == 0
     assert cli(*arguments, "--out", tmp_path / "whole").status == 0
     near(weights(out), weights(tmp_path / "whole"))
     torch.testing.assert_close(numbers(metrics(out)), numbers(metrics(tmp_path / "whole")), rtol=1e-3, atol=1e-6)
