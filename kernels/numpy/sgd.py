@@ -30,15 +30,20 @@ def sgd(
     rule = momentum, dampening, weight_decay, nesterov, maximize, first
     buffers: Sequence[Any] = momentum_buffers or [None] * len(params)
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
-        targets = [param.detach()] if buffer is None else [param.detach(), buffer]
-        if low := param.dtype in LOW_PRECISION:
-            grad = converted(grad, torch.float32)
-        arrays = [(converted(target, torch.float32) if low else target).numpy() for target in targets]
-        p, b = arrays[0], arrays[1] if len(arrays) > 1 else None
-        update(p, grad.numpy(force=True), b, rate, *rule, np.empty_like(p))
-        if low:
-            for target, array in zip(targets, arrays, strict=True):
-                copy_on_this_thread(torch.from_numpy(array), target)
+        if param.dtype in LOW_PRECISION:
+            update_in_float32(param, grad, buffer, rate, *rule)
+        else:
+            p = param.numpy(force=True)  # though it requires a gradient
+            update(p, grad.numpy(force=True), None if buffer is None else buffer.numpy(), rate, *rule, np.empty_like(p))
+
+
+def update_in_float32(param: Tensor, grad: Tensor, buffer: Tensor | None, *rule: Any) -> None:
+    """`update` for float16 and bfloat16."""
+    targets = [param.detach()] if buffer is None else [param.detach(), buffer]
+    p, *b = arrays = [converted(target, torch.float32).numpy() for target in targets]
+    update(p, converted(grad, torch.float32).numpy(force=True), b[0] if b else None, *rule, np.empty_like(p))
+    for target, array in zip(targets, arrays, strict=True):
+        copy_on_this_thread(torch.from_numpy(array), target)
 
 
 def update(
