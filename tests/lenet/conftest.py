@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lenet_helpers import Outcome, idx
+from matplotlib.figure import Figure
 
 from lenet.cli import main
 
@@ -61,11 +62,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+savefig = Figure.savefig
+
+
+@pytest.fixture(scope="package", autouse=True)
+def pictures_are_not_drawn() -> Iterator[None]:
+    """Drawing takes longer than a short run; `trained` has its pictures, and tools/test_pictures.py looks at many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(b"not drawn"))
+        yield
+
+
 @pytest.fixture(scope="package")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run on the digits, with default settings."""
     out = tmp_path_factory.mktemp("trained")
-    assert main(["train", "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        assert main(["train", "--out", str(out)]) == 0
     return out
 
 
