@@ -91,6 +91,12 @@ def check(
     results = call.run(operation.ours)
     dy = make_dy(results[0].detach()) if call.leaves else None
     results += call.gradients(results[0], dy)
+    judge(operation, call, dy, results)
+    return results
+
+
+def judge(operation: Operation, call: Call, dy: Tensor | None, results: list[Tensor]) -> None:
+    """Judges the outputs of a call, and the gradients of the first one, weighted with dy."""
     with torch.device("cpu"), _one_thread():  # wherever the backend under test has its tensors
         call, dy = tree_map_only(Tensor, _on_cpu, (call, dy))
         judged = call.change(_double).differentiate(operation.torch, _double(dy))
@@ -104,7 +110,6 @@ def check(
                 assert torch.equal(result.cpu(), expected)
         if operation.has_formulas and chosen() == "numpy":
             judge_primitives(operation, call, dy)
-    return results
 
 
 def judge_primitives(operation: Operation, call: Call, dy: Tensor | None) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels._ops import add_op_namespace_prefix, ops
 from kernels.backend import resolve
 from kernels.integration.dispatcher import first_tensor, has_plain_memory, needs_dispatcher
 from kernels.integration.tracebacks import shown_as
 
-library = torch.library.Library("lenet_kernels", "DEF")
+library = torch.library.Library(ops.name, "DEF")
 
 
 def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -37,8 +38,8 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         library.impl(name, run_on_cpu, "CPU")
         library.impl(name, run_on_cuda, "CUDA")
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"lenet_kernels::{name}", fake, lib=library)
-        operator = getattr(torch.ops.lenet_kernels, name).default
+        torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=library)
+        operator = getattr(ops, name).default
 
         @functools.wraps(fake)  # torch.compile counts the arguments
         @shown_as(name)
@@ -67,7 +68,7 @@ class Implementations(dict[tuple[str, str], Callable[..., Any]]):
     def __missing__(self, key: tuple[str, str]) -> Callable[..., Any]:
         name, backend = key
         package = resolve(backend, self._device_type)
-        function, schema = getattr(package, name), getattr(torch.ops.lenet_kernels, name).default._schema
+        function, schema = getattr(package, name), getattr(ops, name).default._schema
         if hasattr(package, "repeated"):  # a GPU backend
             function = package.repeated(function, schema)
         if self._device_type == "cuda":

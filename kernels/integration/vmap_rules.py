@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels._ops import add_op_namespace_prefix
 from kernels.integration.primitive import library
 from kernels.ops.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
 from kernels.ops.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
@@ -51,8 +52,7 @@ def rule(primitive: Callable[..., Any]) -> Callable[[Rule], Rule]:
                 return tuple(map(no_view, results)), tuple(0 for _ in results)
             return no_view(results), 0
 
-        operator = f"lenet_kernels::{primitive.__name__}"
-        torch.library.register_vmap(operator, with_samples_first, lib=library)
+        torch.library.register_vmap(add_op_namespace_prefix(primitive.__name__), with_samples_first, lib=library)
         return function
 
     return register

@@ -1,11 +1,11 @@
 """Argument checks the operations share: one error that names the operation, the argument, what it was, what is allowed."""
 
 import operator
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,11 +76,15 @@ def real(name: str, argument: str, value: Any) -> float:
     """The value as a float: torch takes Python's and NumPy's numbers and tensors of one; TypeError for another type."""
     if type(value) is float:
         return value
-    if isinstance(value, float | int | np.floating | np.integer | np.bool_) or (
-        isinstance(value, Tensor) and value.dim() == 0
-    ):
+    if isinstance(value, float | int) or (isinstance(value, Tensor) and value.dim() == 0) or _is_numpys(value):
         return float(value)
     raise TypeError(f"{name}: expected {argument} to be a float, got {value!r}")
+
+
+def _is_numpys(value: Any) -> bool:
+    """Whether it is one of NumPy's real numbers, or its bool; torch and Triton do without NumPy, so it may be missing."""
+    np = sys.modules.get("numpy")
+    return np is not None and isinstance(value, np.floating | np.integer | np.bool_)
 
 
 def whole(name: str, argument: str, value: Any) -> int:
