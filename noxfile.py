@@ -1,7 +1,8 @@
 """`nox`: NumPy's suite, and Triton's in its interpreter, on the oldest and the newest of what they stand on.
 
 Any two of the oldest and newest torch, NumPy and Triton meet in a session, and each Python has one. A session ends with its
-row of the table in docs/troubleshooting.md. What follows `--` goes to pytest.
+row of the table in docs/troubleshooting.md. What follows `--` goes to pytest. `hub` has Hugging
+Face's `kernels`, an environment without ours, load the repository for its Hub.
 """
 
 from pathlib import Path
@@ -46,3 +47,9 @@ def versions(session: nox.Session, torch: str, numpy: str, triton: str) -> None:
     session.log(f"| {' | '.join(row)} |")
     if not all(cell.endswith("/ 0") for cell in row[1:]):
         session.error("tests failed")
+
+
+@nox.session(python="3.11")
+def hub(session: nox.Session) -> None:
+    session.install("torch", "triton", "kernels", "threadpoolctl", "hypothesis", "pytest", "pytest-xdist")
+    session.run("pytest", "-n", "0", "tests/tools/test_hub.py", *session.posargs)

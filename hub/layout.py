@@ -25,7 +25,7 @@ Files = dict[str, str]
 
 
 def write(out: Path) -> None:
-    """Writes lenet-kernels as a repository of the Hugging Face Hub: what kernel-builder takes, and what it would build."""
+    """Writes lenet-kernels as a repository of the Hugging Face Hub: sources for kernel-builder, and a build."""
     if out.exists():
         raise FileExistsError(f"{out} exists: expected the name of a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 from inspect import signature
 from pathlib import Path
 from types import ModuleType
@@ -28,16 +29,17 @@ OPERATIONS = {
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("hub") / "repository"
-    layout.write(out)
-    return out
+def files() -> layout.Files:
+    return layout.repository()
+
+
+@pytest.fixture(scope="module")
+def repository(files: layout.Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return layout.save(files, tmp_path_factory.mktemp("hub"))
 
 
 def test_imports_are_relative_or_of_torch(repository: Path) -> None:
-    files = list((repository / "build/torch-cuda").rglob("*.py"))
-    assert {file.name for file in files} >= {"layers.py", "functional.py", "conv2d.py", "primitive.py"}
-    for file in files:
+    for file in (repository / "build/torch-cuda").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -46,16 +48,19 @@ def test_imports_are_relative_or_of_torch(repository: Path) -> None:
             assert roots <= {"torch", "triton", *sys.stdlib_module_names}, file
 
 
-def test_only_what_is_needed_is_there() -> None:
-    package, built = (
-        {
-            path: text
-            for name, text in layout.repository().items()
-            for path in [name.removeprefix(folder)]
-            if path != name
-        }
-        for folder in ("torch-ext/lenet_kernels/", "build/torch-cuda/")
-    )
+def below(files: layout.Files, folder: str) -> layout.Files:
+    return {path.removeprefix(folder): text for path, text in files.items() if path.startswith(folder)}
+
+
+def test_only_what_is_needed_is_there(files: layout.Files) -> None:
+    package, built = below(files, "torch-ext/lenet_kernels/"), below(files, "build/torch-cuda/")
+    assert package.keys() >= {
+        "layers.py",
+        "functional.py",
+        "ops/conv2d.py",
+        "triton/conv2d.py",
+        "integration/vmap_rules.py",
+    }
     assert not any(path.startswith(("numpy", "cupy", "nn", "optim", "check")) for path in package)
     assert package.items() < built.items()
     assert set(built) - set(package) == {"_ops.py", "metadata.json"}  # which kernel-builder makes
@@ -76,13 +81,18 @@ def test_layers_have_no_state(packages: list[ModuleType]) -> None:
 
 
 def test_each_build_has_operators_of_its_own(repository: Path, packages: list[ModuleType]) -> None:
-    operators = []
-    for package in packages:
-        metadata = json.loads(Path(package.__file__).with_name("metadata.json").read_text())
-        operators.append(getattr(torch.ops, metadata["id"]).conv2d_forward.default)
-    assert len({*operators, torch.ops.lenet_kernels.conv2d_forward.default}) == 3
-    ids = {layout.variant({"_ops.py": "", "layers.py": text}, "cuda")["metadata.json"] for text in ("1", "2")}
-    assert len(ids) == 2
+    names = [id_in((repository / f"build/torch-{backend}/metadata.json").read_text()) for backend in layout.BACKENDS]
+    operators = [getattr(torch.ops, name).conv2d_forward.default for name in ("lenet_kernels", *names)]
+    assert len(set(operators)) == 3 == 1 + len(packages)
+
+
+def test_other_contents_have_another_namespace() -> None:
+    builds = [layout.variant({"_ops.py": "", "layers.py": text}, "cuda") for text in ("1", "2")]
+    assert len({id_in(build["metadata.json"]) for build in builds}) == 2
+
+
+def id_in(metadata: str) -> str:
+    return json.loads(metadata)["id"]
 
 
 def test_without_a_gpu_the_error_says_so(packages: list[ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,11 +102,11 @@ def test_without_a_gpu_the_error_says_so(packages: list[ModuleType], monkeypatch
         packages[0].functional.relu(torch.ones(3, device="cpu"))
 
 
-def judge_model(way: str, python: str, repository: Path, tmp_path: Path) -> None:
-    """Runs hub_model.py away from the repository of ours, and judges every layer's results and gradients."""
+def judge_model(way: str, repository: Path, tmp_path: Path) -> None:
+    """Runs hub_model.py away from ours, and judges every layer's results and gradients."""
     script, results = Path(__file__).with_name("hub_model.py"), tmp_path / "results"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    command = [python, str(script), way, str(repository / "build/torch-cuda"), str(results)]
+    command = [sys.executable, str(script), way, str(repository / "build/torch-cuda"), str(results)]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     records = torch.load(results)
     assert {name for name, *_ in records} == set(OPERATIONS)
@@ -106,19 +116,21 @@ def judge_model(way: str, python: str, repository: Path, tmp_path: Path) -> None
 
 def test_a_model_in_a_process_without_ours(repository: Path, tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    judge_model("imported", sys.executable, repository, tmp_path)
+    judge_model("imported", repository, tmp_path)
 
 
-@pytest.mark.skipif("HUB_PYTHON" not in os.environ, reason="HUB_PYTHON names no Python that has Hugging Face's kernels")
 def test_a_model_kernelized_by_hugging_face(repository: Path, tmp_path: Path) -> None:
-    judge_model("kernelized", os.environ["HUB_PYTHON"], repository, tmp_path)
+    if not list(distributions(name="kernels")):
+        pytest.skip("Hugging Face's kernels not installed: nox -s hub")
+    judge_model("kernelized", repository, tmp_path)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(files: layout.Files, tmp_path: Path) -> None:
     command, out = [sys.executable, "-m", "hub", str(tmp_path / "new/out")], tmp_path / "new/out"
     subprocess.run(command, cwd=ROOT, check=True)
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    assert all((out / path).read_bytes() == text.encode() for path, text in layout.repository().items())
+    assert {path.name for path in out.iterdir()} == {"build.toml", "README.md", "LICENSE", "torch-ext", "build"}
+    assert all((out / path).read_bytes() == text.encode() for path, text in files.items())
     (out / "LICENSE").write_text("changed")
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
@@ -126,6 +138,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "repository", lambda: {"a/file": "text"})
     monkeypatch.setattr(Path, "rename", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         layout.write(tmp_path / "out")
