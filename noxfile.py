@@ -51,5 +51,5 @@ def versions(session: nox.Session, torch: str, numpy: str, triton: str) -> None:
 
 @nox.session(python="3.11")
 def hub(session: nox.Session) -> None:
-    session.install("torch", "triton", "kernels", "threadpoolctl", "hypothesis", "pytest", "pytest-xdist")
+    session.install("torch", "triton", "numpy", "kernels", "threadpoolctl", "hypothesis", "pytest", "pytest-xdist")
     session.run("pytest", "-n", "0", "tests/tools/test_hub.py", *session.posargs)
