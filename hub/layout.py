@@ -36,15 +36,12 @@ def write(out: Path) -> None:
 def repository() -> Files:
     """All files: `torch-ext` is for kernel-builder, which makes an _ops.py of its own; `build` is what `kernels` loads."""
     package = needed(sources())
-    files = {"build.toml": build_toml()}
-    files |= {name: (folder / name).read_text(encoding="utf-8") for name, folder in EXTRA.items()}
+    files = {path.name: path.read_text(encoding="utf-8") for path in (HERE / "README.md", HERE.parent / "LICENSE")}
+    files["build.toml"] = build_toml()
     files |= {f"torch-ext/{NAME}/{path}": text for path, text in package.items() if path != "_ops.py"}
     for backend in BACKENDS:
         files |= {f"build/torch-{backend}/{path}": text for path, text in variant(package, backend).items()}
     return files
-
-
-EXTRA = {"README.md": HERE, "LICENSE": HERE.parent}
 
 
 def sources() -> Files:
@@ -91,6 +88,7 @@ def variant(package: Files, backend: str) -> Files:
 
 
 def build_toml() -> str:
+    """What kernel-builder is told: nothing has to be compiled."""
     general = GENERAL | {"edition": 5, "backends": BACKENDS}
     return "\n".join(
         ["[general]", *(f"{key} = {json.dumps(value)}" for key, value in general.items()), "", "[torch-noarch]", ""]
@@ -98,12 +96,14 @@ def build_toml() -> str:
 
 
 def read(folder: Path) -> Files:
+    """The Python files of a folder, by their path in it."""
     return {
         path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.py"))
     }
 
 
 def save(files: Files, folder: Path) -> Path:
+    """Writes the files below the folder, which it returns."""
     for path, text in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(text.encode())
