@@ -16,6 +16,7 @@ from kernels.numpy.workspaces import Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 WORTH_STAGING = 8  # images
+FEW_PLACES = 512  # bytes: images multiples of it apart share at most eight sets of a cache of 64
 BITS: dict[int, Any] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}  # by size, for the bits of a float
 ZERO = np.zeros((), np.float32)  # which ufuncs on floats take faster than the number
 
@@ -72,12 +73,13 @@ def batch_innermost(shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
 
 
 def staged(images: Array) -> Array:
-    """The images (C, H, W, n) where they are quick to copy with the batch innermost: an odd number of cache lines apart.
+    """The images (C, H, W, n) where they are quick to copy with the batch innermost.
 
-    Images a large power of two apart, as 32 x 32 ones are, share a few places in the cache and drive each other out.
+    Images a large power of two apart, as 32 x 32 ones are, share a few places in the cache and drive each other out: they
+    are copied to be an odd number of cache lines apart.
     """
     c, h, w, n = images.shape
-    if n < WORTH_STAGING or images.strides[3] <= images.strides[2]:
+    if n < WORTH_STAGING or images.strides[3] <= images.strides[2] or images.strides[3] % FEW_PLACES:
         return images
     line = 64 // images.itemsize
     memory = scratch("staged", (n, (c * h * w // line + 1 | 1) * line), images.dtype)

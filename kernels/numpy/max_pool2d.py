@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy.arrays import BITS, batch_innermost, drop, staged
-from kernels.numpy.threads import for_each, tiles
+from kernels.numpy.threads import even_slices, for_each, tiles
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair, output_size
+
+PIECE = 1 << 19  # elements of dx that a thread computes at a time: more than a call costs, as much as caches hold
 
 
 def max_pool2d_forward(
@@ -42,36 +44,65 @@ def max_pool2d_input_grad(
     dy: Array, positions: Array, input_size: Pair, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Array:
     """dx (N, C, H, W) of dy (N, C, OH, OW)."""
-    n, c, oh, ow = dy.shape
-    out = (oh, ow)
+    n, c, *out = dy.shape
     memory, dx = batch_innermost((n, c, *input_size), dy.dtype)
     dimages, places = dy.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
     (h, w), (ph, pw) = input_size, padding
     height, width = _reach(input_size, out, kernel, stride, padding, dilation)
     disjoint = dilation == (1, 1) and stride[0] >= kernel[0] and stride[1] >= kernel[1]
-    bits = BITS[dy.itemsize]
+    fill = set_windows if disjoint else add_windows
+    covered = disjoint and (height, width) == (out[0] * kernel[0], out[1] * kernel[1])
 
-    def unpool_tile(tile: slice) -> None:
-        inside = border = memory[..., tile]
+    def unpool_channels(channels: slice) -> None:
+        inside = border = memory[channels]
         if (height, width) != (h, w):
-            border = scratch("border", (c, height, width, tile.stop - tile.start), dy.dtype)
-        border.fill(0)
-        d, taken, mask, place = (
-            scratch(name, (c, *out, tile.stop - tile.start), dtype)
-            for name, dtype in (("maximum", bits), ("taken", bits), ("larger", bool), ("position", positions.dtype))
-        )
-        np.copyto(d, staged(dimages[..., tile]).view(bits))
-        np.copyto(place, places[..., tile])
-        for k, values in enumerate(slices(border, out, kernel, stride, dilation)):
-            np.equal(place, k, out=mask)
-            kept = np.bitwise_and(d, np.negative(mask.view(np.int8)), out=values.view(bits) if disjoint else taken)
-            if not disjoint:
-                np.add(values, kept.view(dy.dtype), out=values)
+            border = scratch("border", (len(inside), height, width, n), dy.dtype)
+        if not covered:
+            border.fill(0)
+        fill(border, with_batch_innermost(dimages[channels]), places[channels], kernel, stride, dilation)
         if border is not inside:
             np.copyto(inside, border[:, ph : ph + h, pw : pw + w])
 
-    for_each(tiles(n, 2 * c * height * width * dy.itemsize), unpool_tile)
+    for_each(even_slices(c, max(1, PIECE // max(1, height * width * n))), unpool_channels, least=1)
     return dx
+
+
+def set_windows(images: Array, dimages: Array, places: Array, kernel: Pair, stride: Pair, dilation: Pair) -> None:
+    """Writes to each place of windows that do not overlap: dimages (C, OH, OW, N) where `places` says, else 0.
+
+    The product is one of integers, bits times 0 or 1, so that infinity and NaN give zeros, too.
+    """
+    mask = scratch("larger", (*kernel, *places.shape), bool)
+    np.equal(places, numbers(kernel, places.dtype), out=mask)
+    of_image, of_row, of_pixel, of_batch = images.strides
+    strides = (of_row, of_pixel, of_image, stride[0] * of_row, stride[1] * of_pixel, of_batch)
+    bits = BITS[images.itemsize]
+    np.multiply(dimages.view(bits), mask, out=np.ndarray(mask.shape, bits, images, strides=strides))
+
+
+def add_windows(images: Array, dimages: Array, places: Array, kernel: Pair, stride: Pair, dilation: Pair) -> None:
+    """Adds dimages (C, OH, OW, N) where `places` says, position by position: windows may overlap."""
+    mask, taken = scratch("larger", places.shape, bool), scratch("taken", places.shape, images.dtype)
+    bits = BITS[images.itemsize]
+    for k, values in enumerate(slices(images, places.shape[1:3], kernel, stride, dilation)):
+        np.equal(places, k, out=mask)
+        np.multiply(dimages.view(bits), mask, out=taken.view(bits))
+        np.add(values, taken, out=values)
+
+
+@functools.lru_cache(maxsize=256)
+def numbers(kernel: Pair, dtype: Any) -> Array:
+    """(KH, KW, 1, 1, 1, 1): the positions in a window."""
+    return np.arange(math.prod(kernel)).astype(dtype).reshape(*kernel, 1, 1, 1, 1)
+
+
+def with_batch_innermost(images: Array) -> Array:
+    """The images (C, H, W, N), copied to work memory where the batch is not innermost."""
+    if images.shape[3] == 1 or images.strides[3] == images.itemsize:
+        return images
+    copy = scratch("maximum", images.shape, images.dtype)
+    np.copyto(copy, staged(images))
+    return copy
 
 
 def max_pool2d_gather(
