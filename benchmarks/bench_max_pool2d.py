@@ -1,4 +1,4 @@
-"""The max-pooling behind each of LeNet's convolutions, and a ResNet's, whose windows overlap."""
+"""The max-pooling behind each of LeNet's convolutions, a VGG's, and a ResNet's, whose windows overlap: forward and backward apart."""
 
 from collections.abc import Sequence
 
@@ -14,6 +14,7 @@ def cases(n: int, backends: Sequence[str]) -> list[Case]:
         *operation("pool2", F.max_pool2d, K.max_pool2d, backends, random(n, 16, 10, 10), kernel_size=2),
     ]
     if n == RESNET_BATCH:
+        cases += operation("2x2, 56x56", F.max_pool2d, K.max_pool2d, backends, random(n, 64, 56, 56), kernel_size=2)
         image, windows = random(n, 64, 112, 112), {"kernel_size": 3, "stride": 2, "padding": 1}
         cases += operation("3x3, stride 2", F.max_pool2d, K.max_pool2d, backends, image, **windows)
     return cases

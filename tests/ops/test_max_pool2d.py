@@ -51,6 +51,17 @@ def test_which_maximum_wins(window: list[float], first: int) -> None:
     assert input.grad.flatten().tolist() == [float(i == first) for i in range(4)]
 
 
+@pytest.mark.parametrize("windows", ((2,), (2, 3), (2, 2, 1), ((2, 3), (4, 3)), (3, 2, 1)), ids=str)
+def test_gradients_that_are_no_numbers(windows: tuple) -> None:
+    """They reach the maxima alone, whether windows tile the image, lie apart, leave a border or overlap."""
+    input = torch.randn(3, 2, 8, 9, requires_grad=True)
+    y = F.max_pool2d(input, *windows)
+    dy = torch.tensor((torch.inf, torch.nan, -torch.inf, 1.5)).repeat(y.numel())[: y.numel()].view(y.shape)
+    expected = torch.nn.functional.max_pool2d(input, *windows)
+    grads = [torch.autograd.grad(pooled, input, dy)[0] for pooled in (y, expected)]
+    torch.testing.assert_close(*grads, rtol=0, atol=0, equal_nan=True)
+
+
 def test_windows_of_minus_infinity_and_padding_alone() -> None:
     """The index is that of the first place in the input."""
     _, index = F.max_pool2d(torch.full((1, 3, 3), -torch.inf), 3, 2, 1, return_indices=True)
