@@ -34,14 +34,16 @@ def sgd(
             update_in_float32(param, grad, buffer, rate, *rule)
         else:
             p = param.numpy(force=True)  # though it requires a gradient
-            update(p, grad.numpy(force=True), None if buffer is None else buffer.numpy(), rate, *rule, np.empty_like(p))
+            b = None if buffer is None else buffer.numpy()
+            update(p, grad.numpy(force=True), b, rate, *rule, work=np.empty_like(p))
 
 
 def update_in_float32(param: Tensor, grad: Tensor, buffer: Tensor | None, *rule: Any) -> None:
     """`update` for float16 and bfloat16."""
     targets = [param.detach()] if buffer is None else [param.detach(), buffer]
     p, *b = arrays = [converted(target, torch.float32).numpy() for target in targets]
-    update(p, converted(grad, torch.float32).numpy(force=True), b[0] if b else None, *rule, np.empty_like(p))
+    g = converted(grad, torch.float32).numpy(force=True)
+    update(p, g, b[0] if b else None, *rule, work=np.empty_like(p))
     for target, array in zip(targets, arrays, strict=True):
         copy_on_this_thread(torch.from_numpy(array), target)
 
