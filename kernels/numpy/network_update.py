@@ -30,7 +30,7 @@ class Updates:
         arrays = self._parameters, gradient.arrays, buffers, work.arrays
         for u, rates, p, g, b, w in zip(self._updates, self._rates, *arrays, strict=True):
             options = u.momentum, u.dampening, u.weight_decay, u.nesterov, u.maximize
-            update(p, g, b, rate_of(rates, number), *options, u.first and number == 0, w)
+            update(w, p, g, b, rate_of(rates, number), *options, u.first and number == 0)
 
     def _apply_as_one(self, number: int, gradient: Gradient, work: Gradient) -> None:
         """The same where all have the same settings, and momentum buffers lie side by side."""

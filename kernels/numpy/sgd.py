@@ -35,7 +35,7 @@ def sgd(
         else:
             p = param.numpy(force=True)  # though it requires a gradient
             b = None if buffer is None else buffer.numpy()
-            update(p, grad.numpy(force=True), b, rate, *rule, work=np.empty_like(p))
+            update(np.empty_like(p), p, grad.numpy(force=True), b, rate, *rule)
 
 
 def update_in_float32(param: Tensor, grad: Tensor, buffer: Tensor | None, *rule: Any) -> None:
@@ -43,12 +43,13 @@ def update_in_float32(param: Tensor, grad: Tensor, buffer: Tensor | None, *rule:
     targets = [param.detach()] if buffer is None else [param.detach(), buffer]
     p, *b = arrays = [converted(target, torch.float32).numpy() for target in targets]
     g = converted(grad, torch.float32).numpy(force=True)
-    update(p, g, b[0] if b else None, *rule, work=np.empty_like(p))
+    update(np.empty_like(p), p, g, b[0] if b else None, *rule)
     for target, array in zip(targets, arrays, strict=True):
         copy_on_this_thread(torch.from_numpy(array), target)
 
 
 def update(
+    work: Array,
     p: Array,
     g: Array,
     b: Array | None,
@@ -59,7 +60,6 @@ def update(
     nesterov: bool,
     maximize: bool,
     first: bool,
-    work: Array,
 ) -> None:
     """One step for a parameter p with gradient g and momentum buffer b; `work` is memory like p."""
     if maximize:
