@@ -14,11 +14,11 @@ from torch import Tensor
 from kernels.ops.linear import new_rows
 from kernels.sizes import cdiv
 from kernels.triton.activations import relu, relu_grad, sigmoid, sigmoid_grad, step
-from kernels.triton.elementwise import raised
+from kernels.triton.elementwise import map2, raised
 from kernels.triton.launch import launch
-from kernels.triton.precision import tensor_core_precision
+from kernels.triton.precision import products_from_shared_memory, tensor_core_precision
 from kernels.triton.splits import add_splits, partial_sums
-from kernels.triton.tiles import linear_backward_tile, linear_splits, linear_tile
+from kernels.triton.tiles import LARGE, bias_apart, linear_backward_tile, linear_splits, linear_tile, tiles_of_row
 
 PHI = {None: None, "relu": relu, "sigmoid": sigmoid, "step": step}
 PHI_GRAD = {None: None, "relu": relu_grad, "sigmoid": sigmoid_grad}
@@ -57,7 +57,7 @@ def products(
     CHUNK: tl.constexpr = WARP_SPLITS * BLOCK_K
     acc = tl.zeros([BLOCK_M, BLOCK_N] if WARP_SPLITS == 1 else [WARP_SPLITS, BLOCK_M, BLOCK_N], dtype)
     chunk = tl.cast(CHUNK, tl.int64)
-    for _ in range(k // CHUNK):
+    for _ in range(tl.cast(k // CHUNK, tl.int32)):
         a, b = load_dz(a_ptrs, y_ptrs, None, PHI_GRAD), tl.load(b_ptrs, mask_m, other=None if mask_m is None else 1.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=dtype)
         a_ptrs += chunk * a_stride
@@ -78,14 +78,14 @@ def linear_forward_kernel(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, y_ptr, n,
     x_stride_n, x_stride_i, weight_stride_o, weight_stride_i, bias_stride, y_stride_n, y_stride_o,
     I: tl.constexpr, O: tl.constexpr, PHI: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """y (N, O) = phi(x weight^T + bias) of x (N, I), weight (O, I) and bias (O)."""
     x_stride_n = I if x_stride_n is None else x_stride_n
     forward_tile(
         x_ptr, weight_ptr, bias_ptr, y_ptr, n, tl.program_id(0),
         (x_stride_n, x_stride_i), (weight_stride_o, weight_stride_i), bias_stride, (y_stride_n, y_stride_o),
-        I, O, PHI, PRECISION, BLOCK_N, BLOCK_O, BLOCK_I,
+        I, O, PHI, PRECISION, BLOCK_N, BLOCK_O, WARP_SPLITS, BLOCK_I,
     )  # fmt: skip
 
 
@@ -93,17 +93,17 @@ def linear_forward_kernel(  # type: ignore[no-untyped-def]
 def forward_tile(  # type: ignore[no-untyped-def]
     x_ptr, weight_ptr, bias_ptr, y_ptr, n, tile, x_strides, weight_strides, bias_stride, y_strides,
     I: tl.constexpr, O: tl.constexpr, PHI: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
-    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_O: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """A tile of y."""
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
     offs_n = (tile // TILES_O).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_o = tile % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)
-    offs_i = tl.arange(0, BLOCK_I).to(tl.int64)
+    offs_i = terms(WARP_SPLITS, BLOCK_I)
     row, column = tl.minimum(offs_n, n - 1)[:, None], tl.minimum(offs_o, O - 1)[None, :]
-    x_ptrs = x_ptr + row * x_strides[0] + offs_i[None, :] * x_strides[1]
-    weight_ptrs = weight_ptr + column.to(tl.int64) * weight_strides[0] + offs_i[:, None] * weight_strides[1]
-    acc = products(x_ptrs, None, weight_ptrs, None, I, x_strides[1], 0, weight_strides[1], None, PRECISION, 1, BLOCK_I)
+    x_ptrs = x_ptr + row * x_strides[0] + tl.expand_dims(offs_i, -2) * x_strides[1]
+    weight_ptrs = weight_ptr + column.to(tl.int64) * weight_strides[0] + tl.expand_dims(offs_i, -1) * weight_strides[1]
+    acc = products(x_ptrs, None, weight_ptrs, None, I, x_strides[1], 0, weight_strides[1], None, PRECISION, WARP_SPLITS, BLOCK_I)
     if bias_ptr is not None:
         acc += raised(tl.load(bias_ptr + column * bias_stride))
     if PHI is not None:
@@ -124,15 +124,33 @@ forward_in_fma_units = triton.jit(
 
 
 @triton.jit
+def rows_sum(dy_ptrs, y_ptrs, k, dy_stride, y_stride, PHI_GRAD: tl.constexpr, BLOCK_K: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The sums (BLOCK_O, 1) of dz over k rows."""
+    dtype: tl.constexpr = tl.float64 if dy_ptrs.dtype.element_ty == tl.float64 else tl.float32
+    acc = tl.zeros(dy_ptrs.shape, dtype)
+    for first in range(0, k, BLOCK_K):
+        mask = terms(1, BLOCK_K)[None, :] < k - first
+        acc += load_dz(dy_ptrs, y_ptrs, mask, PHI_GRAD).to(dtype)
+        dy_ptrs += tl.cast(BLOCK_K, tl.int64) * dy_stride
+        if PHI_GRAD is not None:
+            y_ptrs += tl.cast(BLOCK_K, tl.int64) * y_stride
+    return tl.sum(acc, 1, keep_dims=True)
+
+
+@triton.jit
 def weight_grad_tile(  # type: ignore[no-untyped-def]
     dy_ptr, y_ptr, x_ptr, dweight_ptr, dbias_ptr, n, split_rows, tile, dy_strides, y_strides, x_strides,
     O: tl.constexpr, I: tl.constexpr, PHI_GRAD: tl.constexpr, PRECISION: tl.constexpr,  # noqa: E741
     BLOCK_O: tl.constexpr, BLOCK_I: tl.constexpr, WARP_SPLITS: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dweight (O, I) = dz^T x and dbias (O) = dz^T 1, summed over a split of the rows."""
-    COLUMNS: tl.constexpr = I if dbias_ptr is None else I + 1  # of [x, 1]
+    """A tile of dweight (O, I) = dz^T x and dbias (O) = dz^T 1, summed over a split of the rows.
+
+    The bias is a column more of [x, 1], or has tiles of its own, the last of a row of tiles: then no x is masked.
+    """
+    COLUMNS: tl.constexpr = I if dbias_ptr is None else I + 1
+    APART: tl.constexpr = bias_apart(BLOCK_I)
     TILES_O: tl.constexpr = (O + BLOCK_O - 1) // BLOCK_O
-    TILES_I: tl.constexpr = (COLUMNS + BLOCK_I - 1) // BLOCK_I
+    TILES_I: tl.constexpr = tiles_of_row(I, dbias_ptr is not None, BLOCK_I)
     offs_o = (tile // TILES_I % TILES_O * BLOCK_O + tl.arange(0, BLOCK_O)).to(tl.int64)[:, None]
     offs_i = (tile % TILES_I * BLOCK_I + tl.arange(0, BLOCK_I)).to(tl.int64)[None, :]
     split = (tile // (TILES_I * TILES_O)).to(tl.int64)
@@ -142,15 +160,20 @@ def weight_grad_tile(  # type: ignore[no-untyped-def]
     y_ptrs = None
     if PHI_GRAD is not None:
         y_ptrs = y_ptr + row * y_strides[1] + tl.expand_dims(offs_n, -2) * y_strides[0]
-    x_ptrs = x_ptr + tl.expand_dims(offs_n, -1) * x_strides[0] + offs_i * x_strides[1]
-    acc = products(
-        dy_ptrs, y_ptrs, x_ptrs, offs_i < I, k, dy_strides[0], y_strides[0], x_strides[0],
-        PHI_GRAD, PRECISION, WARP_SPLITS, BLOCK_K,
-    )  # fmt: skip
     of_split = split * (O * COLUMNS)
-    tl.store(dweight_ptr + of_split + offs_o * I + offs_i, acc, (offs_o < O) & (offs_i < I))
-    if dbias_ptr is not None:
-        tl.store(dbias_ptr + of_split + offs_o + tl.zeros_like(offs_i), acc, (offs_o < O) & (offs_i == I))
+    if APART and dbias_ptr is not None and tile % TILES_I == TILES_I - 1:
+        sums = rows_sum(dy_ptrs, y_ptrs, k, dy_strides[0], y_strides[0], PHI_GRAD, BLOCK_K)
+        tl.store(dbias_ptr + of_split + offs_o, sums, offs_o < O)
+    else:
+        mask_i = None if APART else offs_i < I
+        x_ptrs = x_ptr + tl.expand_dims(offs_n, -1) * x_strides[0] + (offs_i % I if APART else offs_i) * x_strides[1]
+        acc = products(
+            dy_ptrs, y_ptrs, x_ptrs, mask_i, k, dy_strides[0], y_strides[0], x_strides[0],
+            PHI_GRAD, PRECISION, WARP_SPLITS, BLOCK_K,
+        )  # fmt: skip
+        tl.store(dweight_ptr + of_split + offs_o * I + offs_i, acc, (offs_o < O) & (offs_i < I))
+        if not APART and dbias_ptr is not None:
+            tl.store(dbias_ptr + of_split + offs_o + tl.zeros_like(offs_i), acc, (offs_o < O) & (offs_i == I))
 
 
 @triton.jit
@@ -229,12 +252,14 @@ def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activatio
     if n and o:
         precision = tensor_cores(input.dtype)
         kernel = forward_on_tensor_cores if precision else forward_in_fma_units
-        block_n, block_o, block_i, warps, stages = linear_tile(input.dtype, precision, o)
+        block_n, block_o, warp_splits, block_i, warps, stages = linear_tile(
+            input.dtype, precision, i, o, vectors(input, weight), products_from_shared_memory()
+        )  # fmt: skip
         bias_stride = 0 if bias is None else bias.stride(0)
         launch(
             kernel, cdiv(n, block_n) * cdiv(o, block_o),
             input, weight, bias, y, n, *strides(input), *weight.stride(), bias_stride, *y.stride(),
-            i, o, PHI[activation], precision or "ieee", block_n, block_o, block_i, num_warps=warps, num_stages=stages,
+            i, o, PHI[activation], precision or "ieee", block_n, block_o, warp_splits, block_i, num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return y
 
@@ -262,13 +287,17 @@ def linear_backward(
     if activation == "step":
         dy, activation = torch.zeros_like(dy), None  # its derivative is 0 everywhere
     (n, o), i = dy.shape, (input.shape[1] if weight is None else weight.shape[1])
+    if activation and o * i >= LARGE:  # then a value of dz is used in many tiles
+        dy, y, activation = map2(PHI_GRAD[activation], dy, y), None, None
     dinput = new_rows(dy, i) if need_input else dy.new_empty((0, 0))
     x = i if need_weight else 0
     dweight = dy.new_empty((o, i) if need_weight else (0, 0))
     dbias = dy.new_empty(o if need_bias else 0)
     precision = tensor_cores(dy.dtype)
-    block_n, block_o, block_i, warp_splits, block_k, warps = linear_backward_tile(dy.dtype, precision, o, i)
-    tiles = cdiv(o, block_o) * cdiv(x + need_bias, block_i)
+    block_n, block_o, block_i, warp_splits, block_k, warps, stages = linear_backward_tile(
+        dy.dtype, precision, i, o, vectors(dy, input, weight), products_from_shared_memory()
+    )
+    tiles = cdiv(o, block_o) * tiles_of_row(x, need_bias, block_i)
     splits, split_rows = linear_splits(n, max(tiles, 1), warp_splits)
     partials = partial_sums(dweight, dbias, splits) if tiles else (None, None)
     input_tiles = cdiv(n, block_n) * cdiv(i, block_i) if need_input else 0
@@ -278,7 +307,7 @@ def linear_backward(
             dy, y, input, weight, dinput if need_input and i else None, *partials, n, split_rows, splits * tiles,
             *strides(dy), *strides(y), *strides(input), *((0, 0) if weight is None else weight.stride()),
             *strides(dinput), o, i, x, PHI_GRAD[activation], precision or "ieee", block_n, block_o, block_i, warp_splits, block_k,
-            num_warps=warps, num_stages=1,
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
     if tiles:
         add_splits(partials[0], dweight, dbias, splits)
@@ -295,3 +324,10 @@ def strides(rows: Tensor | None) -> tuple[int | None, ...]:
 def tensor_cores(dtype: torch.dtype) -> str | None:
     """How tl.dot multiplies on the tensor cores, None where it does so in the multiply-add units."""
     return tensor_core_precision(dtype, torch.backends.cuda.matmul.fp32_precision)
+
+
+def vectors(*matrices: Tensor | None) -> bool:
+    """Whether all rows are whole vectors of 16 bytes, one after the other."""
+    return all(
+        matrix is None or (matrix.is_contiguous() and matrix.shape[1] * matrix.itemsize % 16 == 0) for matrix in matrices
+    )

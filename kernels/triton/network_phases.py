@@ -45,12 +45,13 @@ def linear_phase(x_ptr, layer, n, P: tl.constexpr):  # type: ignore[no-untyped-d
     PRECISION: tl.constexpr = P.precision
     BLOCK_N: tl.constexpr = P.forward[0]
     BLOCK_O: tl.constexpr = P.forward[1]
-    BLOCK_I: tl.constexpr = P.forward[2]
+    WARP_SPLITS: tl.constexpr = P.forward[2]
+    BLOCK_I: tl.constexpr = P.forward[3]
     for number in range(tl.program_id(0), tl.cdiv(n, BLOCK_N) * tl.cdiv(O, BLOCK_O), tl.num_programs(0)):
         tile = tl.cast(number, tl.int32)
         linear.forward_tile(
             x_ptr, layer.weight, layer.bias, layer.y, n, tile, (I, 1), (I, 1), 1, (O, 1),
-            I, O, PHI, PRECISION, BLOCK_N, BLOCK_O, BLOCK_I,
+            I, O, PHI, PRECISION, BLOCK_N, BLOCK_O, WARP_SPLITS, BLOCK_I,
         )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class LinearPlan(NamedTuple):
     i: int
     o: int
     precision: str
-    forward: tuple[int, ...]  # BLOCK_N, BLOCK_O, BLOCK_I
+    forward: tuple[int, ...]  # BLOCK_N, BLOCK_O, WARP_SPLITS, BLOCK_I
     backward: tuple[int, ...]  # BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K
     is_last: bool  # of the network: without ReLU
 
@@ -76,9 +76,10 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
     for number, (weight, _) in enumerate(network.linears):
         o, i = weight.shape
         precision = linear.tensor_cores(dtype)
-        forward, backward = tiles.linear_tile(dtype, precision, o), tiles.linear_backward_tile(dtype, precision, o, i)
+        forward = tiles.linear_tile(dtype, precision, i, o, False, False)
+        backward = tiles.linear_backward_tile(dtype, precision, i, o, False, False)
         is_last = number == len(network.linears) - 1
-        plans.append(LinearPlan(False, i, o, precision or "ieee", forward[:3], backward[:5], is_last))
+        plans.append(LinearPlan(False, i, o, precision or "ieee", forward[:4], backward[:5], is_last))
     return tuple(plans)
 
 
@@ -97,7 +98,7 @@ def cuts_of(plans: tuple[ConvolutionPlan | LinearPlan, ...], biased: tuple[bool,
             cuts.append(Cut(*tiles.conv2d_weight_splits(n, plan.g, plan.weight_t)))
         else:
             _, block_o, block_i, warp_splits, _ = plan.backward
-            of_split = cdiv(plan.o, block_o) * cdiv(plan.i + with_bias, block_i)
+            of_split = cdiv(plan.o, block_o) * tiles.tiles_of_row(plan.i, with_bias, block_i)
             splits, rows = tiles.linear_splits(n, of_split, warp_splits)
             cuts.append(Cut(splits, rows, splits * of_split))
     return tuple(cuts)

@@ -34,3 +34,15 @@ def _available(device: int) -> tuple[str, ...]:
     if target.backend != "cuda":
         return ("ieee",)
     return ("ieee", "tf32") if target.arch >= 80 else ()
+
+
+def products_from_shared_memory() -> bool:
+    """Whether the current device's tensor cores take operands from shared memory: then a thread has registers for more sums."""
+    return not knobs.runtime.interpret and _warp_groups(driver.active.get_current_device())
+
+
+@functools.cache
+def _warp_groups(device: int) -> bool:
+    """Of the current device: NVIDIA's data centre GPUs from Hopper on."""
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch in (90, 100)

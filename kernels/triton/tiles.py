@@ -8,6 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -343,38 +344,78 @@ def power_of_2(length: int, least: int, most: int) -> int:
 # ------------------------------------------------------------ linear layers
 
 LEAST_ROWS = 256  # of a split: fewer are summed sooner than splits are added up
+MANY = 512  # columns of a result that has tiles enough to take larger ones
+LARGE = 1 << 18  # weights whose gradients have them
 
 
-def linear_tile(dtype: torch.dtype, tensor_cores: str | None, o: int) -> tuple[int, ...]:
-    """(BLOCK_N, BLOCK_O, BLOCK_I, warps, stages) of a forward pass, by the layer alone.
+def linear_tile(dtype: torch.dtype, tensor_cores: str | None, i: int, o: int, vectors: bool, wgmma: bool) -> tuple[int, ...]:
+    """(BLOCK_N, BLOCK_O, WARP_SPLITS, BLOCK_I, warps, stages) of a forward pass, by the layer alone.
 
-    Few columns take small tiles, so that a small batch has enough of them, and that little is padding.
+    Few columns take small tiles, so that a small batch has enough of them, and that little is padding; in the multiply-add
+    units each warp of a program has a split of their sums. `vectors` says whether rows are whole vectors of 16 bytes.
     """
-    few = o < 512
+    many = o >= MANY
+    if many and vectors and (tensor_cores or dtype == torch.float32):
+        rows, columns, chunk, warps, stages = large_tile(dtype, tensor_cores, o, o * i, wgmma)
+        return rows, columns, 1, chunk, warps, stages
     if tensor_cores:
-        side = 32 if few else 64
-        return side, side, 64 // dtype.itemsize, 4, 2  # a third stage would spill a register on sm_90 and sm_100
+        # a third stage would spill a register on sm_90 and sm_100
+        return (64, 64, 1, 64 // dtype.itemsize, 4, 2) if many else (32, 32, 1, 128 // dtype.itemsize, 4, 2)
     if dtype != torch.float32:  # their operands take more registers
-        return (16, 32, 16, 4, 1) if few else (32, 64, 16, 4, 1)
-    if o <= 16:
-        return 32, 16, 16, 1, 2
-    return (16, 32, 16, 1, 2) if few else (64, 64, 16, 8, 2)  # four warps would spill a register on sm_75
+        return (32, 64, 1, 16, 4, 1) if many else (16, 32, 1, 16, 4, 1)
+    if many:
+        return 64, 64, 1, 16, 8, 2  # four warps would spill a register on sm_75
+    return (32, 16, 4, 16, 4, 2) if o <= 16 else (16, 32, 4, 16, 4, 2)
 
 
-def linear_backward_tile(dtype: torch.dtype, tensor_cores: str | None, o: int, i: int) -> tuple[int, ...]:
-    """(BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K, warps), by the layer alone.
+def linear_backward_tile(
+    dtype: torch.dtype, tensor_cores: str | None, i: int, o: int, vectors: bool, wgmma: bool
+) -> tuple[int, ...]:
+    """(BLOCK_N, BLOCK_O, BLOCK_I, WARP_SPLITS, BLOCK_K, warps, stages), by the layer alone.
 
     A small layer has few tiles: each warp of a program has a split of its sums, instead of programs that leave them in memory.
-    There is one stage: what is changed after loading goes through registers anyway, loading ahead would only add a way
+    It has one stage: what is changed after loading goes through registers anyway, loading ahead would only add a way
     through shared memory.
     """
-    if o * i >= 1 << 18 and (tensor_cores or dtype == torch.float32):
-        return 64, 64, 64, 1, 64 // dtype.itemsize, 8
+    if o * i >= LARGE and (tensor_cores or dtype == torch.float32):
+        if not vectors:
+            return 64, 64, 64, 1, 64 // dtype.itemsize, 8, 1
+        rows, columns, chunk, warps, stages = large_tile(dtype, tensor_cores, i, o * i, wgmma)
+        return rows, rows, columns, 1, chunk, warps, stages
     if o <= 16:  # terms of dx, too few to share
-        return 32, 16, 32, 1, 16, 4 if tensor_cores else 1
+        return 32, 16, 32, 1, 16, 4 if tensor_cores else 1, 1
     # wider operands take more registers
     block_n, block_o = (32, 32) if tensor_cores == "ieee" else (32, 16) if tensor_cores else (16, 32)
-    return block_n, block_o, 32, 4, 16, 4
+    return block_n, block_o, 32, 4, 16, 4, 1
+
+
+def large_tile(dtype: torch.dtype, tensor_cores: str | None, columns: int, weights: int, wgmma: bool) -> tuple[int, ...]:
+    """(rows, columns, chunk, warps, stages) for a result of so many columns of a layer with so many weights.
+
+    The larger the tile, the more often a value that was loaded is used, and the fewer programs there are. A chunk on the tensor
+    cores is a row of 128 bytes in shared memory; two more are on their way. `wgmma` says whether they take operands from there.
+    """
+    wide = columns >= 2048 and weights >= 1 << 20
+    if not tensor_cores:
+        return 64, 128 if wide else 64, 16, 4, 3
+    chunk = 128 // dtype.itemsize
+    if wide:
+        return 128, 256 if wgmma else 128, chunk, 8, 3
+    return 64, 128 if columns >= 1024 else 64, chunk, 4, 3
+
+
+@triton.constexpr_function
+def bias_apart(block_i: int) -> bool:
+    """Whether the bias's gradient has tiles of its own: a large layer's would be masked for the sake of a column."""
+    return block_i > 32
+
+
+@triton.constexpr_function
+def tiles_of_row(i: int, with_bias: bool, block_i: int) -> int:
+    """How many tiles of a weight gradient's row of i columns, and the bias's, there are."""
+    if block_i > 32:  # as above
+        return -(-i // block_i) + with_bias
+    return -(-(i + with_bias) // block_i)
 
 
 def linear_splits(n: int, tiles: int, warp_splits: int) -> tuple[int, int]:
