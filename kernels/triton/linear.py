@@ -103,7 +103,9 @@ def forward_tile(  # type: ignore[no-untyped-def]
     row, column = tl.minimum(offs_n, n - 1)[:, None], tl.minimum(offs_o, O - 1)[None, :]
     x_ptrs = x_ptr + row * x_strides[0] + tl.expand_dims(offs_i, -2) * x_strides[1]
     weight_ptrs = weight_ptr + column.to(tl.int64) * weight_strides[0] + tl.expand_dims(offs_i, -1) * weight_strides[1]
-    acc = products(x_ptrs, None, weight_ptrs, None, I, x_strides[1], 0, weight_strides[1], None, PRECISION, WARP_SPLITS, BLOCK_I)
+    acc = products(
+        x_ptrs, None, weight_ptrs, None, I, x_strides[1], 0, weight_strides[1], None, PRECISION, WARP_SPLITS, BLOCK_I
+    )
     if bias_ptr is not None:
         acc += raised(tl.load(bias_ptr + column * bias_stride))
     if PHI is not None:
@@ -329,5 +331,6 @@ def tensor_cores(dtype: torch.dtype) -> str | None:
 def vectors(*matrices: Tensor | None) -> bool:
     """Whether all rows are whole vectors of 16 bytes, one after the other."""
     return all(
-        matrix is None or (matrix.is_contiguous() and matrix.shape[1] * matrix.itemsize % 16 == 0) for matrix in matrices
+        matrix is None or (matrix.is_contiguous() and matrix.shape[1] * matrix.itemsize % 16 == 0)
+        for matrix in matrices
     )

@@ -348,7 +348,9 @@ MANY = 512  # columns of a result that has tiles enough to take larger ones
 LARGE = 1 << 18  # weights whose gradients have them
 
 
-def linear_tile(dtype: torch.dtype, tensor_cores: str | None, i: int, o: int, vectors: bool, wgmma: bool) -> tuple[int, ...]:
+def linear_tile(
+    dtype: torch.dtype, tensor_cores: str | None, i: int, o: int, vectors: bool, wgmma: bool
+) -> tuple[int, ...]:
     """(BLOCK_N, BLOCK_O, WARP_SPLITS, BLOCK_I, warps, stages) of a forward pass, by the layer alone.
 
     Few columns take small tiles, so that a small batch has enough of them, and that little is padding; in the multiply-add
@@ -389,7 +391,9 @@ def linear_backward_tile(
     return block_n, block_o, 32, 4, 16, 4, 1
 
 
-def large_tile(dtype: torch.dtype, tensor_cores: str | None, columns: int, weights: int, wgmma: bool) -> tuple[int, ...]:
+def large_tile(
+    dtype: torch.dtype, tensor_cores: str | None, columns: int, weights: int, wgmma: bool
+) -> tuple[int, ...]:
     """(rows, columns, chunk, warps, stages) for a result of so many columns of a layer with so many weights.
 
     The larger the tile, the more often a value that was loaded is used, and the fewer programs there are. A chunk on the tensor
@@ -399,7 +403,7 @@ def large_tile(dtype: torch.dtype, tensor_cores: str | None, columns: int, weigh
     if not tensor_cores:
         return 64, 128 if wide else 64, 16, 4, 3
     chunk = 128 // dtype.itemsize
-    if wide:
+    if wide and dtype.itemsize == 2:  # TF32 would spill registers on sm_100
         return 128, 256 if wgmma else 128, chunk, 8, 3
     return 64, 128 if columns >= 1024 else 64, chunk, 4, 3
 

@@ -81,7 +81,9 @@ def test_no_loop_of_large_layers_has_spills(target: str, precision: str, i: int,
 
     def layer(n: int) -> None:
         x, weight, bias = (
-            torch.empty(rows * columns + offset, dtype=PRECISIONS[precision])[offset:].view(rows, columns).requires_grad_()
+            torch.empty(rows * columns + offset, dtype=PRECISIONS[precision])[offset:]
+            .view(rows, columns)
+            .requires_grad_()
             for rows, columns in ((n, i), (o, i), (1, o))
         )
         y = F.linear_relu(x, weight, bias[0])
