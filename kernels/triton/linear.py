@@ -289,7 +289,7 @@ def linear_backward(
     if activation == "step":
         dy, activation = torch.zeros_like(dy), None  # its derivative is 0 everywhere
     (n, o), i = dy.shape, (input.shape[1] if weight is None else weight.shape[1])
-    if activation and o * i >= LARGE:  # then a value of dz is used in many tiles
+    if activation and y is not None and o * i >= LARGE:  # then a value of dz is used in many tiles
         dy, y, activation = map2(PHI_GRAD[activation], dy, y), None, None
     dinput = new_rows(dy, i) if need_input else dy.new_empty((0, 0))
     x = i if need_weight else 0
