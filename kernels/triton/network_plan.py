@@ -11,7 +11,7 @@ from kernels.triton import linear, tiles
 from kernels.triton.conv2d import weight_strides
 
 WARPS = 4  # of a program
-# The loop over steps takes registers as well, so there are
+# The loop over steps takes registers as well, so forward no warp has a split of a linear layer's sums, and there are
 GATHERING = 28  # maps that use a value gathered for the tensor cores, at least
 WEIGHT_SUMS = 60  # of a lane in a convolution's weight gradient
 
@@ -76,10 +76,12 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
     for number, (weight, _) in enumerate(network.linears):
         o, i = weight.shape
         precision = linear.tensor_cores(dtype)
-        forward = tiles.linear_tile(dtype, precision, i, o, False, False)
+        block_n, block_o, _, block_i, *_ = tiles.linear_tile(dtype, precision, i, o, False, False)
         backward = tiles.linear_backward_tile(dtype, precision, i, o, False, False)
         is_last = number == len(network.linears) - 1
-        plans.append(LinearPlan(False, i, o, precision or "ieee", forward[:4], backward[:5], is_last))
+        plans.append(
+            LinearPlan(False, i, o, precision or "ieee", (block_n, block_o, 1, block_i), backward[:5], is_last)
+        )
     return tuple(plans)
 
 
