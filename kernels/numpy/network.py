@@ -2,10 +2,11 @@
 
 A split leaves its sums for every gradient; they are added in the order of the splits. What the splits are depends on
 the batch alone, so the sums are the same on any number of threads. Arrays have the batch innermost: images (C, H, W, n),
-features (I, n).
+features (I, n). Where NaN shows up, a tile is computed anew by the operations' own functions.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from kernels.numpy.arrays import staged
 from kernels.numpy.blas import STAYS_SINGLE, one_blas_thread
 from kernels.numpy.network_memory import Gradient, Gradients, Sizes, parameters_of
+from kernels.numpy.network_operations import Operations
 from kernels.numpy.network_update import Updates
 from kernels.numpy.places import Convolution, Relu, Weights
 from kernels.numpy.threads import SILENT, even_slices, for_each
@@ -24,6 +26,7 @@ from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.ops.network import Network, Update
 from kernels.sizes import cdiv
 
+SINGLE = 32  # images, or fewer, are one split: a thread for a half of them would not pay
 SPLITS = 16  # of a batch, at most: so many threads have work
 
 Shape = tuple[int, ...]
@@ -38,7 +41,8 @@ def network_forward(network: Network, images: Tensor) -> Tensor:
 
     def compute(at: slice) -> None:
         tile = workspace(Tile, sizes, at.stop - at.start)
-        np.copyto(scores[:, at], tile.forward(array[at], matrices, parameters.biases, for_backward=False))
+        found = tile.forward(array[at], matrices, parameters.biases, for_backward=False)
+        np.copyto(scores[:, at], Operations(parameters, array[at]).scores if has_nan(found) else found)
 
     with one_thread(sizes, len(array)):
         SILENT.copy().run(for_each, forward_tiles(len(array), sizes.tile), compute, 1)
@@ -113,12 +117,21 @@ class Steps:
             which: Any = shifted(at, split.start)
             if self.order is not None:
                 which = self.order[which]
-            tile = workspace(Tile, self.sizes, at.stop - at.start)
-            scores = tile.forward(self.images[which], matrices, self.parameters.biases, for_backward=True)
-            more, right = self.loss(scores, self.targets[which], count, tile.dscores)
-            tile.backward(matrices, tile.gradient if at.start else gradient)
+            images, targets, tile = (
+                self.images[which],
+                self.targets[which],
+                workspace(Tile, self.sizes, at.stop - at.start),
+            )
+            into = tile.gradient if at.start else gradient
+            scores = tile.forward(images, matrices, self.parameters.biases, for_backward=True)
+            more, right = self.loss(scores, targets, count, tile.dscores)
+            tile.backward(matrices, into)
+            if has_nan(into.layers[0][0]):  # every NaN comes to the first weights
+                exact = Operations(self.parameters, images)
+                more, right = self.loss(exact.scores, targets, count, tile.dscores)
+                exact.backward(tile.dscores, into)
             if at.start:
-                np.add(gradient.memory, tile.gradient.memory, out=gradient.memory)
+                np.add(gradient.memory, into.memory, out=gradient.memory)
             loss, correct = loss + more, correct + right
         return loss, correct
 
@@ -151,12 +164,13 @@ class Tile:
         self.scores, self.dscores = scratch("scores", self._layers[-1].dy.shape, sizes.dtype), self._layers[-1].dy
         self._ys = [*(after.x.reshape(layer.dy.shape) for layer, after in pairs), self.scores]
         self._dxs = [None, *(layer.dy.reshape(after.x.shape) for layer, after in pairs)]
+        self._paddings = [layer.padding for layer in self._layers[: len(sizes.paddings)] if layer.padding is not None]
         self.gradient = Gradient(sizes, scratch("gradient", (sizes.parameters,), sizes.dtype))
 
     def forward(self, images: Array, matrices: list[Any], biases: list[Array | None], for_backward: bool) -> Array:
         """Scores (classes, n) of images (n, C, H, W)."""
-        for layer in self._layers:
-            layer.clear_padding()
+        for padding in self._paddings:
+            padding.fill(0)
         np.copyto(self._images, staged(images.transpose(1, 2, 3, 0)))
         for layer, matrix, bias, y in zip(self._layers, matrices, biases, self._ys, strict=True):
             layer.forward(matrix, bias, y, for_backward)
@@ -174,28 +188,29 @@ class Linear:
     def __init__(self, number: int, shape: Shape, n: int, dtype: Any, relu: bool) -> None:
         self.x = scratch(f"x {number}", (shape[1], n), dtype)
         self.dy = scratch(f"dy {number}", (shape[0], n), dtype)
-        self._relu, self._zeros = Relu(number, self.dy) if relu else None, np.zeros_like(self.dy)
-
-    def clear_padding(self) -> None:
-        """There is none."""
+        self._relu, self._ones = Relu(number, self.dy) if relu else None, np.ones(n, dtype)
 
     def forward(self, weight: Array, bias: Array | None, y: Array, for_backward: bool) -> None:
         np.dot(weight, self.x, out=y)
         if bias is not None:
-            np.add(y, bias[:, None], out=y)
+            np.add(y, bias, out=y)
         if self._relu is not None:
-            if for_backward:
-                self._relu.notice(y)
-            np.maximum(y, self._zeros, out=y)
+            self._relu.forward(y, y, for_backward)
 
     def backward(self, weight: Array, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
         if self._relu is not None:
-            self._relu.drop()
+            self._relu.backward()
         np.dot(self.dy, self.x.T, out=dweight)
         if dbias is not None:
-            np.add.reduce(self.dy, axis=1, out=dbias)
+            np.dot(self.dy, self._ones, out=dbias)
         if dx is not None:
             np.dot(weight.T, self.dy, out=dx)
+
+
+def has_nan(array: Array) -> bool:
+    """Whether there is NaN in an array that is contiguous: which one NaN makes NaN, and nothing else."""
+    flat = array.reshape(-1)
+    return math.isnan(np.dot(flat, flat))
 
 
 def mse(scores: Array, targets: Array, count: int, dscores: Array) -> tuple[Any, int]:
@@ -232,7 +247,7 @@ def check_range(argument: str, values: Array, end: int) -> None:
 @functools.lru_cache(maxsize=256)
 def splits_of(n: int, tile: int) -> list[slice]:
     """A batch of n images in splits: one, or an even number, so that two threads have the same number."""
-    return even_slices(n, cdiv(n, 1 if n <= tile else min(SPLITS, 2 * cdiv(n, 2 * tile))))
+    return even_slices(n, cdiv(n, 1 if n <= min(tile, SINGLE) else min(SPLITS, 2 * cdiv(n, 2 * tile))))
 
 
 @functools.lru_cache(maxsize=256)

@@ -13,7 +13,7 @@ from kernels.numpy.workspaces import Array, scratch
 from kernels.ops.network import Network, in_lines
 from kernels.sizes import Pair
 
-TILE = 32  # images that go through the network at once: more leave the cache, and the products that BLAS is quickest at
+TILE = 64  # images that go through the network at once: fewer make more calls, more leave the cache
 MOST_BYTES = 16 << 20  # that a layer's work arrays have for a tile: of large images it has fewer
 
 Shape = tuple[int, ...]
@@ -70,9 +70,9 @@ class Parameters:
     def __init__(self, network: Network) -> None:
         layers: list[Any] = [*network.convolutions, *network.linears]
         self.layers = [(w.numpy(force=True), None if b is None else b.numpy(force=True)) for w, b, *_ in layers]
-        self.biases = [bias for _, bias in self.layers]
+        self.biases = [None if bias is None else bias[:, None] for _, bias in self.layers]  # as they are added
         self.arrays = [array for layer in self.layers for array in layer if array is not None]
-        self._paddings = tuple(layer.padding for layer in network.convolutions)
+        self.paddings = tuple(layer.padding for layer in network.convolutions)
         self._sizes: dict[Shape, Sizes] = {}
 
     def sizes(self, image: Shape) -> Sizes:
@@ -80,7 +80,7 @@ class Parameters:
         if image not in self._sizes:
             shapes = tuple(weight.shape for weight, _ in self.layers)
             biases = tuple(bias is not None for bias in self.biases)
-            self._sizes[image] = sizes(image, shapes, biases, self._paddings, self.arrays[0].dtype)
+            self._sizes[image] = sizes(image, shapes, biases, self.paddings, self.arrays[0].dtype)
         return self._sizes[image]
 
 
@@ -115,18 +115,16 @@ class Gradient:
 
 
 class Gradients:
-    """Memory for the gradient of each split, for their sum, and to update parameters with."""
+    """Memory for the gradient of each split, and to update parameters with."""
 
     def __init__(self, sizes: Sizes, splits: int) -> None:
-        self._rows = scratch("gradients of splits", (splits, sizes.parameters), sizes.dtype)
-        self.of_splits = [Gradient(sizes, row) for row in self._rows]
-        self._sum = self.of_splits[0]
-        if splits > 1:
-            self._sum = Gradient(sizes, scratch("gradients", (sizes.parameters,), sizes.dtype))
+        rows = scratch("gradients of splits", (splits, sizes.parameters), sizes.dtype)
+        self.of_splits = [Gradient(sizes, row) for row in rows]
         self.work = Gradient(sizes, scratch("update", (sizes.parameters,), sizes.dtype))
 
     def sum(self) -> Gradient:
-        """In the order of the splits."""
-        if len(self.of_splits) > 1:
-            np.add.reduce(self._rows, axis=0, out=self._sum.memory)
-        return self._sum
+        """In the order of the splits, in the memory of the first."""
+        first, *others = self.of_splits
+        for other in others:
+            np.add(first.memory, other.memory, out=first.memory)
+        return first

@@ -3,7 +3,8 @@
 A window has four places, two by two. What the convolution has at one place of all windows is a convolution of stride 2,
 by the weights moved by a row, a column, or both; so all four are one, of stride 2, with four times the features and a
 kernel that is a row and a column larger. Some multiplications are by zeros, 0.3 of all where kernels are 5x5, and yet it
-takes no longer: the products are of larger matrices, and pooling compares whole arrays.
+takes no longer: the products are of larger matrices, and pooling compares whole arrays. What is dropped is multiplied by
+zero, too. So an infinity may make NaN here where it should not: whoever finds NaN asks the operations' own functions.
 
 Images are (C, H, W, n), with the batch innermost; PH = OH // 2, PW = OW // 2. Work arrays and views are made once.
 """
@@ -14,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import BITS, ZERO
+from kernels.numpy.arrays import ZERO
 from kernels.numpy.lowering import inside, view
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, cdiv
 
 Shape = tuple[int, ...]
-ONE = np.ones((), np.int8)
 FEW = 16  # features: BLAS is as quick at fewer as at twice as many
 
 
@@ -41,7 +41,6 @@ class Weights:
             self._flipped.append((flipped[i, :, : kw + 1, height - lines.shape[2] :], lines))
 
     def fill(self, weight: Array, flipped: bool) -> None:
-        self.weight = weight
         np.copyto(self._moved, weight)
         if flipped:
             for lines, values in self._flipped:
@@ -67,18 +66,20 @@ def moved(kernels: Array, kh: int, kw: int) -> Array:
 
 
 class Convolution:
-    """y (O, PH, PW, n) of `x` (C, H, W, n), and from `dy`, which is overwritten, back to the gradients."""
+    """y (O, PH, PW, n) of `x` (C, H, W, n), and from `dy`, which is overwritten, back to the gradients.
+
+    `padding` is what to fill with zeros before `x` is filled, or None.
+    """
 
     def __init__(self, number: int, size: Pair, shape: Shape, padding: Pair, n: int, dtype: Any) -> None:
         o, c, kh, kw = shape
         (h, w), (ph, pw) = size, padding
         padded = scratch(f"padded {number}", (c, h + 2 * ph, w + 2 * pw, n), dtype)
-        self._padded, self._border = padded, ph or pw
-        self._inside = np.s_[:, ph : ph + h, pw : pw + w]
-        self.x = padded[self._inside]
+        self.padding = padded if ph or pw else None
+        self.x = padded[:, ph : ph + h, pw : pw + w]
         pooled, rows = pooled_size(size, shape, padding), place_rows(shape)
         self._pool = Pool(number, (o, *pooled, n), dtype, rows)
-        self.dy, self._dy = self._pool.dy, self._pool.dy.reshape(-1)
+        self.dy = self._pool.dy
         kernel = (kh + rows - 1, kw + 1)
         self._windows = Windows(number, padded, pooled, kernel, rows)
         dkernels = scratch("dkernels", (kernel[0], c, kernel[1], rows, 2, o), dtype)
@@ -87,16 +88,8 @@ class Convolution:
         self._dproducts = scratch("dproducts", (2 * pooled[0] // rows, *self._dkernels.shape), dtype)
         self._input_grad = InputGrad(self._pool.dplaces, size, shape, padding) if number else None
 
-    def clear_padding(self) -> None:
-        """Before `x` is filled."""
-        if self._border:
-            self._padded.fill(0)
-
     def forward(self, weights: Weights, bias: Array | None, y: Array, for_backward: bool) -> None:
         np.matmul(weights.matrix, self._windows.lower(), out=self._pool.places)
-        if not self._pool.find_largest():  # a zero beside the weights times infinity is NaN
-            np.copyto(self._pool.by_window, convolved(self._padded, weights.weight, self._pool.shape))
-            self._pool.find_largest()
         self._pool.forward(bias, y, for_backward)
 
     def backward(self, weights: Weights, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
@@ -104,12 +97,8 @@ class Convolution:
         np.matmul(self._windows.by_row, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
         np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
         np.add.reduce(self._dmoved, axis=(0, 1), out=dweight)
-        if dx is None or self._input_grad is None:  # the images'
-            return
-        if math.isfinite(np.dot(self._dy, self._dy)):
+        if self._input_grad is not None:
             self._input_grad.fill(weights.flipped, dx)
-        else:
-            np.copyto(dx, input_grad(self._pool.dplaces_by_window, weights.weight, self._padded.shape)[self._inside])
 
 
 class Windows:
@@ -136,19 +125,18 @@ class Windows:
 
 
 class Relu:
-    """Where ReLU of an array gives zero: there its gradient dy, which has the array's shape, is dropped, in place."""
+    """Where ReLU of an array (O, ...) lets it pass: only there its gradient dy, of the same shape, is kept, in place."""
 
     def __init__(self, number: int, dy: Array) -> None:
-        self._is_zero = scratch(f"zeros of {number}", dy.shape, bool)
-        self._is_zero_bits, self._dy_bits = self._is_zero.view(np.int8), dy.view(BITS[dy.itemsize])
+        self._dy, self._passes, self._zeros = dy, scratch(f"passes {number}", dy.shape, bool), np.zeros_like(dy)
 
-    def notice(self, z: Array) -> None:
-        np.less_equal(z, ZERO, out=self._is_zero)
+    def forward(self, z: Array, y: Array, for_backward: bool) -> None:
+        if for_backward:
+            np.greater(z, ZERO, out=self._passes)
+        np.maximum(z, self._zeros, out=y)  # an array: with a number it takes three times as long
 
-    def drop(self) -> None:
-        """Bit by bit, so that an infinity or NaN is dropped, too."""
-        np.subtract(self._is_zero_bits, ONE, out=self._is_zero_bits)
-        np.bitwise_and(self._dy_bits, self._is_zero_bits, out=self._dy_bits)
+    def backward(self) -> None:
+        np.multiply(self._dy, self._passes, out=self._dy)
 
 
 class Pool:
@@ -156,71 +144,54 @@ class Pool:
 
     `places` is (PH, 2 / rows, rows 2 O, PW n), in memory with all first places side by side, then all second ones...
 
-    Of equal ones it is the first, of NaN the last, as torch has it: that of a row, then that of the rows.
+    Of equal ones it is the first, as torch has it: that of a row, then that of the rows.
     """
 
     def __init__(self, number: int, shape: Shape, dtype: Any, rows: int) -> None:
-        self.shape = shape
-        (o, oh, ow, n), size, bits = shape, math.prod(shape), BITS[np.dtype(dtype).itemsize]
+        (o, oh, ow, n), size = shape, math.prod(shape)
         places = scratch("places", (2, 2, size), dtype)
         self.places = places.reshape(2 // rows, rows * 2 * o, oh, ow * n).transpose(2, 0, 1, 3)
-        self.by_window = places.reshape(2, 2, *shape)
         self._left, self._right = places[:, 0], places[:, 1]
         self._wider = scratch("wider", (2, size), dtype)
         self._upper, self._lower = self._wider
         self._largest = scratch("largest", shape, dtype)
         self._flat, self._by_feature = self._largest.reshape(-1), self._largest.reshape(o, -1)
-        self._zeros = np.zeros(shape, dtype)
-
         masks = scratch(f"masks {number}", (3, size), bool)  # kept for the way back
         self._is_right, self._is_lower = masks[:2], masks[2]
-        self._right_bits, self._lower_bits = masks[:2].view(np.int8), masks[2].view(np.int8)
-        self._row_bits = scratch("row bits", (2, size), np.int8)
-        taken = scratch("place bits", (2, 2, size), np.int8)
-        self._left_taken, self._right_taken = taken[:, 0], taken[:, 1]
-        self._taken = taken.reshape(4, o, oh, ow * n)
+
         self.dy = scratch(f"dy {number}", shape, dtype)
         self._relu = Relu(number, self.dy)
-        self._dy_by_feature, self._dy_bits = self.dy.reshape(o, -1), self.dy.view(bits).reshape(o, oh, ow * n)
+        self._dy, self._dy_by_feature, self._ones = (
+            self.dy.reshape(-1),
+            self.dy.reshape(o, -1),
+            np.ones(size // o, dtype),
+        )
+        self._dwider = scratch("dwider", (2, size), dtype)
+        self._dupper, self._dlower = self._dwider
         self.dplaces = scratch("dplaces", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
-        self._dplaces_bits = self.dplaces.view(bits).reshape(oh, 4, o, ow * n).transpose(1, 2, 0, 3)
-        self.dplaces_by_window = self.dplaces.reshape(oh, 2, 2, o, ow, n).transpose(1, 2, 3, 0, 4, 5)
-
-    def find_largest(self) -> bool:
-        """Finds the largest of each window's places; whether no place of any is NaN."""
-        np.maximum(self._left, self._right, out=self._wider)
-        np.maximum(self._upper, self._lower, out=self._flat)
-        self._some_are_nan = math.isnan(np.dot(self._flat, self._flat))  # which one NaN makes NaN, and nothing else
-        return not self._some_are_nan
+        by_place = self.dplaces.reshape(oh, 2, 2, o, ow * n).transpose(1, 2, 3, 0, 4)
+        self._dleft, self._dright = by_place[:, 0], by_place[:, 1]
+        self._dwider_by_row, self._is_right_by_row = (a.reshape(self._dleft.shape) for a in (self._dwider, masks[:2]))
 
     def forward(self, bias: Array | None, y: Array, for_backward: bool) -> None:
-        """Fills y when the largest are found."""
+        np.maximum(self._left, self._right, out=self._wider)
+        np.maximum(self._upper, self._lower, out=self._flat)
         if for_backward:
-            self._compare()
+            np.greater(self._right, self._left, out=self._is_right)
+            np.greater(self._lower, self._upper, out=self._is_lower)
         if bias is not None:
-            np.add(self._by_feature, bias[:, None], out=self._by_feature)
-        if for_backward:
-            self._relu.notice(self._largest)
-        np.maximum(self._largest, self._zeros, out=y)  # an array: with a number it takes three times as long
-
-    def _compare(self) -> None:
-        """Notes where the largest is."""
-        np.greater(self._right, self._left, out=self._is_right)
-        np.greater(self._lower, self._upper, out=self._is_lower)
-        if self._some_are_nan:
-            np.bitwise_or(self._is_right, np.isnan(self._right), out=self._is_right)
-            np.bitwise_or(self._is_lower, np.isnan(self._lower), out=self._is_lower)
+            np.add(self._by_feature, bias, out=self._by_feature)
+        self._relu.forward(self._largest, y, for_backward)
 
     def backward(self, dbias: Array | None) -> None:
-        """Fills `dplaces` from `dy`, bit by bit: infinity times 0 is 0."""
-        self._relu.drop()
+        """Fills `dplaces` from `dy`."""
+        self._relu.backward()
         if dbias is not None:
-            np.add.reduce(self._dy_by_feature, axis=1, out=dbias)
-        np.subtract(self._lower_bits, ONE, out=self._row_bits[0])
-        np.negative(self._lower_bits, out=self._row_bits[1])
-        np.multiply(self._row_bits, self._right_bits, out=self._right_taken)
-        np.bitwise_xor(self._row_bits, self._right_taken, out=self._left_taken)
-        np.bitwise_and(self._dy_bits, self._taken, out=self._dplaces_bits)
+            np.dot(self._dy_by_feature, self._ones, out=dbias)
+        np.multiply(self._dy, self._is_lower, out=self._dlower)
+        np.subtract(self._dy, self._dlower, out=self._dupper)
+        np.multiply(self._dwider_by_row, self._is_right_by_row, out=self._dright)
+        np.subtract(self._dwider_by_row, self._dright, out=self._dleft)
 
 
 class InputGrad:
@@ -277,25 +248,3 @@ class InputGrad:
         else:
             np.add.reduce(self._shifted, axis=5, out=self._whole.transpose(1, 2, 0, 3, 4, 5))
             np.copyto(dx, self._inside)
-
-
-def convolved(padded: Array, weight: Array, shape: Shape) -> Array:
-    """The places (2, 2, O, PH, PW, n) of padded images by the weights alone, which takes longer."""
-    (c, kh, kw), (_, oh, ow, n) = weight.shape[1:], shape
-    channel, row, column, image = padded.strides
-    windows = np.lib.stride_tricks.as_strided(
-        padded,
-        (2, 2, c, kh, kw, oh, ow, n),
-        (row, column, channel, row, column, 2 * row, 2 * column, image),
-    )
-    return np.moveaxis(np.tensordot(weight, windows, ((1, 2, 3), (2, 3, 4))), 0, 2)
-
-
-def input_grad(dplaces: Array, weight: Array, padded: Shape) -> Array:
-    """The gradient of padded images of `dplaces` (2, 2, O, PH, PW, n) by the weights alone, which takes longer."""
-    dx, (oh, ow) = np.zeros(padded, dplaces.dtype), dplaces.shape[3:5]
-    for below, right, i, j in np.ndindex(2, 2, *weight.shape[2:]):
-        rows = slice(below + i, below + i + 2 * oh, 2)
-        columns = slice(right + j, right + j + 2 * ow, 2)
-        dx[:, rows, columns] += np.tensordot(weight[:, :, i, j], dplaces[below, right], (0, 0))
-    return dx
