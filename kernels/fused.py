@@ -155,17 +155,18 @@ class FusedStep:
 
     def _groups(self) -> list[tuple[Tensor, int]]:
         """Each parameter in the order of the layers, with the number of the optimizer's group that has it."""
-        group_of = {p: i for i, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
+        group_of = {id(p): i for i, group in enumerate(self._optimizer.param_groups) for p in group["params"]}
         parameters = []
         for layer in (*self._layers.convolutions, *self._layers.linears):
             for parameter in layer.parameters():
                 if parameter is None:
                     continue
-                if parameter not in group_of:
+                group = group_of.get(id(parameter))  # a tensor's own hash takes longer
+                if group is None:
                     raise ValueError(f"FusedStep: expected optimizer to have the parameters of layer {layer.name!r}")
                 if not parameter.requires_grad:
                     raise ValueError(f"FusedStep: expected the parameters of layer {layer.name!r} to require grad")
-                parameters.append((parameter, group_of[parameter]))
+                parameters.append((parameter, group))
         return parameters
 
     def _updates(self, most: int, scheduler: LRScheduler | None) -> tuple[list[Update], int]:

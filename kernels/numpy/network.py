@@ -117,11 +117,8 @@ class Steps:
             which: Any = shifted(at, split.start)
             if self.order is not None:
                 which = self.order[which]
-            images, targets, tile = (
-                self.images[which],
-                self.targets[which],
-                workspace(Tile, self.sizes, at.stop - at.start),
-            )
+            images, targets = self.images[which], self.targets[which]
+            tile = workspace(Tile, self.sizes, at.stop - at.start)
             into = tile.gradient if at.start else gradient
             scores = tile.forward(images, matrices, self.parameters.biases, for_backward=True)
             more, right = self.loss(scores, targets, count, tile.dscores)
@@ -207,17 +204,22 @@ class Linear:
             np.dot(weight.T, self.dy, out=dx)
 
 
-def has_nan(array: Array) -> bool:
-    """Whether there is NaN in an array that is contiguous: which one NaN makes NaN, and nothing else."""
+def sum_of_squares(array: Array) -> Any:
+    """Of an array that is contiguous."""
     flat = array.reshape(-1)
-    return math.isnan(np.dot(flat, flat))
+    return np.dot(flat, flat)
+
+
+def has_nan(array: Array) -> bool:
+    """Whether there is NaN in an array that is contiguous: its sum of squares is NaN by nothing else."""
+    return math.isnan(sum_of_squares(array))
 
 
 def mse(scores: Array, targets: Array, count: int, dscores: Array) -> tuple[Any, int]:
     """These images' part of the loss of `count` images, and how many of them are right; fills dscores (classes, n)."""
     targets, elements = targets.T, count * len(scores)
     np.subtract(scores, targets, out=dscores)
-    loss = np.add.reduce(np.square(dscores), axis=None) / elements
+    loss = sum_of_squares(dscores) / elements
     np.multiply(dscores, dscores.dtype.type(2 / elements), out=dscores)
     return loss, int(np.count_nonzero(scores.argmax(0) == targets.argmax(0)))
 

@@ -97,7 +97,7 @@ class Convolution:
         np.matmul(self._windows.by_row, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
         np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
         np.add.reduce(self._dmoved, axis=(0, 1), out=dweight)
-        if self._input_grad is not None:
+        if self._input_grad is not None and dx is not None:
             self._input_grad.fill(weights.flipped, dx)
 
 
@@ -161,11 +161,8 @@ class Pool:
 
         self.dy = scratch(f"dy {number}", shape, dtype)
         self._relu = Relu(number, self.dy)
-        self._dy, self._dy_by_feature, self._ones = (
-            self.dy.reshape(-1),
-            self.dy.reshape(o, -1),
-            np.ones(size // o, dtype),
-        )
+        self._dy, self._dy_by_feature = self.dy.reshape(-1), self.dy.reshape(o, -1)
+        self._ones = np.ones(size // o, dtype)
         self._dwider = scratch("dwider", (2, size), dtype)
         self._dupper, self._dlower = self._dwider
         self.dplaces = scratch("dplaces", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
