@@ -16,7 +16,8 @@ class Operations:
     """Forward and backward of images (n, C, H, W)."""
 
     def __init__(self, parameters: Parameters, images: Array) -> None:
-        x, paddings, self._backs = images, parameters.paddings, list[Back]()
+        self._backs: list[Back] = []
+        x, paddings = images, parameters.paddings
         for (weight, bias), padding in zip(parameters.layers, paddings, strict=False):
             x, back = convolution(x, weight, bias, padding)
             self._backs.append(back)

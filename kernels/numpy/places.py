@@ -125,7 +125,7 @@ class Windows:
 
 
 class Relu:
-    """Where ReLU of an array (O, ...) lets it pass: only there its gradient dy, of the same shape, is kept, in place."""
+    """y = the larger of z and zero; only where that is z is the gradient dy kept, in place."""
 
     def __init__(self, number: int, dy: Array) -> None:
         self._dy, self._passes, self._zeros = dy, scratch(f"passes {number}", dy.shape, bool), np.zeros_like(dy)
