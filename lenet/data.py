@@ -13,8 +13,6 @@ import pooch
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from lenet.idx import parse_idx, read_content
@@ -116,6 +114,9 @@ def scale(pixels: Tensor) -> Tensor:
 
 def load_small_digits() -> Data:
     """scikit-learn's 1,797 digits of 8x8 pixels, enlarged to MNIST's 20x20 in a 32x32 field; 20 % are the test set."""
+    from sklearn.datasets import load_digits  # takes as long to import as torch, and other data sets do without it
+    from sklearn.model_selection import train_test_split
+
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / 16
     images = scale(F.pad(F.interpolate(images, size=(20, 20), mode="bilinear"), (6, 6, 6, 6)))

@@ -9,7 +9,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
-from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 import kernels.functional as F
@@ -71,6 +70,8 @@ def in_percent(ax: Axes) -> None:
 
 def save_confusion(path: Path, title: str, labels: Tensor, predicted: Tensor, names: Sequence[str]) -> None:
     """How many images of each class, labels (N,), were taken for which, predicted (N,)."""
+    from sklearn.metrics import ConfusionMatrixDisplay  # takes as long to import as torch
+
     figure = Figure(figsize=(7, 6.8), layout="constrained")
     display = ConfusionMatrixDisplay.from_predictions(
         labels.cpu().numpy(), predicted.cpu().numpy(), labels=range(10), display_labels=names,
