@@ -12,7 +12,7 @@ template <typename Operand> struct Summed : Operand {
 
     __device__ __forceinline__ Summed(const Operand& operand) : Operand(operand) {}
 
-    __device__ __forceinline__ void put(accum* tile, const Fetched& fetched) {
+    __device__ __forceinline__ void put(tiled* tile, const Fetched& fetched) {
         Operand::put(tile, fetched);
 #pragma unroll
         for (int q = 0; q < QUADS; q++)

@@ -31,6 +31,11 @@ MOST_REACH = 32  # rows or columns that a thread reads
 MOST_WARPS = 8 * PROCESSORS  # that split a depthwise weight gradient
 LEAST_TILES_OF_LANE = 4  # that a lane of them adds up, at least
 COSTS = {64: 1.0, 32: 1.2, 16: 1.8}  # instructions for a sum of a product, by the edge of the tile
+COSTS_OF_TENSOR_CORES = {
+    64: 1.0,
+    32: 1.9,
+    16: 3.6,
+}  # of which fetching is the most: each value serves a tile's edge of sums
 LEAST_TILES = {64: BLOCKS, 32: 24}  # for which that tile is taken
 
 
@@ -66,21 +71,25 @@ def route(
     """The plan of "forward", "input_grad" or "weight_grad", for an input (N, C, H, W): the first that there is of three."""
     s = forward_sizes(shape, weight_shape, windows, groups)
     product, direct = KINDS[kind]
-    return depthwise_plan(kind, s, itemsize) or product(s) or direct(shape, weight_shape, windows, groups, itemsize)
+    return (
+        depthwise_plan(kind, s, itemsize)
+        or product(s, itemsize)
+        or direct(shape, weight_shape, windows, groups, itemsize)
+    )
 
 
-def forward_product(s: Sizes) -> Product | None:
+def forward_product(s: Sizes, itemsize: int) -> Product | None:
     """None where the convolution is better, or has to be, computed directly."""
     terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
     if not is_product(s, s.maps):
         return None
-    tile, blocks = tile_of_product(s.maps, pixels, s.groups, LEAST_TILES)
+    tile, blocks = tile_of_product(s.maps, pixels, s.groups, LEAST_TILES, itemsize)
     out_shape = s.batch, s.groups * s.maps, s.out_height, s.out_width
     plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0
     return product(s, plane, out_shape, (blocks,), tile, terms, math.prod(plane), padded)
 
 
-def input_grad_product(s: Sizes) -> Product | None:
+def input_grad_product(s: Sizes, itemsize: int) -> Product | None:
     """A product for each class of the input's pixels modulo the stride."""
     strides = s.stride_h * s.stride_w  # of what the direct convolution reads they are zeros but for one
     if not is_product(s, s.channels * strides):
@@ -88,7 +97,7 @@ def input_grad_product(s: Sizes) -> Product | None:
     plane = cdiv(s.height, s.stride_h), cdiv(s.width, s.stride_w)  # of a class
     step_h, step_w = tap_steps(s)
     classes, terms = min(s.kh, step_h) * min(s.kw, step_w), s.maps * cdiv(s.kh, step_h) * cdiv(s.kw, step_w)
-    tile, blocks = tile_of_product(s.channels, s.batch * math.prod(plane), s.groups * classes, LEAST_TILES)
+    tile, blocks = tile_of_product(s.channels, s.batch * math.prod(plane), s.groups * classes, LEAST_TILES, itemsize)
     padded = s.kh * s.kw * strides > 1 or s.pad_h + s.pad_w > 0
     row = s.height * s.width if strides == 1 else 1
     return product(
@@ -96,10 +105,11 @@ def input_grad_product(s: Sizes) -> Product | None:
     )._replace(whole=classes == strides)
 
 
-def weight_grad_product(s: Sizes) -> Product | None:
+def weight_grad_product(s: Sizes, itemsize: int) -> Product | None:
     """The sum over all pixels may be split."""
     terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
-    tile, blocks = tile_of_product(s.maps, terms, s.groups, {64: cdiv(BLOCKS * SHORTEST, pixels + 1), 32: 0})
+    least_tiles = {64: cdiv(BLOCKS * SHORTEST, pixels + 1), 32: 0}
+    tile, blocks = tile_of_product(s.maps, terms, s.groups, least_tiles, itemsize)
     if not is_product(s, min(s.maps, terms), tile):
         return None
     pixels_of_split, splits = split(pixels, blocks)
@@ -125,14 +135,15 @@ def tap_steps(s: Sizes) -> Pair:
     return s.stride_h // math.gcd(s.stride_h, s.dilation_h), s.stride_w // math.gcd(s.stride_w, s.dilation_w)
 
 
-def tile_of_product(m: int, n: int, products: int, least_tiles: dict[int, int]) -> tuple[int, int]:
+def tile_of_product(m: int, n: int, products: int, least_tiles: dict[int, int], itemsize: int) -> tuple[int, int]:
     """(edge of a tile, tiles) for so many products of m x n sums: the fewest instructions, if there are enough tiles."""
+    costs = COSTS_OF_TENSOR_CORES if itemsize == 2 else COSTS
 
     def tiles(tile: int) -> int:
         return products * cdiv(m, tile) * cdiv(n, tile)
 
-    enough = [tile for tile in COSTS if tiles(tile) >= least_tiles.get(tile, 0)]
-    tile = min(enough, key=lambda tile: COSTS[tile] * tiles(tile) * tile**2)
+    enough = [tile for tile in costs if tiles(tile) >= least_tiles.get(tile, 0)]
+    tile = min(enough, key=lambda tile: costs[tile] * tiles(tile) * tile**2)
     return tile, tiles(tile)
 
 
@@ -214,7 +225,7 @@ def weight_shape(s: Sizes) -> tuple[int, int, int, int]:
 
 
 # How each gradient becomes a product, and how it is computed directly.
-KINDS: dict[str, tuple[Callable[[Sizes], Product | None], Callable[..., Plan]]] = {
+KINDS: dict[str, tuple[Callable[[Sizes, int], Product | None], Callable[..., Plan]]] = {
     "forward": (forward_product, forward_plan),
     "input_grad": (input_grad_product, input_grad_plan),
     "weight_grad": (weight_grad_product, weight_grad_plan),

@@ -120,8 +120,8 @@ template <bool IN_PADDING, bool K_INNER, int WIDTH, typename Rows, typename Ks> 
 
     __device__ __forceinline__ void advance() { k += DEPTH; }
 
-    __device__ __forceinline__ void put(accum* tile, const Fetched& fetched) const {
-        Tile::put(tile, [&](int q, int e) { return widen(fetched.quads[q].at[e]); });
+    __device__ __forceinline__ void put(tiled* tile, const Fetched& fetched) const {
+        Tile::put(tile, [&](int q, int e) { return to_tile(fetched.quads[q].at[e]); });
     }
 };
 

@@ -19,11 +19,11 @@ __device__ __forceinline__ accum phi(accum z) {
 }
 
 // dz = dy phi'(z)
-__device__ __forceinline__ accum phi_backward(accum dy, accum y) {
-    if (ACTIVATION == RELU) return y <= 0 ? accum(0) : dy;
-    if (ACTIVATION == SIGMOID) return dy * (y * (1 - y));
-    if (ACTIVATION == STEP) return 0;
-    return dy;
+__device__ __forceinline__ tiled phi_backward(scalar dy, scalar y) {
+    if (ACTIVATION == RELU) return widen(y) <= 0 ? tiled{} : to_tile(dy);
+    if (ACTIVATION == SIGMOID) return narrowing<tiled>::round(widen(dy) * (widen(y) * (1 - widen(y))));
+    if (ACTIVATION == STEP) return tiled{};
+    return to_tile(dy);
 }
 
 // The memory of an operand.
@@ -56,7 +56,7 @@ template <bool K_INNER, int WIDTH, int SOURCES = 1> struct Operand : OperandTile
         }
     }
 
-    // The thread's quads; `depth` values of k are left. Beyond them are zeros: in whole quads only where k is the outer
+    // The thread's quads; `depth` values of k are left. Beyond them are zeros: with FMAs in whole quads only where k is the outer
     // dimension, as no quad beyond the end is multiplied. Rows that do not exist may hold anything: nobody stores their sums.
     __device__ __forceinline__ void fetch(Fetched& fetched, int depth) const {
         using Read = pack<scalar, WIDTH>;
@@ -75,7 +75,7 @@ template <bool K_INNER, int WIDTH, int SOURCES = 1> struct Operand : OperandTile
             } else {
 #pragma unroll
                 for (int q = 0; q < QUADS; q++, quad += step[s]) {
-                    if (!K_INNER || WIDTH < 4) fetched.quads[s][q] = {};
+                    if (TENSOR_CORES || !K_INNER || WIDTH < 4) fetched.quads[s][q] = {};
                     const scalar* at = quad;
 #pragma unroll
                     for (int e = 0; e < 4; e += WIDTH, at += distance(WIDTH) * inner_stride[s])
@@ -97,13 +97,11 @@ template <bool K_INNER, int WIDTH, int SOURCES = 1> struct Operand : OperandTile
         for (int s = 0; s < SOURCES; s++) from[s] += advance_by[s];
     }
 
-    static __device__ __forceinline__ accum value(const Fetched& fetched, int q, int e) {
-        const accum first = widen(fetched.quads[0][q].at[e]);
-        return SOURCES == 1 ? first : phi_backward(first, widen(fetched.quads[SOURCES - 1][q].at[e]));
-    }
-
-    __device__ __forceinline__ void put(accum* tile, const Fetched& fetched) const {
-        Tile::put(tile, [&](int q, int e) { return value(fetched, q, e); });
+    __device__ __forceinline__ void put(tiled* tile, const Fetched& fetched) const {
+        Tile::put(tile, [&](int q, int e) {
+            const scalar first = fetched.quads[0][q].at[e];
+            return SOURCES == 1 ? to_tile(first) : phi_backward(first, fetched.quads[SOURCES - 1][q].at[e]);
+        });
     }
 };
 

@@ -181,12 +181,23 @@ def test_rows_that_few_windows_meet(geometry: dict[str, Any], groups: int) -> No
     ),
     ids=str,
 )
-def test_more_maps_than_a_thread_takes(channels: int, maps: int, kernel: Any, geometry: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float16), ids=str)
+def test_more_maps_than_a_thread_takes(
+    dtype: torch.dtype, channels: int, maps: int, kernel: Any, geometry: dict[str, Any]
+) -> None:
     """The convolution may be a product of matrices, the input's gradient one for each class of pixels modulo the stride."""
     groups = geometry.get("groups", 1)
     shapes = ((3, channels * groups, 12, 14), (maps * groups, channels, *kernel), (maps * groups,))
-    inputs = [torch.randint(-3, 4, shape).float().requires_grad_() for shape in shapes]
-    check(CONV2D._replace(sizes=exact), *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).float())
+    inputs = [torch.randint(-3, 4, shape).to(dtype).requires_grad_() for shape in shapes]
+    check(CONV2D._replace(sizes=exact), *inputs, **geometry, make_dy=lambda y: torch.randint(-3, 4, y.shape).to(dtype))
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("dtype", "size"), ((torch.float16, 48), (torch.bfloat16, 47)), ids=str)
+def test_as_many_pixels_as_large_tiles_want(dtype: torch.dtype, size: int) -> None:
+    """Rows of an even number of pixels are read four at once."""
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in ((8, 20, size, size), (64, 20, 1, 1), (64,))]
+    check(CONV2D, *inputs)
 
 
 @pytest.mark.large

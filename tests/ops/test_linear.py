@@ -1,5 +1,6 @@
 """linear, linear_relu and Linear(activation=...): random cases, derivatives, errors."""
 
+import math
 from typing import Any
 
 import pytest
@@ -57,6 +58,28 @@ def test_sizes(sizes: tuple[int, int, int]) -> None:
     """Sizes for which kernels choose different tiles, and which fill none of them."""
     batch, inputs, outputs = sizes
     check(LINEAR_RELU, *(torch.randn(s, requires_grad=True) for s in ((batch, inputs), (outputs, inputs), (outputs,))))
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("dtype", "transposed"), ((torch.float16, False), (torch.bfloat16, True)), ids=str)
+@pytest.mark.parametrize(
+    "sizes", ((1, 17, 7), (7, 63, 130), (65, 130, 17), (130, 1, 65), (1030, 1048, 72), (1030, 20, 1052)), ids=str
+)
+def test_sizes_in_half_precision(sizes: tuple[int, int, int], transposed: bool, dtype: torch.dtype) -> None:
+    """Those that fill no fragment of the tensor cores, and those that fill many; of two memory orders."""
+    batch, inputs, outputs = sizes
+    shapes = (batch, inputs), (outputs, inputs), (outputs,)
+    operands = [torch.randn(shape[::-1] if transposed else shape).to(dtype) for shape in shapes]
+    operands = [operand.mT if transposed and operand.dim() == 2 else operand for operand in operands]
+    check(LINEAR_RELU, *(operand.requires_grad_() for operand in operands))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32), ids=str)
+def test_nan_and_infinity_stay_in_their_rows(dtype: torch.dtype) -> None:
+    """Also where they lie beside the end of a sum or of a batch."""
+    input, weight = torch.randn(33, 21), torch.randn(18, 21)
+    input[3, 20], input[32, 0], weight[17, 20], weight[5, 7] = math.inf, math.nan, -math.inf, math.nan
+    check(LINEAR, *(operand.to(dtype).requires_grad_() for operand in (input, weight, torch.randn(18))))
 
 
 def layer(activation: str | None, bias: bool = True) -> nn.Linear:
