@@ -21,13 +21,14 @@ from cupy_backends.cuda.libs import nvrtc  # noqa: E402
 
 import kernels  # noqa: E402
 import kernels.functional as F  # noqa: E402
+from benchmarks.compile.built import TENSOR_CORES  # noqa: E402
 from benchmarks.exercise import training_step  # noqa: E402
 from kernels.cupy import conv2d_product, launch, linear, variants  # noqa: E402
 from kernels.cupy.banks import placement, wavefronts  # noqa: E402
 from kernels.cupy.conv2d_routes import Depthwise, divisor, route  # noqa: E402
 from kernels.cupy.conv2d_tiles import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
 from kernels.cupy.elementwise import layout  # noqa: E402
-from kernels.cupy.linear import WARP_SPLITS, WIDTHS, tiles, width  # noqa: E402
+from kernels.cupy.linear import ACTIVATIONS, WARP_SPLITS, WIDTHS, tiles, width  # noqa: E402
 from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
 from kernels.cupy.softmax import lanes_of  # noqa: E402
 
@@ -69,14 +70,16 @@ def test_convolutions_keep_their_sums_in_registers(plan: Any, file: str, batch: 
     no_spills(file, torch.float32, architecture, constants)
 
 
-def no_spills(file: str, dtype: torch.dtype, architecture: int, constants: dict[str, Any]) -> None:
+def no_spills(file: str, dtype: torch.dtype, architecture: int, constants: dict[str, Any]) -> str:
+    """The PTX, of whose registers none goes to memory."""
     options = (*launch.options(dtype, **constants), f"-arch=sm_{architecture}", "--ptxas-options=-v")
     program = nvrtc.createProgram(launch.source(file), f"{file}.cu", (), ())
     nvrtc.compileProgram(program, options)
-    said = nvrtc.getProgramLog(program)
+    said, ptx = nvrtc.getProgramLog(program), nvrtc.getPTX(program).decode()
     nvrtc.destroyProgram(program)
     spilled = re.findall(r"(\d+) bytes spill stores", said)
     assert len(spilled) == launch.source(file).count('extern "C" __global__') and set(spilled) == {"0"}, said
+    return ptx
 
 
 @pytest.mark.parametrize("architecture", (75, 90))
@@ -87,6 +90,25 @@ def test_products_keep_their_sums_in_registers(file: str, tile: int, dtype: torc
     """With what takes the most registers: offsets of 64 bits, padding, and nothing read or stored together."""
     constants = {"TILE": tile, "WARP_SPLITS": WARP_SPLITS[tile][-1], "WIDTH_A": 1, "WIDTH_B": 1, "WIDTH_C": 1}
     no_spills(file, dtype, architecture, constants | {"INDEX": "int64", "PADDED": 1})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "architecture"), ((torch.float16, 75), (torch.bfloat16, 80), (torch.float16, 90)), ids=str
+)
+@pytest.mark.parametrize(("tile", "width"), ((16, 1), (32, 1), (64, 1), (64, 4)))
+def test_products_in_half_precision_run_on_tensor_cores(
+    tile: int, width: int, dtype: torch.dtype, architecture: int
+) -> None:
+    """From sm_80 on, with their sums in registers."""
+    constants = {"TILE": tile, "WARP_SPLITS": WARP_SPLITS[tile][-1], "WIDTH_A": width, "WIDTH_B": width}
+    of_convolutions = constants | {"WIDTH_C": width, "INDEX": "int64", "PADDED": int(width == 1)}
+    for file, each in (
+        ("linear", constants | {"ACTIVATION": ACTIVATIONS["sigmoid"]}),
+        ("conv2d_product", of_convolutions),
+        ("conv2d_product_weight_grad", of_convolutions),
+    ):
+        ptx = no_spills(file, dtype, architecture, each)
+        assert bool(TENSOR_CORES.search(ptx)) == (architecture >= 80), file
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def test_sizes(sizes: tuple[int, int, int]) -> None:
 @pytest.mark.large
 @pytest.mark.parametrize(("dtype", "transposed"), ((torch.float16, False), (torch.bfloat16, True)), ids=str)
 @pytest.mark.parametrize(
-    "sizes", ((1, 17, 7), (7, 63, 130), (65, 130, 17), (130, 1, 65), (1030, 1048, 72), (1030, 20, 1052)), ids=str
+    "sizes",
+    ((1, 17, 7), (7, 63, 130), (65, 130, 17), (130, 1, 65), (33, 84, 36), (1030, 1048, 72), (1030, 20, 1052)),
+    ids=str,
 )
 def test_sizes_in_half_precision(sizes: tuple[int, int, int], transposed: bool, dtype: torch.dtype) -> None:
     """Those that fill no fragment of the tensor cores, and those that fill many; of two memory orders."""
