@@ -42,9 +42,10 @@ template <typename A, typename B> struct Fmas {
 
     // Adds the products of a chunk, of which `depth` values of k are left.
     __device__ __forceinline__ void add(const accum* tiles, int depth) {
+        const int of_split = depth - 4 * split;
 #pragma unroll
         for (int quad = 0; quad < DEPTH; quad += 4 * WARP_SPLITS) {
-            if (quad >= depth - 4 * split) break;
+            if (quad >= of_split) break;
             accum as[TM][4], bs[TN][4];
             get<A, LANES_M>(tiles + a_from, quad, as);
             get<B, LANES_N>(tiles + b_from, quad, bs);
@@ -59,14 +60,15 @@ template <typename A, typename B> struct Fmas {
 
     // Puts the sums into memory (WARP_SPLITS, TILE, SUM_PITCH).
     __device__ __forceinline__ void put(accum* memory) const {
+        accum* first = memory + ((split * TILE + m) * SUM_PITCH + n);
 #pragma unroll
         for (int i = 0; i < TM; i++) {
-            const int to = (split * TILE + m + row_of<A, LANES_M, TM>(0, 0, i)) * SUM_PITCH + n;
+            accum* to = first + row_of<A, LANES_M, TM>(0, 0, i) * SUM_PITCH;
             if constexpr (B::k_inner) {
 #pragma unroll
-                for (int j = 0; j < TN; j++) memory[to + j * LANES_N] = sums[i][j];
+                for (int j = 0; j < TN; j++) to[j * LANES_N] = sums[i][j];
             } else {
-                reinterpret_cast<Sums*>(memory)[to / 4] = {sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
+                *reinterpret_cast<Sums*>(to) = {sums[i][0], sums[i][1], sums[i][2], sums[i][3]};
             }
         }
     }
