@@ -1,5 +1,5 @@
-// Products of float16 or bfloat16 on the tensor cores, by mma.m16n8k16: 16 rows of a by 8 rows of b, at 16 values of k, are
-// added to 16 x 8 sums in float32, whose products are exact. A warp's lanes do that together, each with its part in registers.
+// Products of float16 or bfloat16 on the tensor cores, by mma.m16n8k16: those of 16 rows of a and 8 rows of b, at 16 values of
+// k, are added to 16 x 8 sums in float32. A warp's lanes do that together, each with its part of all in registers.
 //
 // A fragment is 16 rows of an operand at 16 values of k: four matrices of 8 x 8, of each of which a lane has two neighbours in a
 // register, the first in the lower half.
@@ -21,8 +21,9 @@ struct FragmentSums { float at[4]; };
 
 // The place of the line that this lane is asked for, of the fragment at a row and k of a tile.
 template <typename Operand> __device__ __forceinline__ int line_of(int row, int k) {
-    const int lane = threadIdx.x % 32, first = lane % 8, second = lane / 8 % 2 * 8, third = lane / 16 * 8;
-    return Operand::k_inner ? Operand::place(row + first + second, k + third) : Operand::place(row + second, k + first + third);
+    const int lane = threadIdx.x % 32, line = lane % 8;
+    row += lane / 8 % 2 * 8, k += lane / 16 * 8;  // of the matrix
+    return Operand::k_inner ? Operand::place(row + line, k) : Operand::place(row, k + line);
 }
 
 template <typename Operand> __device__ __forceinline__ Fragment load(unsigned address) {
@@ -36,10 +37,10 @@ template <typename Operand> __device__ __forceinline__ Fragment load(unsigned ad
     return f;
 }
 
-#define MMA(TYPE)                                                                                          \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                              \
-                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                           \
-                 : "+f"(sums.at[0]), "+f"(sums.at[1]), "+f"(sums.at[2]), "+f"(sums.at[3])                    \
+#define MMA(TYPE)                                                                                   \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                     \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                  \
+                 : "+f"(sums.at[0]), "+f"(sums.at[1]), "+f"(sums.at[2]), "+f"(sums.at[3])           \
                  : "r"(a.at[0]), "r"(a.at[1]), "r"(a.at[2]), "r"(a.at[3]), "r"(b0), "r"(b1))
 
 __device__ __forceinline__ void add_products(FragmentSums& sums, const Fragment& a, unsigned b0, unsigned b1, float16) { MMA("f16"); }
@@ -47,8 +48,8 @@ __device__ __forceinline__ void add_products(FragmentSums& sums, const Fragment&
 
 // The sums of a warp.
 template <typename A, typename B> struct Mmas {
-    int split, m, n;            // its first row and column of c
-    unsigned a_from, b_from;    // where this lane's lines are, in bytes of shared memory
+    int split, m, n;          // its first row and column of c
+    unsigned a_from, b_from;  // where this lane's lines are, in bytes of shared memory
     FragmentSums sums[WARP_M][2 * WARP_N] = {};
 
     __device__ __forceinline__ Mmas(const tiled* tiles, int split, int warp_m, int warp_n)

@@ -26,8 +26,8 @@ constexpr int QUADS = TENSOR_CORES && TILE == 64 && WIDTH_A == 4 && WIDTH_B == 4
 constexpr int DEPTH = 4 * QUADS * BLOCK / TILE;  // of k, that lie in shared memory at once
 
 // From a line to the next one: so that 16 bytes of each of 8 neighbouring lines, read together, meet no bank twice.
-constexpr int K_PITCH = DEPTH + (TENSOR_CORES ? 8 : 4);      // of lines along k
-constexpr int ROW_PITCH = TILE + (TENSOR_CORES ? 8 : 0);     // of lines along the rows, of which the threads read one at a time
+constexpr int K_PITCH = DEPTH + (TENSOR_CORES ? 8 : 4);         // of lines along k
+constexpr int ROW_PITCH = TILE + (TENSOR_CORES ? 8 : 0);        // of lines along the rows, of which the threads read one at a time
 constexpr int SUM_PITCH = TILE + (TENSOR_CORES ? 8 : LANES_N);  // nor do a warp's writes of its sums
 constexpr int K_LINES_SIZE = TILE * K_PITCH, ROW_LINES_SIZE = DEPTH * ROW_PITCH;
 constexpr int TILE_SIZE = K_LINES_SIZE > ROW_LINES_SIZE ? K_LINES_SIZE : ROW_LINES_SIZE;
