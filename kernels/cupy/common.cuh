@@ -5,6 +5,9 @@ using int8 = signed char;
 using uint8 = unsigned char;
 using int64 = long long;  // every Python int arrives as one
 
+template <bool CONDITION, typename Then, typename Else> struct either { using type = Then; };
+template <typename Then, typename Else> struct either<false, Then, Else> { using type = Else; };
+
 // float16 and bfloat16 are only stored: widen() what was loaded, compute in float, narrow() what is to be stored.
 struct float16 { unsigned short bits; };
 struct bfloat16 { unsigned short bits; };

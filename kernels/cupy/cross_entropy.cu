@@ -7,9 +7,9 @@
 
 enum Reduction : int64 { NONE, MEAN, SUM };
 
+constexpr int RESIDENT = sizeof(accum) == 8 ? 2 : 3;  // blocks of a multiprocessor, at least: for more ptxas would spill
+
 // The target has a number for each class where PROBABILITIES is 1, or for each row the number of one class.
-template <int, typename A, typename B> struct either { using type = A; };
-template <typename A, typename B> struct either<0, A, B> { using type = B; };
 using goal = either<PROBABILITIES, scalar, int64>::type;
 
 // The class that a row's target names, -1 where it has probabilities; and the probability of class j.
@@ -62,7 +62,7 @@ __device__ __forceinline__ void store(Sums sums, scalar* loss, accum* divisor, i
     *loss = narrow(sums.losses / *divisor);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 cross_entropy_forward(const scalar* input, const goal* target, const scalar* weight, scalar* loss, accum* norm,
                       accum* divisor, accum* partials, int64 reduction, int64 classes, int64 ignore_index,
                       double smoothing, int64 input_stride, int64 target_stride, int64 weight_stride,
@@ -116,7 +116,7 @@ sum_partials(const accum* partials, scalar* loss, accum* divisor, int64 reductio
 }
 
 // dinput = (exp(z) / sum * (the sum of c) - c) dloss / divisor; dloss may have the strides 0.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 cross_entropy_backward(const scalar* dloss, const scalar* input, const goal* target, const scalar* weight,
                        const accum* norm, const accum* divisor, scalar* dinput, int64 classes, int64 ignore_index,
                        double smoothing, int64 input_stride, int64 target_stride, int64 weight_stride,

@@ -7,8 +7,6 @@
 
 constexpr bool TENSOR_CORES = sizeof(scalar) == 2 && __CUDA_ARCH__ >= 800;
 
-template <bool CONDITION, typename Then, typename Else> struct either { using type = Then; };
-template <typename Then, typename Else> struct either<false, Then, Else> { using type = Else; };
 using tiled = either<TENSOR_CORES, scalar, accum>::type;  // what an operand's tile holds
 
 template <typename T> __device__ __forceinline__ tiled to_tile(T x) {

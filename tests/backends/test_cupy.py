@@ -1,6 +1,7 @@
 """CuPy itself, as far as it goes without a GPU: sources, options, limits of launches, packing of arguments, devices,
 what is said where things are missing."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -80,6 +81,14 @@ def no_spills(file: str, dtype: torch.dtype, architecture: int, constants: dict[
     spilled = re.findall(r"(\d+) bytes spill stores", said)
     assert len(spilled) == launch.source(file).count('extern "C" __global__') and set(spilled) == {"0"}, said
     return ptx
+
+
+@pytest.mark.parametrize("architecture", (90, 100, 120))
+@pytest.mark.parametrize("probabilities", (0, 1))
+def test_cross_entropy_keeps_its_registers(probabilities: int, architecture: int) -> None:
+    """However many threads share a row: left alone, ptxas spilled for the sake of one block more on a multiprocessor."""
+    for lanes, dtype in itertools.product((1, 32, 256), (torch.float16, torch.float64)):
+        no_spills("cross_entropy", dtype, architecture, {"LANES": lanes, "PROBABILITIES": probabilities})
 
 
 @pytest.mark.parametrize("architecture", (75, 90))
