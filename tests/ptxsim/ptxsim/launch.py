@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -159,9 +160,18 @@ def pack_scalar(parameter: Parameter, value, name: str) -> bytes:
     return raw
 
 
+@functools.cache
+def _lowest_address() -> int:
+    """Where memory begins that may hold tensors: the heap is below 2**32 where Python lies at a fixed address, as Debian's."""
+    maps = Path("/proc/self/maps")
+    lines = maps.read_text().splitlines() if maps.exists() else []
+    return min([1 << 32, *(int(line.split("-")[0], 16) for line in lines if line.endswith("[heap]"))])
+
+
 def _looks_like_address(parameter: Parameter, value) -> bool:
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return is_integer and parameter.size == 8 and parameter.type in ("u64", "b64", "s64") and int(value) >= 1 << 32
+    of_pointer = parameter.size == 8 and parameter.type in ("u64", "b64", "s64")
+    return is_integer and of_pointer and int(value) >= _lowest_address()
 
 
 class _Arguments:

@@ -67,6 +67,16 @@ def test_torch_tensors_and_raw_addresses(cuda_module):
         add((1,), (128,), (x.data_ptr(), y.data_ptr(), out.data_ptr(), np.int32(101)))
 
 
+def test_addresses_of_small_tensors(cuda_module):
+    """They may lie on the heap, below 2**32 where Python does."""
+    torch = pytest.importorskip("torch")
+    add = cuda_module.get_function("add")
+    for n in range(1, 200, 9):
+        x, y, out = torch.randn(n), torch.randn(n), torch.zeros(n)
+        add((1,), (256,), (x.data_ptr(), y.data_ptr(), out.data_ptr(), np.int32(n)))
+        assert torch.equal(out, x + y)
+
+
 def test_registered_array_address(cuda_module):
     x, y, out = (ptxsim.register(np.arange(64, dtype=np.float32)) for _ in range(3))
     cuda_module.get_function("add")((1,), (64,), (x.ctypes.data, np.uint64(y.ctypes.data), out.ctypes.data, 64))
