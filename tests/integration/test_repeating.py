@@ -23,7 +23,9 @@ from kernels.check.operations import LAYOUTS
 from kernels.integration import dispatcher, primitive, repeating
 from kernels.integration.repeating import Repeated, recording
 
-ADDRESSES = 1 << 32  # and above are integers that are addresses: sizes are small here
+ADDRESSES = (
+    1 << 23
+)  # and above are integers that are addresses: sizes are small here, and Debian's Python has its heap so low
 
 
 class Launches:

@@ -62,24 +62,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-savefig = Figure.savefig
+@pytest.fixture
+def drawn() -> None:
+    """Of a test that looks at pictures."""
 
 
-@pytest.fixture(scope="package", autouse=True)
-def pictures_are_not_drawn() -> Iterator[None]:
-    """Drawing takes longer than a short run; `trained` has its pictures, and tools/test_pictures.py looks at many."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(b"not drawn"))
-        yield
+@pytest.fixture(autouse=True)
+def pictures_are_not_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than a short run."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: file.write(b"not drawn"))
 
 
 @pytest.fixture(scope="package")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run on the digits, with default settings."""
+    """The folder of a finished run on the digits, with default settings; its pictures are drawn, as it is made before a test begins."""
     out = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", savefig)
-        assert main(["train", "--out", str(out)]) == 0
+    assert main(["train", "--out", str(out)]) == 0
     return out
 
 

@@ -41,6 +41,7 @@ def settings(out: Path) -> dict[str, Any]:
     return torch.load(out / "checkpoint.pt", weights_only=True)["settings"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_what_it_finds(cli: Cli, search: list[object], tmp_path: Path, folder: Path) -> None:
     """A training with best.toml is one with the best trial's settings; the first trial has those of a plain training."""
     out = tmp_path / "study"
