@@ -12,14 +12,12 @@ from typing import Annotated, Any, NamedTuple
 import pandas as pd
 import torch
 import typer
-from rich.table import Table
 from torch import Tensor
 
 import kernels
 import kernels.functional as F
 from benchmarks.command import BACKENDS, RESULTS, one_of, run
-from benchmarks.counts.counters import Row, Watch, ideals, simulator
-from benchmarks.report import console
+from benchmarks.counts.counters import Row, Watch, ideals, simulator, write
 from kernels.check.run import precision
 
 
@@ -106,12 +104,8 @@ def main(
         for each, name, dtype in itertools.product(backend or ["cupy"], names, DTYPES)
         for row in count(each, LAYERS[name], dtype)
     ]
-    table = Table("layer", "dtype", *Row._fields)
-    for row in rows:
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
     out.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_csv(out / "layers.csv", index=False, float_format="%.4g")
+    write(pd.DataFrame(rows), out / "layers.csv")
 
 
 if __name__ == "__main__":

@@ -63,17 +63,8 @@ def main(
         for name, pooling in POOLINGS.items()
         for row in count(each, pooling)
     ]
-    kept = [
-        "pooling",
-        "backend",
-        "batch",
-        "operation",
-        "launches",
-        "warp_instructions",
-        "bytes",
-        "bytes_per_compulsory",
-        "sectors_per_ideal",
-    ]
+    of_kernels = ["operation", "launches", "warp_instructions", "bytes", "bytes_per_compulsory", "sectors_per_ideal"]
+    kept = ["pooling", "backend", "batch", *of_kernels]
     write(pd.DataFrame(rows)[kept], out / "poolings.csv")
 
 

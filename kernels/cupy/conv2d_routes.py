@@ -31,11 +31,8 @@ MOST_REACH = 32  # rows or columns that a thread reads
 MOST_WARPS = 8 * PROCESSORS  # that split a depthwise weight gradient
 LEAST_TILES_OF_LANE = 4  # that a lane of them adds up, at least
 COSTS = {64: 1.0, 32: 1.2, 16: 1.8}  # instructions for a sum of a product, by the edge of the tile
-COSTS_OF_TENSOR_CORES = {
-    64: 1.0,
-    32: 1.9,
-    16: 3.6,
-}  # of which fetching is the most: each value serves a tile's edge of sums
+# The same on the tensor cores, of which fetching is the most: each value serves a tile's edge of sums
+COSTS_OF_TENSOR_CORES = {64: 1.0, 32: 1.9, 16: 3.6}
 LEAST_TILES = {64: BLOCKS, 32: 24}  # for which that tile is taken
 
 

@@ -29,9 +29,7 @@ WEIGHT_ROWS = 2  # of a place in a weight gradient
 WEIGHT_SUMS = 80  # of a lane in a direct weight gradient, the bias's included
 WEIGHT_TAPS = 25  # of them for one output map
 SPLITS = 512  # at most
-GATHERING = (
-    8  # maps that use a gathered value, at least, where the tensor cores take fewer instructions than direct sums
-)
+GATHERING = 8  # maps that use a gathered value, at least, for the tensor cores to take fewer instructions
 LOOKING_UP = 17  # the same where gradients are looked up behind pooling
 DOT_BYTES = 128  # of a row of a matrix in shared memory, for the tensor cores
 DOT_PIXELS = 128  # outputs of a program, on the tensor cores
@@ -417,8 +415,8 @@ def bias_apart(block_i: int) -> bool:
 @triton.constexpr_function
 def tiles_of_row(i: int, with_bias: bool, block_i: int) -> int:
     """How many tiles of a weight gradient's row of i columns, and the bias's, there are."""
-    if block_i > 32:  # as above
-        return -(-i // block_i) + with_bias
+    if bias_apart(block_i):
+        return -(-i // block_i) + with_bias  # cdiv would have to be a kernel's function, too
     return -(-(i + with_bias) // block_i)
 
 

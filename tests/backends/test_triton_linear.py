@@ -24,8 +24,8 @@ compiled = pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton i
         ((70, 520, 528), torch.float32),
         ((70, 520, 2056), torch.float32),
         ((70, 2056, 520), torch.float16),
-        pytest.param((600, 2056, 128), torch.float16, marks=pytest.mark.large),
-        pytest.param((600, 2056, 128), torch.float32, marks=pytest.mark.large),
+        ((600, 2056, 128), torch.float16),
+        ((600, 2056, 128), torch.float32),
     ),
     ids=str,
 )
