@@ -140,7 +140,7 @@ def geometries(dtype: torch.dtype) -> dict[str, Launches]:
         f"linear of {n} rows, {i} to {o}, {activation}": of(
             functools.partial(activated_linear, "linear", activation=activation), (n, i), (o, i), (o,)
         )
-        for n, i, o in ((7, 3, 5), (7, 784, 1000), (1024, 100, 100), (2048, 128, 2048))
+        for n, i, o in ((7, 3, 5), (7, 784, 1000), (7, 2048, 2048), (1024, 100, 100), (2048, 128, 2048))
         for activation in (None, *ACTIVATIONS)
     }
     calls |= {f"softmax of {length}": of(F.softmax, (64, length), dim=1) for length in (1, 2, 4, 20, 100, 1000, 5000)}
