@@ -22,6 +22,7 @@ from kernels.integration.repeating import Function, Repeated, recording
 FOLDER = Path(__file__).parent
 SHARED_UNASKED = 48 << 10  # bytes of shared memory that a block has on every GPU
 INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
+KERNEL = re.compile(r'^extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s)?(\w+)\(.*?^}$', re.MULTILINE | re.DOTALL)
 DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
@@ -218,15 +219,11 @@ def _function(
     *constants: tuple[str, int | str],
 ) -> Any:
     """The kernel in CuPy's RawKernel; `device` is CuPy's current one, `shared` what it has to ask for, in bytes."""
-    function = _module(device, raw_module, file, dtype, *constants).get_function(kernel)
+    module = raw_module(code=alone(kernel, source(file)), options=options(dtype, **dict(constants)))
+    function = module.get_function(kernel)
     if shared:
         function.max_dynamic_shared_size_bytes = shared
     return function
-
-
-@functools.cache
-def _module(device: int, raw_module: Any, file: str, dtype: torch.dtype, *constants: tuple[str, int | str]) -> Any:
-    return raw_module(code=source(file), options=options(dtype, **dict(constants)))
 
 
 @functools.cache
@@ -237,6 +234,14 @@ def source(file: str) -> str:
     name the file and line they are about.
     """
     return _read(f"{file}.cu")
+
+
+def alone(kernel: str, text: str) -> str:
+    """The text with empty lines in place of its other kernels, which would take as long to compile and rarely be launched.
+
+    Kernels of one file seldom want the same constants: a forward and a backward pass have tiles of their own.
+    """
+    return KERNEL.sub(lambda match: match[0] if match[1] == kernel else "\n" * match[0].count("\n"), text)
 
 
 def _read(name: str) -> str:

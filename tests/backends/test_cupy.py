@@ -54,6 +54,21 @@ def test_sources_compile_with_cupy_s_options(file: str, architecture: int) -> No
         )
 
 
+@pytest.mark.parametrize("file", sorted(variants.VARIANTS))
+def test_a_kernel_is_compiled_without_the_others_of_its_file(file: str) -> None:
+    text = launch.source(file)
+    dtypes, constants = variants.VARIANTS[file]
+    names = [match[1] for match in launch.KERNEL.finditer(text)]
+    assert names and len(names) == text.count("__global__")
+    for name in names:
+        alone = launch.alone(name, text)
+        assert alone.count("\n") == text.count("\n")  # so that messages of the compiler name the right line
+        program = nvrtc.createProgram(alone, f"{file}.cu", (), ())
+        nvrtc.compileProgram(program, launch.options(dtypes[0], **constants[0]))
+        assert re.findall(r"\.entry (\w+)\(", nvrtc.getPTX(program).decode()) == [name]
+        nvrtc.destroyProgram(program)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("batch", (64, 1024))
 @pytest.mark.parametrize(
