@@ -22,7 +22,9 @@ from kernels.integration.repeating import Function, Repeated, recording
 FOLDER = Path(__file__).parent
 SHARED_UNASKED = 48 << 10  # bytes of shared memory that a block has on every GPU
 INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
-KERNEL = re.compile(r'^extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s)?(\w+)\(.*?^}$', re.MULTILINE | re.DOTALL)
+KERNEL = re.compile(
+    r'^extern "C" __global__ void (?:__launch_bounds__\(.*?\)\s)?(\w+)\(.*?^}$', re.MULTILINE | re.DOTALL
+)
 DTYPES = {
     torch.float16: "float16",
     torch.bfloat16: "bfloat16",
