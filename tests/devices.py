@@ -43,7 +43,7 @@ def running(backend: str) -> Iterator[None]:
         from kernels.cupy import launch
 
         gpu = ptxsim.limits.architecture(arch)
-        limits = launch.Limits(MULTIPROCESSORS, gpu.shared_of_block, gpu.shared)
+        limits = launch.Limits(arch, MULTIPROCESSORS, gpu.shared_of_block, gpu.shared)
         with pytest.MonkeyPatch.context() as patch, ptxsim.cuda.cuda_device(arch=arch, races=True):
             patch.setattr(cupy, "RawModule", ptxsim.cuda.RawModule)
             patch.setattr(launch, "address", lambda tensor: ptxsim.register(tensor).data_ptr())

@@ -31,7 +31,7 @@ USAGE = re.compile(
 def build(target: str, precision: str, calls: Iterable[Launches]) -> list[Built]:
     """Every kernel that the calls launch, compiled for `target`."""
     recorder, most = Recorder(), SHARED_LIMITS[target] * KIB
-    limits = launch.Limits(multiprocessors=1, shared=most, shared_of_multiprocessor=most)
+    limits = launch.Limits(int(target), multiprocessors=1, shared=most, shared_of_multiprocessor=most)
     with (
         mock.patch.object(cupy, "RawModule", recorder.module),
         mock.patch.object(launch, "limits", lambda like: limits),

@@ -168,7 +168,7 @@ def simulator(backend: str, arch: int = 80) -> Iterator[Any]:
 
     from kernels.cupy import launch
 
-    limits = launch.Limits(gpu.multiprocessors, gpu.shared_of_block, gpu.shared)
+    limits = launch.Limits(arch, gpu.multiprocessors, gpu.shared_of_block, gpu.shared)
     with (
         mock.patch.object(cupy, "RawModule", type("RawModule", (ptxsim.cuda.RawModule,), {})),  # modules are kept by it
         mock.patch.object(launch, "limits", lambda like: limits),

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels.cupy import conv2d_depthwise, conv2d_product
 from kernels.cupy.conv2d_routes import Depthwise, Product, route
 from kernels.cupy.conv2d_tiles import Plan, Windows
-from kernels.cupy.launch import Structure, launch, structure
+from kernels.cupy.launch import Structure, has_tensor_cores, launch, structure
 from kernels.cupy.splits import add_splits, partial_sums
 from kernels.sizes import Pair
 
@@ -18,7 +18,7 @@ def conv2d_forward(
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     geometry = *sizes(input.shape, weight.shape, stride, padding, dilation), groups
-    plan = route("forward", *geometry, input.element_size())
+    plan = route("forward", *geometry, input.element_size(), has_tensor_cores(input))
     if isinstance(plan, Product):
         return conv2d_product.forward(plan, input, weight, bias)
     if isinstance(plan, Depthwise):
@@ -35,7 +35,7 @@ def conv2d_input_grad(
     """dx (N, C, H, W) of dy (N, O, OH, OW)."""
     shape = (dy.shape[0], weight.shape[1] * groups, *input_size)
     geometry = *sizes(shape, weight.shape, stride, padding, dilation), groups
-    plan = route("input_grad", *geometry, dy.element_size())
+    plan = route("input_grad", *geometry, dy.element_size(), has_tensor_cores(dy))
     if isinstance(plan, Product):
         return conv2d_product.input_grad(plan, dy, weight)
     if isinstance(plan, Depthwise):
@@ -58,7 +58,7 @@ def conv2d_weight_grad(
     """dweight (O, C/groups, KH, KW), and dbias (O) or an empty tensor."""
     shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
     geometry = *sizes(input.shape, shape, stride, padding, dilation), groups
-    plan = route("weight_grad", *geometry, dy.element_size())
+    plan = route("weight_grad", *geometry, dy.element_size(), has_tensor_cores(dy))
     if isinstance(plan, Product):
         return conv2d_product.weight_grad(plan, dy, input, with_bias)
     if isinstance(plan, Depthwise):

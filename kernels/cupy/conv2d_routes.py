@@ -33,7 +33,16 @@ LEAST_TILES_OF_LANE = 4  # that a lane of them adds up, at least
 COSTS = {64: 1.0, 32: 1.2, 16: 1.8}  # instructions for a sum of a product, by the edge of the tile
 # The same on the tensor cores, of which fetching is the most: each value serves a tile's edge of sums
 COSTS_OF_TENSOR_CORES = {64: 1.0, 32: 1.9, 16: 3.6}
+COST_OF_WINDOW = 3.3  # that of a sum by the code of its own that a window has, at least
 LEAST_TILES = {64: BLOCKS, 32: 24}  # for which that tile is taken
+
+
+class Tiles(NamedTuple):
+    """Of a product."""
+
+    edge: int
+    number: int
+    cost: float  # of a sum, those that nobody stores counted in
 
 
 class Product(NamedTuple):
@@ -63,68 +72,79 @@ class Depthwise(NamedTuple):
 
 @functools.lru_cache(maxsize=256)
 def route(
-    kind: str, shape: tuple[int, ...], weight_shape: tuple[int, ...], windows: Windows, groups: int, itemsize: int
+    kind: str,
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    windows: Windows,
+    groups: int,
+    itemsize: int,
+    tensor_cores: bool,
 ) -> "Product | Depthwise | Plan":
-    """The plan of "forward", "input_grad" or "weight_grad", for an input (N, C, H, W): the first that there is of three."""
+    """The plan of "forward", "input_grad" or "weight_grad", for an input (N, C, H, W): the first that there is of three.
+
+    `tensor_cores` says whether products run on them.
+    """
     s = forward_sizes(shape, weight_shape, windows, groups)
     product, direct = KINDS[kind]
     return (
         depthwise_plan(kind, s, itemsize)
-        or product(s, itemsize)
+        or product(s, tensor_cores)
         or direct(shape, weight_shape, windows, groups, itemsize)
     )
 
 
-def forward_product(s: Sizes, itemsize: int) -> Product | None:
+def forward_product(s: Sizes, tensor_cores: bool) -> Product | None:
     """None where the convolution is better, or has to be, computed directly."""
     terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
-    if not is_product(s, s.maps):
+    tiles = tiles_of_product(s.maps, pixels, s.groups, LEAST_TILES, tensor_cores)
+    if not is_product(s, s.maps, tensor_cores and tiles.cost < COST_OF_WINDOW):
         return None
-    tile, blocks = tile_of_product(s.maps, pixels, s.groups, LEAST_TILES, itemsize)
     out_shape = s.batch, s.groups * s.maps, s.out_height, s.out_width
     plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0
-    return product(s, plane, out_shape, (blocks,), tile, terms, math.prod(plane), padded)
+    return product(s, plane, out_shape, (tiles.number,), tiles.edge, terms, math.prod(plane), padded)
 
 
-def input_grad_product(s: Sizes, itemsize: int) -> Product | None:
+def input_grad_product(s: Sizes, tensor_cores: bool) -> Product | None:
     """A product for each class of the input's pixels modulo the stride."""
     strides = s.stride_h * s.stride_w  # of what the direct convolution reads they are zeros but for one
-    if not is_product(s, s.channels * strides):
-        return None
     plane = cdiv(s.height, s.stride_h), cdiv(s.width, s.stride_w)  # of a class
     step_h, step_w = tap_steps(s)
     classes, terms = min(s.kh, step_h) * min(s.kw, step_w), s.maps * cdiv(s.kh, step_h) * cdiv(s.kw, step_w)
-    tile, blocks = tile_of_product(s.channels, s.batch * math.prod(plane), s.groups * classes, LEAST_TILES, itemsize)
+    pixels = s.batch * math.prod(plane)
+    tiles = tiles_of_product(s.channels, pixels, s.groups * classes, LEAST_TILES, tensor_cores)
+    if not is_product(s, s.channels * strides, tensor_cores and tiles.cost < COST_OF_WINDOW):
+        return None
     padded = s.kh * s.kw * strides > 1 or s.pad_h + s.pad_w > 0
     row = s.height * s.width if strides == 1 else 1
-    return product(
-        s, plane, (s.batch, s.groups * s.channels, s.height, s.width), (blocks,), tile, terms, row, padded
-    )._replace(whole=classes == strides)
+    out_shape = s.batch, s.groups * s.channels, s.height, s.width
+    planned = product(s, plane, out_shape, (tiles.number,), tiles.edge, terms, row, padded)
+    return planned._replace(whole=classes == strides)
 
 
-def weight_grad_product(s: Sizes, itemsize: int) -> Product | None:
+def weight_grad_product(s: Sizes, tensor_cores: bool) -> Product | None:
     """The sum over all pixels may be split."""
     terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
     least_tiles = {64: cdiv(BLOCKS * SHORTEST, pixels + 1), 32: 0}
-    tile, blocks = tile_of_product(s.maps, terms, s.groups, least_tiles, itemsize)
-    if not is_product(s, min(s.maps, terms), tile):
+    tiles = tiles_of_product(s.maps, terms, s.groups, least_tiles, tensor_cores)
+    if not is_product(s, min(s.maps, terms), tiles.cost < COST_OF_WINDOW if tensor_cores else tiles.edge == 64):
         return None
-    pixels_of_split, splits = split(pixels, blocks)
+    pixels_of_split, splits = split(pixels, tiles.number)
     plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0
-    planned = product(s, plane, weight_shape(s), (blocks, splits), tile, pixels_of_split, terms, padded)
+    planned = product(s, plane, weight_shape(s), (tiles.number, splits), tiles.edge, pixels_of_split, terms, padded)
     return planned._replace(pixels_of_split=pixels_of_split)
 
 
-def is_product(s: Sizes, rows: int, tile: int = 0) -> bool:
+def is_product(s: Sizes, rows: int, beats_window: bool) -> bool:
     """Whether a convolution becomes a product of so many rows: not if most of a tile's would lie idle.
 
-    Windows with code of their own are better off with it, but for the weight gradient where the tile is large.
+    Nor where its window has code of its own, unless the product needs fewer instructions: on tensor cores where a sum costs less
+    in its tiles, without them in weight gradients of large tiles alone.
     """
     pixels = s.batch * (s.height + s.stride_h) * (s.width + s.stride_w), s.batch * s.out_height * s.out_width
     lengths = s.height + s.pad_h + s.dilation_h * s.kh, s.width + s.pad_w + s.dilation_w * s.kw
     terms = max(s.channels, s.maps) * (s.kh * s.kw) ** 2
     countable = max(*pixels, terms) < 1 << 31 and max(lengths) < 1 << 30  # what the kernels do in 32 bits
-    return countable and rows >= LEAST_ROWS and (not s.window or tile == 64)
+    return countable and rows >= LEAST_ROWS and (not s.window or beats_window)
 
 
 def tap_steps(s: Sizes) -> Pair:
@@ -132,16 +152,16 @@ def tap_steps(s: Sizes) -> Pair:
     return s.stride_h // math.gcd(s.stride_h, s.dilation_h), s.stride_w // math.gcd(s.stride_w, s.dilation_w)
 
 
-def tile_of_product(m: int, n: int, products: int, least_tiles: dict[int, int], itemsize: int) -> tuple[int, int]:
-    """(edge of a tile, tiles) for so many products of m x n sums: the fewest instructions, if there are enough tiles."""
-    costs = COSTS_OF_TENSOR_CORES if itemsize == 2 else COSTS
+def tiles_of_product(m: int, n: int, products: int, least_tiles: dict[int, int], tensor_cores: bool) -> Tiles:
+    """Those of so many products of m x n sums: the fewest instructions, if there are enough tiles."""
+    costs = COSTS_OF_TENSOR_CORES if tensor_cores else COSTS
 
-    def tiles(tile: int) -> int:
-        return products * cdiv(m, tile) * cdiv(n, tile)
+    def tiles(edge: int) -> Tiles:
+        number = products * cdiv(m, edge) * cdiv(n, edge)
+        return Tiles(edge, number, costs[edge] * number * edge**2 / max(1, products * m * n))
 
-    enough = [tile for tile in costs if tiles(tile) >= least_tiles.get(tile, 0)]
-    tile = min(enough, key=lambda tile: costs[tile] * tiles(tile) * tile**2)
-    return tile, tiles(tile)
+    enough = [each for each in map(tiles, costs) if each.number >= least_tiles.get(each.edge, 0)]
+    return min(enough, key=lambda each: each.cost)
 
 
 def product(
@@ -222,7 +242,7 @@ def weight_shape(s: Sizes) -> tuple[int, int, int, int]:
 
 
 # How each gradient becomes a product, and how it is computed directly.
-KINDS: dict[str, tuple[Callable[[Sizes, int], Product | None], Callable[..., Plan]]] = {
+KINDS: dict[str, tuple[Callable[[Sizes, bool], Product | None], Callable[..., Plan]]] = {
     "forward": (forward_product, forward_plan),
     "input_grad": (input_grad_product, input_grad_plan),
     "weight_grad": (weight_grad_product, weight_grad_plan),

@@ -156,6 +156,7 @@ def _values(arguments: Iterable[Any]) -> list[Any]:
 class Limits(NamedTuple):
     """What a GPU has for the blocks of a launch; shared memory in bytes."""
 
+    architecture: int  # 80 for sm_80
     multiprocessors: int
     shared: int  # of a block that asks for it
     shared_of_multiprocessor: int
@@ -165,8 +166,16 @@ def limits(like: Tensor) -> Limits:
     """Those of the device of `like`."""
     device: Any = torch.cuda.get_device_properties(like.device)  # torch's stubs lack one of these
     return Limits(
-        device.multi_processor_count, device.shared_memory_per_block_optin, device.shared_memory_per_multiprocessor
+        10 * device.major + device.minor,
+        device.multi_processor_count,
+        device.shared_memory_per_block_optin,
+        device.shared_memory_per_multiprocessor,
     )
+
+
+def has_tensor_cores(like: Tensor) -> bool:
+    """Whether products in the dtype of `like` run on its GPU's tensor cores: TENSOR_CORES of tile.cuh."""
+    return like.element_size() == 2 and limits(like).architecture >= 80
 
 
 def missing() -> str:

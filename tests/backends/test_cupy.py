@@ -121,9 +121,10 @@ def test_products_keep_their_sums_in_registers(file: str, tile: int, dtype: torc
 )
 @pytest.mark.parametrize(("tile", "width"), ((16, 1), (32, 1), (64, 1), (64, 4)))
 def test_products_in_half_precision_run_on_tensor_cores(
-    tile: int, width: int, dtype: torch.dtype, architecture: int
+    tile: int, width: int, dtype: torch.dtype, architecture: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From sm_80 on, with their sums in registers."""
+    """From sm_80 on, as launchers believe, and with their sums in registers."""
+    monkeypatch.setattr(launch, "limits", lambda like: launch.Limits(architecture, 1, 48 << 10, 48 << 10))
     constants = {"TILE": tile, "WARP_SPLITS": WARP_SPLITS[tile][-1], "WIDTH_A": width, "WIDTH_B": width}
     of_convolutions = constants | {"WIDTH_C": width, "INDEX": "int64", "PADDED": int(width == 1)}
     for file, each in (
@@ -132,7 +133,8 @@ def test_products_in_half_precision_run_on_tensor_cores(
         ("conv2d_product_weight_grad", of_convolutions),
     ):
         ptx = no_spills(file, dtype, architecture, each)
-        assert bool(TENSOR_CORES.search(ptx)) == (architecture >= 80), file
+        on_tensor_cores = launch.has_tensor_cores(torch.empty(0, dtype=dtype))
+        assert bool(TENSOR_CORES.search(ptx)) == on_tensor_cores == (architecture >= 80), file
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_depthwise_convolutions_keep_their_sums_in_registers(
     kind: str, window: int, stride: int, dtype: torch.dtype
 ) -> None:
     windows = (stride, stride), (window // 2, window // 2), (1, 1)
-    plan = route(kind, (64, 64, 28, 28), (64, 1, window, window), windows, 64, dtype.itemsize)
+    plan = route(kind, (64, 64, 28, 28), (64, 1, window, window), windows, 64, dtype.itemsize, tensor_cores=False)
     assert isinstance(plan, Depthwise)
     file = "conv2d_depthwise" if kind == "forward" else "conv2d_depthwise_input_grad"
     no_spills(file, dtype, 90, plan.constants | {"DENSE": 1})
@@ -166,6 +168,25 @@ def test_products_whose_offsets_take_64_bits(monkeypatch: pytest.MonkeyPatch) ->
             results.append([y, *torch.autograd.grad(y.square().sum(), inputs)])
     for ours, theirs in zip(*results, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("kernel", "padding", "groups"), ((3, 1, 1), (5, 0, 2), (7, 3, 1)))
+def test_windows_with_code_of_their_own_in_half_precision(
+    kernel: int, padding: int, groups: int, dtype: torch.dtype
+) -> None:
+    """Enough of all for products; odd rows, and maps and channels that fill no tile. The sums are exact in float32."""
+    shapes = (2, 19 * groups, 20, 27 - padding), (21 * groups, 19, kernel, kernel), (21 * groups,)
+    with devices.running("cupy"), kernels.use_backend("cupy"):
+        inputs = [torch.randint(-1, 2, shape).to(dtype).requires_grad_() for shape in shapes]
+        y = F.conv2d(*inputs, padding=padding, groups=groups)
+        dy = torch.randint(-1, 2, y.shape).to(dtype)
+        ours = [y, *torch.autograd.grad(y, inputs, dy)]
+        doubles = [each.detach().double().requires_grad_() for each in inputs]
+        y = torch.nn.functional.conv2d(*doubles, padding=padding, groups=groups)
+        theirs = [y, *torch.autograd.grad(y, doubles, dy.double())]
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their.to(dtype))
 
 
 def test_divisors_divide() -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 cupy = pytest.importorskip("cupy")
 
 import kernels.cupy as K  # noqa: E402
+from kernels.cupy import launch  # noqa: E402
 from kernels.sizes import output_size  # noqa: E402
 
 SHARED_BYTES = 48 << 10
@@ -50,9 +52,15 @@ def launches() -> Iterator[list[Launch]]:
 
         return SimpleNamespace(get_function=function)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, on_architecture(80):
         patch.setattr(cupy, "RawModule", module)
         yield seen
+
+
+def on_architecture(architecture: int) -> Any:
+    """That of the GPU that launchers find in the `with` block."""
+    limits = launch.Limits(architecture, 108, SHARED_BYTES, 64 << 10)
+    return mock.patch.object(launch, "limits", lambda like: limits)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,6 +86,7 @@ def image(
     return {
         "batch": batch, "groups": groups, "channels": channels, "maps": maps, "size": size, "kernel": (window, window),
         "stride": (stride, stride), "padding": (padding, padding), "dilation": (1, 1), "dtype": torch.float32,
+        "architecture": 80,
     }  # fmt: skip
 
 
@@ -87,6 +96,7 @@ def image(
 @example(**image(64, 64, channels=8, maps=8, window=5, padding=2))
 @example(**image(56, 56, channels=64, maps=64, window=3))
 @example(**image(1000, 5, channels=3, maps=64, window=5, padding=2, batch=1))
+@example(**image(56, 56, channels=64, maps=64, window=3, padding=1) | {"dtype": torch.float16})
 @example(**image(56, 56, channels=64, maps=256, window=1))
 @example(**image(56, 56, channels=64, maps=128, window=3, padding=1, stride=2))
 @example(**image(112, 112, channels=1, maps=1, window=3, padding=1, groups=64))
@@ -102,9 +112,17 @@ def image(
     padding=pairs(0, 6),
     dilation=st.just((1, 1)) | pairs(1, 3),
     dtype=st.sampled_from(DTYPES),
+    architecture=st.sampled_from((75, 80)),
 )
 def test_convolutions(
-    launches: list[Launch], batch: int, groups: int, channels: int, maps: int, dtype: torch.dtype, **geometry: Any
+    launches: list[Launch],
+    batch: int,
+    groups: int,
+    channels: int,
+    maps: int,
+    dtype: torch.dtype,
+    architecture: int,
+    **geometry: Any,
 ) -> None:
     size, kernel, *windows = (geometry[name] for name in ("size", "kernel", "stride", "padding", "dilation"))
     out = output_size(size, kernel, *windows)
@@ -113,9 +131,10 @@ def test_convolutions(
     weight, bias = meta(groups * maps, channels, *kernel, dtype=dtype), meta(groups * maps, dtype=dtype)
     dy = meta(batch, groups * maps, *out, dtype=dtype)
     launches.clear()
-    assert K.conv2d_forward(x, weight, bias, *windows, groups).shape == dy.shape
-    K.conv2d_input_grad(dy, weight, size, *windows, groups)
-    K.conv2d_weight_grad(dy, x, kernel, True, *windows, groups)
+    with on_architecture(architecture):
+        assert K.conv2d_forward(x, weight, bias, *windows, groups).shape == dy.shape
+        K.conv2d_input_grad(dy, weight, size, *windows, groups)
+        K.conv2d_weight_grad(dy, x, kernel, True, *windows, groups)
     assert len(launches) in (3, 4)
     if min(out) > 1:
         y, positions = K.conv2d_relu_max_pool2d_forward(x, weight, bias, *windows, groups)
@@ -123,6 +142,46 @@ def test_convolutions(
         assert len(launches) in range(6, 9)
     for each in launches:
         each.check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", (75, 80, 120))
+def test_large_layers_in_half_precision_are_products(
+    launches: list[Launch], architecture: int, dtype: torch.dtype
+) -> None:
+    """Where there are tensor cores for them; LeNet's layers nowhere, nor those of which too few maps would fill a tile."""
+
+    def products(channels: int, maps: int, size: int, window: int) -> list[bool]:
+        """Of forward, input gradient and weight gradient."""
+        launches.clear()
+        x, weight = meta(64, channels, size, size, dtype=dtype), meta(maps, channels, window, window, dtype=dtype)
+        windows = (1, 1), (0, 0), (1, 1)
+        with on_architecture(architecture):
+            y = K.conv2d_forward(x, weight, None, *windows, 1)
+            K.conv2d_input_grad(y, weight, (size, size), *windows, 1)
+            K.conv2d_weight_grad(y, x, (window, window), False, *windows, 1)
+        names = [each.kernel for each in launches if each.kernel != "add_splits"]
+        assert [name.removeprefix("conv2d_").removeprefix("product_") for name in names] == [
+            "forward", "input_grad", "weight_grad",
+        ]  # fmt: skip
+        return ["product" in name for name in names]
+
+    fast = dtype.itemsize == 2 and architecture >= 80
+    assert products(64, 64, 56, 3) == [fast, fast, True]
+    assert products(24, 20, 14, 5) == [fast] * 3
+    assert products(3, 64, 32, 7) == [fast, False, True]
+    assert products(64, 16, 14, 3) == [False, fast, False]
+    assert products(1, 6, 32, 5) == products(6, 16, 14, 5) == products(16, 16, 14, 3) == [False] * 3
+
+
+@pytest.mark.parametrize(("architecture", "tile"), ((75, 32), (80, 64)))
+def test_tiles_are_those_for_the_gpu_s_way_to_multiply(launches: list[Launch], architecture: int, tile: int) -> None:
+    """80 maps fill three tiles of 32 rows; on the tensor cores two of 64 rows are less work."""
+    launches.clear()
+    x, weight = meta(64, 64, 56, 56, dtype=torch.float16), meta(80, 64, 1, 1, dtype=torch.float16)
+    with on_architecture(architecture):
+        K.conv2d_forward(x, weight, None, (1, 1), (0, 0), (1, 1), 1)
+    assert f"-DTILE={tile}" in launches[0].options
 
 
 def test_blocks_of_depthwise_convolutions(launches: list[Launch]) -> None:

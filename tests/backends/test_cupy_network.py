@@ -334,7 +334,7 @@ def test_the_counter_serves_every_launch(grid: Any, monkeypatch: pytest.MonkeyPa
     ),
 )  # fmt: skip
 def test_what_does_not_fit(shape: Shape, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "limits", lambda like: driver.Limits(108, 163 << 10, 164 << 10))
+    monkeypatch.setattr(driver, "limits", lambda like: driver.Limits(80, 108, 163 << 10, 164 << 10))
     images, targets = shape.batch(1, "mse")
     with pytest.raises(RuntimeError, match=f"shared memory of a block: with {what}.*, this GPU has 166,912$"):
         Model(shape.network(), lr=0.1).step(images, targets)
@@ -352,7 +352,7 @@ def test_float64_is_refused() -> None:
 def test_what_does_not_fit_for_training_may_fit_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     images, targets = LENET.batch(1, "mse")
     network = LENET.network()
-    monkeypatch.setattr(driver, "limits", lambda like: driver.Limits(1, 48 << 10, 64 << 10))
+    monkeypatch.setattr(driver, "limits", lambda like: driver.Limits(75, 1, 48 << 10, 64 << 10))
     assert launchers.network_forward(network, images).shape == (1, 10)
     with pytest.raises(RuntimeError, match="49,152"):
         Model(network, lr=0.1).step(images, targets)
