@@ -189,6 +189,17 @@ def test_windows_with_code_of_their_own_in_half_precision(
         assert torch.equal(our, their.to(dtype))
 
 
+def test_limits_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = SimpleNamespace(
+        major=8, minor=6, multi_processor_count=84,
+        shared_memory_per_block_optin=99 << 10, shared_memory_per_multiprocessor=100 << 10,
+    )  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda of: device)
+    assert launch.limits(torch.empty(0)) == launch.Limits(
+        architecture=86, multiprocessors=84, shared=99 << 10, shared_of_multiprocessor=100 << 10
+    )
+
+
 def test_divisors_divide() -> None:
     """As struct Divisor of divisor.cuh does, with 32 bits of unsigned numbers."""
     for number in (*range(1, 70), 196, 3136, 12544, (1 << 20) + 1, (1 << 30) - 1, 1 << 30):

@@ -151,15 +151,16 @@ def test_large_layers_in_half_precision_are_products(
 ) -> None:
     """Where there are tensor cores for them; LeNet's layers nowhere, nor those of which too few maps would fill a tile."""
 
-    def products(channels: int, maps: int, size: int, window: int) -> list[bool]:
-        """Of forward, input gradient and weight gradient."""
+    def products(channels: int, maps: int, size: int, window: int, groups: int = 1) -> list[bool]:
+        """Of forward, input gradient and weight gradient; channels and maps are those of a group."""
         launches.clear()
-        x, weight = meta(64, channels, size, size, dtype=dtype), meta(maps, channels, window, window, dtype=dtype)
-        windows = (1, 1), (0, 0), (1, 1)
+        x = meta(64, groups * channels, size, size, dtype=dtype)
+        weight = meta(groups * maps, channels, window, window, dtype=dtype)
+        geometry = (1, 1), (0, 0), (1, 1), groups
         with on_architecture(architecture):
-            y = K.conv2d_forward(x, weight, None, *windows, 1)
-            K.conv2d_input_grad(y, weight, (size, size), *windows, 1)
-            K.conv2d_weight_grad(y, x, (window, window), False, *windows, 1)
+            y = K.conv2d_forward(x, weight, None, *geometry)
+            K.conv2d_input_grad(y, weight, (size, size), *geometry)
+            K.conv2d_weight_grad(y, x, (window, window), False, *geometry)
         names = [each.kernel for each in launches if each.kernel != "add_splits"]
         assert [name.removeprefix("conv2d_").removeprefix("product_") for name in names] == [
             "forward", "input_grad", "weight_grad",
@@ -168,7 +169,7 @@ def test_large_layers_in_half_precision_are_products(
 
     fast = dtype.itemsize == 2 and architecture >= 80
     assert products(64, 64, 56, 3) == [fast, fast, True]
-    assert products(24, 20, 14, 5) == [fast] * 3
+    assert products(24, 20, 14, 5) == products(32, 32, 14, 3, groups=4) == [fast] * 3
     assert products(3, 64, 32, 7) == [fast, False, True]
     assert products(64, 16, 14, 3) == [False, fast, False]
     assert products(1, 6, 32, 5) == products(6, 16, 14, 5) == products(16, 16, 14, 3) == [False] * 3
