@@ -43,6 +43,7 @@ class Tiles(NamedTuple):
     edge: int
     number: int
     cost: float  # of a sum, those that nobody stores counted in
+    beats_window: bool  # on tensor cores, a window's own code
 
 
 class Product(NamedTuple):
@@ -97,7 +98,7 @@ def forward_product(s: Sizes, tensor_cores: bool) -> Product | None:
     """None where the convolution is better, or has to be, computed directly."""
     terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
     tiles = tiles_of_product(s.maps, pixels, s.groups, LEAST_TILES, tensor_cores)
-    if not is_product(s, s.maps, tensor_cores and tiles.cost < COST_OF_WINDOW):
+    if not is_product(s, s.maps, tiles.beats_window):
         return None
     out_shape = s.batch, s.groups * s.maps, s.out_height, s.out_width
     plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0
@@ -112,7 +113,7 @@ def input_grad_product(s: Sizes, tensor_cores: bool) -> Product | None:
     classes, terms = min(s.kh, step_h) * min(s.kw, step_w), s.maps * cdiv(s.kh, step_h) * cdiv(s.kw, step_w)
     pixels = s.batch * math.prod(plane)
     tiles = tiles_of_product(s.channels, pixels, s.groups * classes, LEAST_TILES, tensor_cores)
-    if not is_product(s, s.channels * strides, tensor_cores and tiles.cost < COST_OF_WINDOW):
+    if not is_product(s, s.channels * strides, tiles.beats_window):
         return None
     padded = s.kh * s.kw * strides > 1 or s.pad_h + s.pad_w > 0
     row = s.height * s.width if strides == 1 else 1
@@ -126,7 +127,7 @@ def weight_grad_product(s: Sizes, tensor_cores: bool) -> Product | None:
     terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
     least_tiles = {64: cdiv(BLOCKS * SHORTEST, pixels + 1), 32: 0}
     tiles = tiles_of_product(s.maps, terms, s.groups, least_tiles, tensor_cores)
-    if not is_product(s, min(s.maps, terms), tiles.cost < COST_OF_WINDOW if tensor_cores else tiles.edge == 64):
+    if not is_product(s, min(s.maps, terms), tiles.beats_window or tiles.edge == 64):
         return None
     pixels_of_split, splits = split(pixels, tiles.number)
     plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0
@@ -138,7 +139,7 @@ def is_product(s: Sizes, rows: int, beats_window: bool) -> bool:
     """Whether a convolution becomes a product of so many rows: not if most of a tile's would lie idle.
 
     Nor where its window has code of its own, unless the product needs fewer instructions: on tensor cores where a sum costs less
-    in its tiles, without them in weight gradients of large tiles alone.
+    in its tiles, and in weight gradients of large tiles anyway.
     """
     pixels = s.batch * (s.height + s.stride_h) * (s.width + s.stride_w), s.batch * s.out_height * s.out_width
     lengths = s.height + s.pad_h + s.dilation_h * s.kh, s.width + s.pad_w + s.dilation_w * s.kw
@@ -158,7 +159,8 @@ def tiles_of_product(m: int, n: int, products: int, least_tiles: dict[int, int],
 
     def tiles(edge: int) -> Tiles:
         number = products * cdiv(m, edge) * cdiv(n, edge)
-        return Tiles(edge, number, costs[edge] * number * edge**2 / max(1, products * m * n))
+        cost = costs[edge] * number * edge**2 / max(1, products * m * n)
+        return Tiles(edge, number, cost, tensor_cores and cost < COST_OF_WINDOW)
 
     enough = [each for each in map(tiles, costs) if each.number >= least_tiles.get(each.edge, 0)]
     return min(enough, key=lambda each: each.cost)
