@@ -186,15 +186,12 @@ class FusedStep:
                     values.append(now(group["lr"]))
                 scheduler.step()
         parameters, updates = self._groups(), []
-        lrs = [rate(values, parameters[0][0].device) for values in rates]
-        with_momentum = [parameter for parameter, i in parameters if settings[i]["momentum"]]
-        buffers = {p: self._optimizer.state[p].get("momentum_buffer") for p in with_momentum}
-        new = buffers_side_by_side([p for p in with_momentum if buffers[p] is None])
+        lrs, state = [rate(values, parameters[0][0].device) for values in rates], self._optimizer.state
         for parameter, i in parameters:
-            buffer = buffers.get(parameter)
-            first = buffer is None and parameter in buffers
-            updates.append(Update(parameter, next(new) if first else buffer, *lrs[i], first=first, **settings[i]))
-        return updates, steps
+            momentum, *others = settings[i]
+            buffer = state[parameter].get("momentum_buffer") if momentum else None
+            updates.append(Update(parameter, buffer, *lrs[i], momentum, *others, False))
+        return with_buffers(updates), steps
 
     def _notice(self, updates: list[Update]) -> None:
         """Lets autograd know of what has changed, and the optimizer keep its momentum buffers."""
@@ -254,18 +251,23 @@ def check_order(images: Tensor, order: Any) -> None:
         )
 
 
-def buffers_side_by_side(parameters: list[Tensor]) -> Iterator[Tensor]:
-    """New memory for a momentum buffer of each parameter, where a backend can update all as one."""
-    if parameters:
-        ends = list(accumulate(in_lines(p.numel()) for p in parameters))
-        memory = torch.empty(ends[-1], dtype=parameters[0].dtype, device=parameters[0].device)
-        for p, end in zip(parameters, ends, strict=True):
-            yield memory[end - in_lines(p.numel()) :][: p.numel()].view(p.shape)
+def with_buffers(updates: list[Update]) -> list[Update]:
+    """The updates, with new momentum buffers where one is missing, side by side: a backend can update all as one."""
+    lacking = [u.param for u in updates if u.momentum and u.momentum_buffer is None]
+    if not lacking:
+        return updates
+    starts = list(accumulate((in_lines(p.numel()) for p in lacking), initial=0))
+    memory = torch.empty(starts[-1], dtype=lacking[0].dtype, device=lacking[0].device)
+    new = (memory[start:][: p.numel()].view(p.shape) for p, start in zip(lacking, starts, strict=False))
+    return [
+        u._replace(momentum_buffer=next(new), first=True) if u.momentum and u.momentum_buffer is None else u
+        for u in updates
+    ]
 
 
-def options(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The settings of each group but for its rate."""
-    return [{name: group[name] for name in OPTIONS} for group in groups]
+def options(groups: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """The settings of each group but for its rate, in the order of OPTIONS, which is that of an Update."""
+    return [tuple([group[name] for name in OPTIONS]) for group in groups]
 
 
 def now(lr: Any) -> Any:

@@ -162,7 +162,7 @@ class Tile:
         self._ys = [*(after.x.reshape(layer.dy.shape) for layer, after in pairs), self.scores]
         self._dxs = [None, *(layer.dy.reshape(after.x.shape) for layer, after in pairs)]
         self._paddings = [layer.padding for layer in self._layers[: len(sizes.paddings)] if layer.padding is not None]
-        self.gradient = Gradient(sizes, scratch("gradient", (sizes.parameters,), sizes.dtype))
+        self.gradient = Gradient(sizes, scratch("gradient", (sizes.starts[-1],), sizes.dtype))
 
     def forward(self, images: Array, matrices: list[Any], biases: list[Array | None], for_backward: bool) -> Array:
         """Scores (classes, n) of images (n, C, H, W)."""

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,10 +31,11 @@ class Sizes:
     dtype: Any
 
     @functools.cached_property
-    def parameters(self) -> int:
-        """How many numbers they are, side by side."""
+    def starts(self) -> list[int]:
+        """Where each parameter begins, in numbers, where they lie side by side; last, where they end."""
         layers = zip(self.weights, self.biases, strict=True)
-        return sum(in_lines(prod(weight)) + biased * in_lines(weight[0]) for weight, biased in layers)
+        shapes = [shape for weight, biased in layers for shape in (weight, weight[:1])[: 1 + biased]]
+        return list(accumulate((in_lines(prod(shape)) for shape in shapes), initial=0))
 
     @functools.cached_property
     def inputs(self) -> list[Pair]:
@@ -105,12 +107,11 @@ class Gradient:
     """The gradient of each parameter, in one memory: `layers` has that of weight and bias, or None."""
 
     def __init__(self, sizes: Sizes, memory: Array) -> None:
-        self.memory = rest = memory
+        self.memory, starts = memory, iter(sizes.starts)
         self.layers: list[tuple[Array, Array | None]] = []
         for shape, biased in zip(sizes.weights, sizes.biases, strict=True):
-            weight, rest = rest[: prod(shape)].reshape(shape), rest[in_lines(prod(shape)) :]
-            bias, rest = (rest[: shape[0]], rest[in_lines(shape[0]) :]) if biased else (None, rest)
-            self.layers.append((weight, bias))
+            weight = memory[next(starts) :][: prod(shape)].reshape(shape)
+            self.layers.append((weight, memory[next(starts) :][: shape[0]] if biased else None))
         self.arrays = [array for layer in self.layers for array in layer if array is not None]
 
 
@@ -118,9 +119,9 @@ class Gradients:
     """Memory for the gradient of each split, and to update parameters with."""
 
     def __init__(self, sizes: Sizes, splits: int) -> None:
-        rows = scratch("gradients of splits", (splits, sizes.parameters), sizes.dtype)
+        rows = scratch("gradients of splits", (splits, sizes.starts[-1]), sizes.dtype)
         self.of_splits = [Gradient(sizes, row) for row in rows]
-        self.work = Gradient(sizes, scratch("update", (sizes.parameters,), sizes.dtype))
+        self.work = Gradient(sizes, scratch("update", (sizes.starts[-1],), sizes.dtype))
 
     def sum(self) -> Gradient:
         """In the order of the splits, in the memory of the first."""

@@ -8,7 +8,7 @@ import numpy as np
 from kernels.numpy.network_memory import Gradient, Sizes
 from kernels.numpy.sgd import direction, update
 from kernels.numpy.workspaces import Array
-from kernels.ops.network import Update, in_lines
+from kernels.ops.network import Update
 
 
 class Updates:
@@ -16,10 +16,10 @@ class Updates:
 
     def __init__(self, sizes: Sizes, updates: Sequence[Update], parameters: list[Array]) -> None:
         self._updates, self._parameters, u = updates, parameters, updates[0]
-        self._rates = [rates_of(u) for u in updates]
-        alike = all(other.lr_tensor is u.lr_tensor and other[4:] == u[4:] and other.lr == u.lr for other in updates)
+        alike = len({u[2:] for u in updates}) == 1
         self._buffer = memory_of_buffers(sizes, updates) if alike and u.momentum_buffer is not None else None
         self._as_one = alike and not u.weight_decay and (u.momentum_buffer is None or self._buffer is not None)
+        self._rates = [rates_of(u) for u in (updates[:1] if self._as_one else updates)]
 
     def apply(self, number: int, gradient: Gradient, work: Gradient) -> None:
         """Takes step `number`; `work` is memory like the gradient."""
@@ -44,17 +44,15 @@ class Updates:
 
 def memory_of_buffers(sizes: Sizes, updates: Sequence[Update]) -> Array | None:
     """The memory of all momentum buffers, if it is laid out as a Gradient's."""
-    first: Any = updates[0].momentum_buffer
-    end = first.data_ptr()
-    for u in updates:
-        buffer: Any = u.momentum_buffer
-        if buffer.data_ptr() != end or not buffer.is_contiguous():
+    buffers: list[Any] = [u.momentum_buffer for u in updates]
+    first, begin, size = buffers[0], buffers[0].data_ptr(), buffers[0].itemsize
+    for buffer, start in zip(buffers, sizes.starts, strict=False):
+        if buffer.data_ptr() != begin + size * start or not buffer.is_contiguous():
             return None
-        end += in_lines(buffer.numel()) * buffer.itemsize
-    storage = first.untyped_storage()
-    if end > storage.data_ptr() + storage.nbytes():  # other tensors lie between them
+    storage, count = first.untyped_storage(), sizes.starts[-1]
+    if begin + size * count > storage.data_ptr() + storage.nbytes():  # other tensors lie between them
         return None
-    memory: Array = first.as_strided((sizes.parameters,), (1,)).numpy()
+    memory: Array = first.as_strided((count,), (1,)).numpy()
     return memory
 
 

@@ -144,7 +144,8 @@ class Pool:
 
     `places` is (PH, 2 / rows, rows 2 O, PW n), in memory with all first places side by side, then all second ones...
 
-    Of equal ones it is the first, as torch has it: that of a row, then that of the rows.
+    Of equal ones it is the first, as torch has it: that of a row, then that of the rows. What the way back writes lies
+    where what it no longer needs lay, so the cache has less to hold.
     """
 
     def __init__(self, number: int, shape: Shape, dtype: Any, rows: int) -> None:
@@ -163,9 +164,9 @@ class Pool:
         self._relu = Relu(number, self.dy)
         self._dy, self._dy_by_feature = self.dy.reshape(-1), self.dy.reshape(o, -1)
         self._ones = np.ones(size // o, dtype)
-        self._dwider = scratch("dwider", (2, size), dtype)
+        self._dwider = scratch("wider", (2, size), dtype)
         self._dupper, self._dlower = self._dwider
-        self.dplaces = scratch("dplaces", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
+        self.dplaces = scratch("places", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
         by_place = self.dplaces.reshape(oh, 2, 2, o, ow * n).transpose(1, 2, 3, 0, 4)
         self._dleft, self._dright = by_place[:, 0], by_place[:, 1]
         self._dwider_by_row, self._is_right_by_row = (a.reshape(self._dleft.shape) for a in (self._dwider, masks[:2]))
