@@ -1,10 +1,10 @@
 """Convolution, ReLU and 2x2 pooling of n images in NumPy, by the places of the windows that are pooled.
 
-A window has four places, two by two. What the convolution has at one place of all windows is a convolution of stride 2,
-by the weights moved by a row, a column, or both; so all four are one, of stride 2, with four times the features and a
-kernel that is a row and a column larger. Some multiplications are by zeros, 0.3 of all where kernels are 5x5, and yet it
-takes no longer: the products are of larger matrices, and pooling compares whole arrays. What is dropped is multiplied by
-zero, too. So an infinity may make NaN here where it should not: whoever finds NaN asks the operations' own functions.
+A window has four places, two by two. What the convolution has at the places of one column of all windows is a convolution
+of stride 2 in the width, by the weights moved by a column; so both columns are one, with twice the features and a kernel
+that is a column larger. Some multiplications are by zeros, a sixth of all where kernels are 5x5, and yet it takes no
+longer: the products are of larger matrices, and pooling compares whole arrays. What is dropped is multiplied by zero, too.
+So an infinity may make NaN here where it should not: whoever finds NaN asks the operations' own functions.
 
 Images are (C, H, W, n), with the batch innermost; PH = OH // 2, PW = OW // 2. Work arrays and views are made once.
 """
@@ -21,35 +21,25 @@ from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, cdiv
 
 Shape = tuple[int, ...]
-FEW = 16  # features: BLAS is as quick at fewer as at twice as many
 
 
 class Weights:
     """The weights (O, C, KH, KW) of a convolution as the matrices that multiply what lies under places, or beside them."""
 
     def __init__(self, shape: Shape, dtype: Any) -> None:
-        (o, c, kh, kw), rows = shape, place_rows(shape)
-        kernels = np.zeros((rows, 2, o, kh + rows - 1, c, kw + 1), dtype)
-        self.matrix = kernels.reshape(2 * rows * o, -1)
-        self._moved = moved(kernels, kh, kw)
-        height, width = cdiv(kh + rows - 1, rows), cdiv(kw + 1, 2)
-        flipped = np.zeros((rows, c, 2 * width, height, 2 * rows * o), dtype)
-        self.flipped = flipped.reshape(rows * c * 2 * width, -1)
-        self._flipped = []
-        for i in range(rows):
-            lines = kernels.reshape(2 * rows * o, -1, c, kw + 1)[:, i::rows][:, ::-1].transpose(2, 3, 1, 0)
-            self._flipped.append((flipped[i, :, : kw + 1, height - lines.shape[2] :], lines))
+        o, c, kh, kw = shape
+        kernels = np.zeros((2, o, kh, c, kw + 1), dtype)
+        self.matrix = kernels.reshape(2 * o, -1)
+        self._moved = moved(kernels, kw)
+        flipped = np.zeros((c, 2 * cdiv(kw + 1, 2), kh, 2 * o), dtype)
+        self.flipped = flipped.reshape(-1, kh * 2 * o)
+        self._flipped = flipped[:, : kw + 1]
+        self._upside_down = kernels.reshape(2 * o, kh, c, kw + 1)[:, ::-1].transpose(2, 3, 1, 0)
 
     def fill(self, weight: Array, flipped: bool) -> None:
         np.copyto(self._moved, weight)
         if flipped:
-            for lines, values in self._flipped:
-                np.copyto(lines, values)
-
-
-def place_rows(shape: Shape) -> int:
-    """How many rows of a window's places are computed at once: both where there are few features."""
-    return 2 if shape[0] < FEW else 1
+            np.copyto(self._flipped, self._upside_down)
 
 
 def pooled_size(size: Pair, weight: Shape, padding: Pair) -> Pair:
@@ -58,11 +48,11 @@ def pooled_size(size: Pair, weight: Shape, padding: Pair) -> Pair:
     return h // 2, w // 2
 
 
-def moved(kernels: Array, kh: int, kw: int) -> Array:
-    """A view (rows, 2, O, C, KH, KW) of places' kernels (rows, 2, O, ., C, KW + 1): the weights in each of them."""
-    (rows, _, o, _, c, _), (below, right, feature, row, channel, column) = kernels.shape, kernels.strides
-    strides = (below + row, right + column, feature, channel, row, column)
-    return np.lib.stride_tricks.as_strided(kernels, (rows, 2, o, c, kh, kw), strides)
+def moved(kernels: Array, kw: int) -> Array:
+    """A view (2, O, C, KH, KW) of both places' kernels (2, O, KH, C, KW + 1): the weights in each of them."""
+    (_, o, kh, c, _), (right, feature, row, channel, column) = kernels.shape, kernels.strides
+    strides = (right + column, feature, channel, row, column)
+    return np.lib.stride_tricks.as_strided(kernels, (2, o, c, kh, kw), strides)
 
 
 class Convolution:
@@ -77,51 +67,49 @@ class Convolution:
         padded = scratch(f"padded {number}", (c, h + 2 * ph, w + 2 * pw, n), dtype)
         self.padding = padded if ph or pw else None
         self.x = padded[:, ph : ph + h, pw : pw + w]
-        pooled, rows = pooled_size(size, shape, padding), place_rows(shape)
-        self._pool = Pool(number, (o, *pooled, n), dtype, rows)
+        pooled = pooled_size(size, shape, padding)
+        self._pool = Pool(number, (o, *pooled, n), dtype)
         self.dy = self._pool.dy
-        kernel = (kh + rows - 1, kw + 1)
-        self._windows = Windows(number, padded, pooled, kernel, rows)
-        dkernels = scratch("dkernels", (kernel[0], c, kernel[1], rows, 2, o), dtype)
-        self._dkernels = dkernels.reshape(-1, 2 * rows * o)
-        self._dmoved = moved(dkernels.transpose(3, 4, 5, 0, 1, 2), kh, kw)
-        self._dproducts = scratch("dproducts", (2 * pooled[0] // rows, *self._dkernels.shape), dtype)
+        self._windows = Windows(number, padded, pooled, (kh, kw + 1))
+        dkernels = scratch("dkernels", (kh, c, kw + 1, 2, o), dtype)
+        self._dkernels = dkernels.reshape(-1, 2 * o)
+        self._dleft, self._dright = moved(dkernels.transpose(3, 4, 0, 1, 2), kw)
+        self._dproducts = scratch("dproducts", (2 * pooled[0], *self._dkernels.shape), dtype)
         self._input_grad = InputGrad(self._pool.dplaces, size, shape, padding) if number else None
 
     def forward(self, weights: Weights, bias: Array | None, y: Array, for_backward: bool) -> None:
-        np.matmul(weights.matrix, self._windows.lower(), out=self._pool.places)
+        self._windows.lower()
+        np.matmul(weights.matrix, self._windows.by_pool, out=self._pool.places)
         self._pool.forward(bias, y, for_backward)
 
     def backward(self, weights: Weights, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
         self._pool.backward(dbias)
-        np.matmul(self._windows.by_row, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
+        np.matmul(self._windows.lowered, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
         np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
-        np.add.reduce(self._dmoved, axis=(0, 1), out=dweight)
+        np.add(self._dleft, self._dright, out=dweight)
         if self._input_grad is not None and dx is not None:
             self._input_grad.fill(weights.flipped, dx)
 
 
 class Windows:
-    """What lies under places of padded images (C, H, W, n), as matrices `lowered` (PH, 2 / rows, KH C KW, PW n).
+    """What lies under the rows of places of padded images (C, H, W, n), as matrices `lowered` (2 PH, KH C KW, PW n).
 
     Only the width is copied out, to rows (H, C KW, PW n): under a place they follow each other in memory, so that one
-    view of them has them all.
+    view of them has them all; `by_pool` (PH, 2, KH C KW, PW n) is another.
     """
 
-    def __init__(self, number: int, padded: Array, pooled: Pair, kernel: Pair, rows: int) -> None:
+    def __init__(self, number: int, padded: Array, pooled: Pair, kernel: Pair) -> None:
         (c, _, _, n), (oh, ow), (kh, kw) = padded.shape, pooled, kernel
         channel, row, column, image = padded.strides
-        shape = (2 * oh - rows + kh, c, kw, ow, n)
+        shape = (2 * oh - 1 + kh, c, kw, ow, n)
         self._columns = view(padded, 0, shape, (row, channel, column, 2 * column, image))
         self._rows = scratch(f"rows {number}", shape, padded.dtype)
         row, _, line, _, image = self._rows.strides
-        matrix, strides = (kh * c * kw, ow * n), (line, image)
-        self.lowered = view(self._rows, 0, (oh, 2 // rows, *matrix), (2 * row, rows * row, *strides))
-        self.by_row = view(self._rows, 0, (2 * oh // rows, *matrix), (rows * row, *strides))
+        self.lowered = view(self._rows, 0, (2 * oh, kh * c * kw, ow * n), (row, line, image))
+        self.by_pool = self.lowered.reshape(oh, 2, kh * c * kw, ow * n)
 
-    def lower(self) -> Array:
+    def lower(self) -> None:
         np.copyto(self._rows, self._columns)
-        return self.lowered
 
 
 class Relu:
@@ -142,16 +130,17 @@ class Relu:
 class Pool:
     """y (O, PH, PW, n) = the largest of four `places`, bias added, or zero; from `dy` back to `dplaces`.
 
-    `places` is (PH, 2 / rows, rows 2 O, PW n), in memory with all first places side by side, then all second ones...
+    `places` is (PH, 2, 2 O, PW n), in memory with all first places side by side, then all second ones... `dplaces` is
+    (2 PH, 2 O, PW n).
 
     Of equal ones it is the first, as torch has it: that of a row, then that of the rows. What the way back writes lies
     where what it no longer needs lay, so the cache has less to hold.
     """
 
-    def __init__(self, number: int, shape: Shape, dtype: Any, rows: int) -> None:
+    def __init__(self, number: int, shape: Shape, dtype: Any) -> None:
         (o, oh, ow, n), size = shape, math.prod(shape)
         places = scratch("places", (2, 2, size), dtype)
-        self.places = places.reshape(2 // rows, rows * 2 * o, oh, ow * n).transpose(2, 0, 1, 3)
+        self.places = places.reshape(2, 2 * o, oh, ow * n).transpose(2, 0, 1, 3)
         self._left, self._right = places[:, 0], places[:, 1]
         self._wider = scratch("wider", (2, size), dtype)
         self._upper, self._lower = self._wider
@@ -166,7 +155,7 @@ class Pool:
         self._ones = np.ones(size // o, dtype)
         self._dwider = scratch("wider", (2, size), dtype)
         self._dupper, self._dlower = self._dwider
-        self.dplaces = scratch("places", (2 * oh // rows, rows * 2 * o, ow * n), dtype)
+        self.dplaces = scratch("places", (2 * oh, 2 * o, ow * n), dtype)
         by_place = self.dplaces.reshape(oh, 2, 2, o, ow * n).transpose(1, 2, 3, 0, 4)
         self._dleft, self._dright = by_place[:, 0], by_place[:, 1]
         self._dwider_by_row, self._is_right_by_row = (a.reshape(self._dleft.shape) for a in (self._dwider, masks[:2]))
@@ -193,48 +182,39 @@ class Pool:
 
 
 class InputGrad:
-    """dx (C, H, W, n) of dplaces (2 PH / rows, rows 2 O, PW n), as many rows of dx at once, and two columns.
+    """dx (C, H, W, n) of dplaces (2 PH, 2 O, PW n), two columns of dx at once.
 
-    These rows have windows from rows i - k, k = 0, 1, ..., of dplaces: one product sums over k and the places. Its result
-    is `lines` (H / rows, rows C KW, PW n); a view of them with shifted columns has under each other what two columns of
-    dx are the sum of.
+    Row i has windows from rows i - k, k = 0, 1, ..., of dplaces: one product sums over k and the places. Its result is
+    `lines` (H, C KW, PW n); a view of them with shifted columns has under each other what two columns of dx are the sum
+    of.
     """
 
     def __init__(self, dplaces: Array, size: Pair, shape: Shape, padding: Pair) -> None:
         (count, features, columns), (_, c, kh, kw), dtype = dplaces.shape, shape, dplaces.dtype
-        rows, ow = place_rows(shape), pooled_size(size, shape, padding)[1]
-        n, h, w = columns // ow, cdiv(size[0] + 2 * padding[0], rows), cdiv(size[1] + 2 * padding[1], 2)
-        height, width = cdiv(kh + rows - 1, rows), cdiv(kw + 1, 2)
+        ow = pooled_size(size, shape, padding)[1]
+        n, h, w, width = columns // ow, size[0] + 2 * padding[0], cdiv(size[1] + 2 * padding[1], 2), cdiv(kw + 1, 2)
         reach = width - 1  # columns of zeros that each line needs on its left
         pitch = max(w, ow + reach)
-        memory = scratch("lines", ((reach + h * rows * c * 2 * width * pitch) * n,), dtype)
-        lines = memory[reach * n :].reshape(h, rows * c * 2 * width, pitch * n)
+        memory = scratch("lines", ((reach + h * c * 2 * width * pitch) * n,), dtype)
+        lines = memory[reach * n :].reshape(h, c * 2 * width, pitch * n)
         self._gaps = [memory[: reach * n], lines[:, :, columns:]]
         self._products = []
-        for (first, last), run in itertools.groupby(range(h), lambda i: inside(i - height + 1, 1, height, count)):
+        for (first, last), run in itertools.groupby(range(h), lambda i: inside(i - kh + 1, 1, kh, count)):
             i, *others = run
             product = lines[i : i + 1 + len(others), :, :columns]
             if first == last:
                 self._gaps.append(product)
                 continue
             sums = (len(product), (last - first) * features, columns)
-            windows = view(dplaces, (i - height + 1 + first) * dplaces.strides[0], sums, dplaces.strides)
+            windows = view(dplaces, (i - kh + 1 + first) * dplaces.strides[0], sums, dplaces.strides)
             self._products.append((slice(first * features, last * features), windows, product))
         image = dplaces.itemsize
         column, line = n * image, pitch * n * image
-        strides = (
-            rows * c * 2 * width * line,
-            c * 2 * width * line,
-            2 * width * line,
-            column,
-            line,
-            2 * line - column,
-            image,
-        )
-        self._shifted = view(memory, reach * column, (h, rows, c, w, 2, width, n), strides)
-        self._whole = scratch("whole dx", (c, h, rows, w, 2, n), dtype)
+        strides = (c * 2 * width * line, 2 * width * line, column, line, 2 * line - column, image)
+        self._shifted = view(memory, reach * column, (h, c, w, 2, width, n), strides)
+        self._whole = scratch("whole dx", (c, h, w, 2, n), dtype)
         inside_of = [slice(padding[i], padding[i] + size[i]) for i in (0, 1)]
-        self._inside = self._whole.reshape(c, h * rows, w * 2, n)[:, inside_of[0], inside_of[1]]
+        self._inside = self._whole.reshape(c, h, w * 2, n)[:, inside_of[0], inside_of[1]]
 
     def fill(self, flipped: Array, dx: Array) -> None:
         for columns, windows, product in self._products:
@@ -242,7 +222,7 @@ class InputGrad:
         for gap in self._gaps:
             gap.fill(0)
         if dx.size == self._whole.size:
-            np.add.reduce(self._shifted, axis=5, out=dx.reshape(self._whole.shape).transpose(1, 2, 0, 3, 4, 5))
+            np.add.reduce(self._shifted, axis=4, out=dx.reshape(self._whole.shape).swapaxes(0, 1))
         else:
-            np.add.reduce(self._shifted, axis=5, out=self._whole.transpose(1, 2, 0, 3, 4, 5))
+            np.add.reduce(self._shifted, axis=4, out=self._whole.swapaxes(0, 1))
             np.copyto(dx, self._inside)
