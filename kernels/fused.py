@@ -120,7 +120,7 @@ class FusedStep:
             raise TypeError(f"FusedStep: expected scheduler to be an LRScheduler, got {type(scheduler).__name__}")
         take = backend_for(chosen(), images.device.type).network_step
         images, targets = images.contiguous(), targets.detach().contiguous()
-        count, done = len(images if order is None else order), 0
+        count, done = (images if order is None else order).shape[0], 0  # quicker than len of a tensor
         taken: list[tuple[Tensor, Tensor]] = []
         while done < count:
             with self._step_hooks() as hooked, torch.no_grad(), torch.cuda.device_of(images):
@@ -188,9 +188,9 @@ class FusedStep:
         parameters, updates = self._groups(), []
         lrs, state = [rate(values, parameters[0][0].device) for values in rates], self._optimizer.state
         for parameter, i in parameters:
-            momentum, *others = settings[i]
-            buffer = state[parameter].get("momentum_buffer") if momentum else None
-            updates.append(Update(parameter, buffer, *lrs[i], momentum, *others, False))
+            with_momentum = settings[i][0]
+            buffer = state[parameter].get("momentum_buffer") if with_momentum else None
+            updates.append(Update(parameter, buffer, *lrs[i], *settings[i], first=False))
         return with_buffers(updates), steps
 
     def _notice(self, updates: list[Update]) -> None:

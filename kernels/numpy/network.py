@@ -60,7 +60,7 @@ def network_step(
 ) -> tuple[Tensor, Tensor]:
     """(losses, correct) (steps) of steps on batches of the images, in `order` where that is given."""
     run = Steps(network, images, targets, loss, updates, order)
-    count = len(images) if order is None else len(order)
+    count = len(run.images if run.order is None else run.order)
     batches = [slice(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
     losses, correct = np.empty(len(batches), run.images.dtype), np.empty(len(batches), np.int64)
     with one_thread(run.sizes, batch_size):
@@ -188,7 +188,7 @@ class Linear:
         self._relu, self._ones = Relu(number, self.dy) if relu else None, np.ones(n, dtype)
 
     def forward(self, weight: Array, bias: Array | None, y: Array, for_backward: bool) -> None:
-        np.dot(weight, self.x, out=y)
+        weight.dot(self.x, y)
         if bias is not None:
             np.add(y, bias, out=y)
         if self._relu is not None:
@@ -197,11 +197,11 @@ class Linear:
     def backward(self, weight: Array, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
         if self._relu is not None:
             self._relu.backward()
-        np.dot(self.dy, self.x.T, out=dweight)
+        self.dy.dot(self.x.T, dweight)
         if dbias is not None:
-            np.dot(self.dy, self._ones, out=dbias)
+            self.dy.dot(self._ones, dbias)
         if dx is not None:
-            np.dot(weight.T, self.dy, out=dx)
+            weight.T.dot(self.dy, dx)
 
 
 def sum_of_squares(array: Array) -> Any:

@@ -7,6 +7,7 @@ longer: the products are of larger matrices, and pooling compares whole arrays. 
 So an infinity may make NaN here where it should not: whoever finds NaN asks the operations' own functions.
 
 Images are (C, H, W, n), with the batch innermost; PH = OH // 2, PW = OW // 2. Work arrays and views are made once.
+Products are cut into pieces, and the gradient transposed, for OpenBLAS's code for small matrices, as in lowering.py.
 """
 
 import itertools
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy.arrays import ZERO
-from kernels.numpy.lowering import inside, view
+from kernels.numpy.lowering import SMALL_PRODUCT, in_pieces, inside, pieces_of, view
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, cdiv
 
 Shape = tuple[int, ...]
+LONG = 64  # rows of a matrix that make it worth the while to transpose what it multiplies
 
 
 class Weights:
@@ -70,43 +72,53 @@ class Convolution:
         pooled = pooled_size(size, shape, padding)
         self._pool = Pool(number, (o, *pooled, n), dtype)
         self.dy = self._pool.dy
-        self._windows = Windows(number, padded, pooled, (kh, kw + 1))
         dkernels = scratch("dkernels", (kh, c, kw + 1, 2, o), dtype)
         self._dkernels = dkernels.reshape(-1, 2 * o)
         self._dleft, self._dright = moved(dkernels.transpose(3, 4, 0, 1, 2), kw)
-        self._dproducts = scratch("dproducts", (2 * pooled[0], *self._dkernels.shape), dtype)
+        multiplications, columns = self._dkernels.size, pooled[1] * n
+        pieces = pieces_of(columns, multiplications)
+        self._windows = Windows(number, padded, pooled, (kh, kw + 1), pieces)
+        self._places = in_pieces(self._pool.places, pieces)
+        self._dplaces, self._transposed = in_pieces(self._pool.dplaces, pieces).swapaxes(2, 3), None
+        if len(self._dkernels) >= LONG and multiplications * columns <= SMALL_PRODUCT * pieces:
+            self._transposed = scratch("dplaces transposed", self._dplaces.shape, dtype)
+        self._dproducts = scratch("dproducts", (2 * pooled[0], pieces, *self._dkernels.shape), dtype)
         self._input_grad = InputGrad(self._pool.dplaces, size, shape, padding) if number else None
 
     def forward(self, weights: Weights, bias: Array | None, y: Array, for_backward: bool) -> None:
         self._windows.lower()
-        np.matmul(weights.matrix, self._windows.by_pool, out=self._pool.places)
+        np.matmul(weights.matrix, self._windows.by_pool, out=self._places)
         self._pool.forward(bias, y, for_backward)
 
     def backward(self, weights: Weights, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
         self._pool.backward(dbias)
-        np.matmul(self._windows.lowered, self._pool.dplaces.swapaxes(1, 2), out=self._dproducts)
-        np.add.reduce(self._dproducts, axis=0, out=self._dkernels)
+        dplaces = self._dplaces
+        if self._transposed is not None:
+            np.copyto(self._transposed, dplaces)
+            dplaces = self._transposed
+        np.matmul(self._windows.lowered, dplaces, out=self._dproducts)
+        np.add.reduce(self._dproducts, axis=(0, 1), out=self._dkernels)
         np.add(self._dleft, self._dright, out=dweight)
         if self._input_grad is not None and dx is not None:
             self._input_grad.fill(weights.flipped, dx)
 
 
 class Windows:
-    """What lies under the rows of places of padded images (C, H, W, n), as matrices `lowered` (2 PH, KH C KW, PW n).
+    """What lies under the rows of places of padded images (C, H, W, n), as matrices (KH C KW, PW n), each in pieces.
 
     Only the width is copied out, to rows (H, C KW, PW n): under a place they follow each other in memory, so that one
-    view of them has them all; `by_pool` (PH, 2, KH C KW, PW n) is another.
+    view of them has them all, `lowered` (2 PH, pieces, KH C KW, PW n / pieces), or `by_pool` (PH, 2, ...).
     """
 
-    def __init__(self, number: int, padded: Array, pooled: Pair, kernel: Pair) -> None:
+    def __init__(self, number: int, padded: Array, pooled: Pair, kernel: Pair, pieces: int) -> None:
         (c, _, _, n), (oh, ow), (kh, kw) = padded.shape, pooled, kernel
         channel, row, column, image = padded.strides
         shape = (2 * oh - 1 + kh, c, kw, ow, n)
         self._columns = view(padded, 0, shape, (row, channel, column, 2 * column, image))
         self._rows = scratch(f"rows {number}", shape, padded.dtype)
         row, _, line, _, image = self._rows.strides
-        self.lowered = view(self._rows, 0, (2 * oh, kh * c * kw, ow * n), (row, line, image))
-        self.by_pool = self.lowered.reshape(oh, 2, kh * c * kw, ow * n)
+        self.lowered = in_pieces(view(self._rows, 0, (2 * oh, kh * c * kw, ow * n), (row, line, image)), pieces)
+        self.by_pool = self.lowered.reshape(oh, 2, *self.lowered.shape[1:])
 
     def lower(self) -> None:
         np.copyto(self._rows, self._columns)
@@ -205,9 +217,11 @@ class InputGrad:
             if first == last:
                 self._gaps.append(product)
                 continue
-            sums = (len(product), (last - first) * features, columns)
-            windows = view(dplaces, (i - kh + 1 + first) * dplaces.strides[0], sums, dplaces.strides)
-            self._products.append((slice(first * features, last * features), windows, product))
+            under = (len(product), (last - first) * features, columns)
+            windows = view(dplaces, (i - kh + 1 + first) * dplaces.strides[0], under, dplaces.strides)
+            pieces = pieces_of(columns, product.shape[1] * kh * features)
+            sums = slice(first * features, last * features)
+            self._products.append((sums, in_pieces(windows, pieces), in_pieces(product, pieces)))
         image = dplaces.itemsize
         column, line = n * image, pitch * n * image
         strides = (c * 2 * width * line, 2 * width * line, column, line, 2 * line - column, image)
@@ -217,8 +231,8 @@ class InputGrad:
         self._inside = self._whole.reshape(c, h, w * 2, n)[:, inside_of[0], inside_of[1]]
 
     def fill(self, flipped: Array, dx: Array) -> None:
-        for columns, windows, product in self._products:
-            np.matmul(flipped[:, columns], windows, out=product)
+        for sums, windows, product in self._products:
+            np.matmul(flipped[:, sums], windows, out=product)
         for gap in self._gaps:
             gap.fill(0)
         if dx.size == self._whole.size:
