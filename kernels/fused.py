@@ -24,7 +24,7 @@ from kernels.ops.network import Network, Update, in_lines
 from kernels.sizes import cdiv
 
 LOSSES = ("mse", "cross_entropy")
-OPTIONS = ("momentum", "dampening", "weight_decay", "nesterov", "maximize")
+Settings = tuple[float, float, float, bool, bool]  # of a group but for its rate, in the order of an Update
 
 
 class FusedForward:
@@ -188,9 +188,9 @@ class FusedStep:
         parameters, updates = self._groups(), []
         lrs, state = [rate(values, parameters[0][0].device) for values in rates], self._optimizer.state
         for parameter, i in parameters:
-            with_momentum = settings[i][0]
-            buffer = state[parameter].get("momentum_buffer") if with_momentum else None
-            updates.append(Update(parameter, buffer, *lrs[i], *settings[i], first=False))
+            (momentum, *_), (lr, lr_tensor) = settings[i], lrs[i]
+            buffer = state[parameter].get("momentum_buffer") if momentum else None
+            updates.append(Update(parameter, buffer, lr, lr_tensor, *settings[i], False))
         return with_buffers(updates), steps
 
     def _notice(self, updates: list[Update]) -> None:
@@ -265,9 +265,8 @@ def with_buffers(updates: list[Update]) -> list[Update]:
     ]
 
 
-def options(groups: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    """The settings of each group but for its rate, in the order of OPTIONS, which is that of an Update."""
-    return [tuple([group[name] for name in OPTIONS]) for group in groups]
+def options(groups: list[dict[str, Any]]) -> list[Settings]:
+    return [(g["momentum"], g["dampening"], g["weight_decay"], g["nesterov"], g["maximize"]) for g in groups]
 
 
 def now(lr: Any) -> Any:

@@ -188,7 +188,7 @@ class Linear:
         self._relu, self._ones = Relu(number, self.dy) if relu else None, np.ones(n, dtype)
 
     def forward(self, weight: Array, bias: Array | None, y: Array, for_backward: bool) -> None:
-        weight.dot(self.x, y)
+        np.dot(weight, self.x, out=y)
         if bias is not None:
             np.add(y, bias, out=y)
         if self._relu is not None:
@@ -197,11 +197,11 @@ class Linear:
     def backward(self, weight: Array, dweight: Array, dbias: Array | None, dx: Array | None) -> None:
         if self._relu is not None:
             self._relu.backward()
-        self.dy.dot(self.x.T, dweight)
+        np.dot(self.dy, self.x.T, out=dweight)
         if dbias is not None:
-            self.dy.dot(self._ones, dbias)
+            np.dot(self.dy, self._ones, out=dbias)
         if dx is not None:
-            weight.T.dot(self.dy, dx)
+            np.dot(weight.T, self.dy, out=dx)
 
 
 def sum_of_squares(array: Array) -> Any:
