@@ -190,6 +190,8 @@ class FusedStep:
         for parameter, i in parameters:
             (momentum, *_), (lr, lr_tensor) = settings[i], lrs[i]
             buffer = state[parameter].get("momentum_buffer") if momentum else None
+            if buffer is not None and not buffer.is_contiguous():  # of a gradient in another memory order
+                buffer = state[parameter]["momentum_buffer"] = buffer.contiguous()
             updates.append(Update(parameter, buffer, lr, lr_tensor, *settings[i], False))
         return with_buffers(updates), steps
 

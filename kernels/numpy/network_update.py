@@ -47,7 +47,7 @@ def memory_of_buffers(sizes: Sizes, updates: Sequence[Update]) -> Array | None:
     buffers: list[Any] = [u.momentum_buffer for u in updates]
     first, begin, size = buffers[0], buffers[0].data_ptr(), buffers[0].itemsize
     for buffer, start in zip(buffers, sizes.starts, strict=False):
-        if buffer.data_ptr() != begin + size * start or not buffer.is_contiguous():
+        if buffer.data_ptr() != begin + size * start:
             return None
     storage, count = first.untyped_storage(), sizes.starts[-1]
     if begin + size * count > storage.data_ptr() + storage.nbytes():  # other tensors lie between them

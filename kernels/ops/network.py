@@ -50,7 +50,7 @@ class Update(NamedTuple):
     """How a step of SGD changes one parameter, in place; the formula is that of kernels.ops.sgd."""
 
     param: Tensor
-    momentum_buffer: Tensor | None  # None without momentum
+    momentum_buffer: Tensor | None  # contiguous; None without momentum
     lr: float
     lr_tensor: Tensor | None  # the rate where it is a tensor: () for all steps, or (steps) with one for each
     momentum: float

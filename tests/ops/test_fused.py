@@ -352,9 +352,9 @@ def test_settings_are_read_at_each_call(backend: str) -> None:
     ids=str,
 )
 def test_where_momentum_buffers_lie_changes_no_bit(backend: str, options: dict[str, Any]) -> None:
-    """Side by side, as the first step makes them, each apart, or side by side at the end of their memory."""
+    """Side by side, as the first step makes them, there in another order or with gaps; each apart; at their memory's end."""
     results = []
-    for layout in ("made", "apart", "at the end"):
+    for layout in ("made", "apart", "at the end", "turned", "spread"):
         torch.manual_seed(1)
         model = small()
         optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9, **options)
@@ -364,12 +364,19 @@ def test_where_momentum_buffers_lie_changes_no_bit(backend: str, options: dict[s
         memory = buffers[0].untyped_storage()
         used = buffers[-1].storage_offset() + buffers[-1].numel()
         short = buffers[0].as_strided((used,), (1,)).clone()
+        long = torch.zeros(2 * used)
         assert all(b.untyped_storage().data_ptr() == memory.data_ptr() for b in buffers)
         for p, b in zip(model.parameters(), buffers, strict=True):
             if layout == "apart":
                 optimizer.state[p]["momentum_buffer"] = b.clone()
             elif layout == "at the end":
                 optimizer.state[p]["momentum_buffer"] = short.as_strided(b.shape, b.stride(), b.storage_offset())
+            elif layout == "turned":
+                strides = torch.empty(b.shape[::-1]).permute(*reversed(range(b.dim()))).stride()
+                optimizer.state[p]["momentum_buffer"] = b.as_strided(b.shape, strides).copy_(b.clone())
+            elif layout == "spread":
+                other = long.as_strided(b.shape, b.stride(), 2 * b.storage_offset()).copy_(b)
+                optimizer.state[p]["momentum_buffer"] = other
         for _ in range(2):
             step(*batch((2, 9, 8), 4, 3, "mse"))
         results.append([*model.parameters(), *(optimizer.state[p]["momentum_buffer"] for p in model.parameters())])
