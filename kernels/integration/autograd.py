@@ -15,7 +15,9 @@ from torch._C._functorch import (
     unwrap_if_dead,
 )
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
+from kernels.integration.dispatcher import are_wrapped, needs_dispatcher
 from kernels.integration.tracebacks import shown_as
 
 
@@ -68,10 +70,14 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
     """What calls the primitive so that autograd and torch.func see its derivatives, by the shortest way.
 
     torch's `Function.apply` binds the arguments to forward's signature, which takes longer than all the rest; where
-    no transform of torch.func is active, the `apply` below it does the same for arguments given by position. What was
-    saved under a transform that has ended is still wrapped; autograd must see the tensor inside.
+    no transform of torch.func is active, the `apply` below it does the same for arguments given by position. Where nothing
+    watches at all, forward need not look again whether something does.
     """
-    record = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+    forward = function.forward
+    count = getattr(forward, "tensors", None)
+    unwatched = getattr(forward, "unwatched", forward)
+    record_unwatched = apply_of(type(function.__name__, (function,), {"forward": staticmethod(unwatched)}))
+    record = apply_of(function)
 
     def jvp(ctx: Any, *tangents: Any) -> Any:
         with forward_ad._set_fwd_grad_enabled(True):  # torch turns it off here, and a jvp of this jvp would be zero
@@ -81,17 +87,30 @@ def differentiable(function: type[Function]) -> Callable[..., Any]:
 
     @shown_as(f"apply_{function.__name__}")
     def apply(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return (function.apply if torch.is_grad_enabled() else function.forward)(*arguments)
+        if needs_dispatcher(arguments) or forward_ad._current_level >= 0:
+            return apply_watched(*arguments)
+        if not torch.is_grad_enabled():
+            return unwatched(*arguments)
+        return (apply_watched if are_wrapped(arguments[:count]) else record_unwatched)(*arguments)
+
+    @shown_as(f"apply_{function.__name__}_watched")
+    def apply_watched(*arguments: Any) -> Any:
+        if is_compiling():
+            return (function.apply if torch.is_grad_enabled() else forward)(*arguments)
         if tangent_may_come():
             return with_tangent.apply(*(Leaf(a) if isinstance(a, tuple) else a for a in arguments))
         if _is_tracing():
             return traced(function, *arguments)
         if torch.is_grad_enabled():
             return record(*[unwrap_if_dead(a) if type(a) is Tensor else a for a in arguments])
-        return function.forward(*arguments)
+        return forward(*arguments)
 
     return apply
+
+
+def apply_of(function: type[Function]) -> Any:
+    """torch's `apply` below Function's: what was saved under a transform that has ended is still wrapped in its eyes."""
+    return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
 def traced(function: type[Function], *arguments: Any) -> Any:

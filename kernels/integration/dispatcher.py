@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch._C import (
     _is_tracing,
     _len_torch_dispatch_stack,
 )
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import profiler
+from torch.compiler import is_dynamo_compiling
 
 KEYS = [getattr(DispatchKey, name) for name in ("CUDA", "AutogradCUDA", "AutocastCUDA")]  # of AMD's GPUs, too
 OF_GPUS = functools.reduce(operator.or_, [DispatchKeySet(key).raw_repr() for key in KEYS])
@@ -22,35 +25,38 @@ PLAIN = _dispatch_keys(torch.empty(0, device="cpu")).raw_repr() | OF_GPUS  # key
 ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None), tuple, torch.Size, int, bool, float, str))
 
 
-def needs_dispatcher(arguments: tuple[Any, ...]) -> bool:
+def needs_dispatcher(arguments: Sequence[Any]) -> bool:
     """Whether anything but the CPU's or the GPU's kernel may answer or watch: a tracer, a profiler, a mode, a subclass.
 
-    On the CPU, tensors without ordinary memory are found out when it is looked at; a GPU's launchers only ask for addresses.
+    The first argument is a tensor. On the CPU, tensors without ordinary memory are found out when it is looked at; a GPU's
+    launchers only ask for addresses. Export, which compiles without Dynamo, does it with fake tensors, a subclass.
     """
-    flat = _flat(arguments)
-    return (
-        torch.compiler.is_compiling()
-        or not ORDINARY.issuperset(map(type, flat))
-        or not (flat[0].is_cpu or (flat[0].is_cuda and has_plain_memory(flat)))
-        or _len_torch_dispatch_stack() > 0
+    first = arguments[0]
+    return bool(
+        is_dynamo_compiling()
+        or not ORDINARY.issuperset(map(type, arguments))
+        or not (first.is_cpu or (first.is_cuda and has_plain_memory(arguments)))
+        or _len_torch_dispatch_stack()
         or _are_functorch_transforms_active()
         or _is_tracing()
         or profiler._is_profiler_enabled
     )
 
 
-def has_plain_memory(arguments: tuple[Any, ...]) -> bool:
+def has_plain_memory(arguments: Sequence[Any]) -> bool:
     """Whether all tensors are ordinary ones: not sparse, for one, and not what torch.autograd.grad maps over a batch."""
-    tensors = [argument for argument in _flat(arguments) if isinstance(argument, Tensor)]
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
     return all(_dispatch_keys(tensor).raw_repr() | PLAIN == PLAIN for tensor in tensors)
 
 
-def first_tensor(arguments: tuple[Any, ...]) -> Tensor:
-    """The tensor whose device is the call's."""
-    first = arguments[0]
-    return first[0] if isinstance(first, tuple) else first
+def are_wrapped(arguments: Sequence[Any]) -> bool:
+    """Whether one is a tensor that torch.func wraps, or wrapped while a transform that has ended was active."""
+    for argument in arguments:
+        if type(argument) is Tensor and is_functorch_wrapped_tensor(argument):
+            return True
+    return False
 
 
-def _flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments; of sgd the parameters, gradients and momentum buffers, which come in tuples."""
-    return sum(arguments[:3], ()) if type(arguments[0]) is tuple else arguments
+def flat(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of sgd that are tensors: parameters, gradients and momentum buffers, which come in tuples."""
+    return sum(arguments[:3], ())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels._ops import add_op_namespace_prefix, ops
 from kernels.backend import resolve
-from kernels.integration.dispatcher import first_tensor, has_plain_memory, needs_dispatcher
+from kernels.integration.dispatcher import flat, has_plain_memory, needs_dispatcher
 from kernels.integration.tracebacks import shown_as
 
 library = torch.library.Library(ops.name, "DEF")
@@ -40,19 +40,25 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         library.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(add_op_namespace_prefix(name), fake, lib=library)
         operator = getattr(ops, name).default
+        has_lists = "Tensor[]" in schema
+
+        @shown_as(name)
+        def unwatched(*arguments: Any) -> Any:
+            tensors = flat(arguments) if has_lists else arguments
+            try:
+                return (on_cpu if tensors[0].is_cpu else on_cuda)[name, arguments[-1]](*arguments[:-1])
+            except (RuntimeError, TypeError):  # which torch raises where there is no memory to look at
+                if has_plain_memory(tensors):
+                    raise
+            return operator(*arguments)
 
         @functools.wraps(fake)  # torch.compile counts the arguments
         @shown_as(name)
         def call(*arguments: Any) -> Any:
-            if not needs_dispatcher(arguments):
-                implementations = on_cpu if first_tensor(arguments).is_cpu else on_cuda
-                try:
-                    return implementations[name, arguments[-1]](*arguments[:-1])
-                except (RuntimeError, TypeError):  # which torch raises where there is no memory to look at
-                    if has_plain_memory(arguments):
-                        raise
-            return operator(*arguments)
+            return (operator if needs_dispatcher(flat(arguments) if has_lists else arguments) else unwatched)(*arguments)
 
+        call.unwatched = unwatched  # type: ignore[attr-defined]
+        call.tensors = schema.partition("->")[0].count("Tensor")  # type: ignore[attr-defined]
         return call
 
     return register
@@ -92,7 +98,8 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, run while the GPU of its first tensor is torch's current one: there Triton launches."""
 
     def run(*arguments: Any) -> Any:
-        device = first_tensor(arguments).get_device()
+        first = arguments[0]
+        device = (first[0] if isinstance(first, tuple) else first).get_device()
         if device == torch.cuda.current_device():
             return function(*arguments)
         with torch.cuda.device(device):

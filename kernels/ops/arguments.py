@@ -1,13 +1,16 @@
 """Argument checks the operations share: one error that names the operation, the argument, what it was, what is allowed."""
 
+import functools
 import operator
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _is_tracing
+from torch.compiler import is_dynamo_compiling
 
 from kernels.sizes import Pair
 
@@ -31,17 +34,19 @@ def check_layer(name: str, input: Tensor, weight: Tensor, bias: Tensor | None) -
     """
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
         check_tensors(name, input=input, weight=weight, bias=bias)  # says which
-    _check_like(name, input, "weight", weight)
-    if bias is not None:
+    dtype, device = input.dtype, input.device
+    if weight.dtype != dtype or weight.device != device:
+        _check_like(name, input, "weight", weight)
+    if bias is not None and (bias.dtype != dtype or bias.device != device):
         _check_like(name, input, "bias", bias)
-    check_float(name, input)
+    if dtype not in FLOATS:
+        check_float(name, input)
 
 
 def _check_like(name: str, input: Tensor, argument: str, tensor: Tensor) -> None:
     if tensor.dtype != input.dtype:
         raise RuntimeError(f"{name}: expected {argument} to have the dtype of input, {input.dtype}, got {tensor.dtype}")
-    if tensor.device != input.device:
-        check_device(name, input, **{argument: tensor})  # says which
+    check_device(name, input, **{argument: tensor})
 
 
 def check_device(name: str, input: Tensor, **tensors: Tensor | None) -> None:
@@ -153,3 +158,20 @@ def bounded(stride: Pair, size: Sequence[int], padding: Pair) -> Pair:
         return stride
     (sh, sw), (h, w), (ph, pw) = stride, size, padding
     return min(sh, h + 2 * ph), min(sw, w + 2 * pw)
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of sizes, which remembers its results for sizes that are numbers: a compiler's or a tracer's need not be."""
+    remember = functools.lru_cache(maxsize=1024)(function)
+
+    @functools.wraps(function)
+    def call(*sizes: Any) -> Any:
+        if is_dynamo_compiling() or _is_tracing():
+            return function(*sizes)
+        try:
+            return remember(*sizes)
+        except TypeError:  # a SymInt cannot be looked up
+            pass
+        return function(*sizes)
+
+    return call

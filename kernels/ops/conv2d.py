@@ -20,7 +20,7 @@ from kernels.integration.autocast import low_precision
 from kernels.integration.autograd import Function, differentiable, total
 from kernels.integration.memory_format import is_channels_last, to_channels_last
 from kernels.integration.primitive import new_image, primitive
-from kernels.ops.arguments import bounded, check_layer, check_padding, pair, whole
+from kernels.ops.arguments import bounded, check_layer, check_padding, pair, remembered, whole
 from kernels.sizes import Pair, output_size
 
 SMALLEST_PATCH = 4  # pixels each way
@@ -247,61 +247,81 @@ def prepare(  # type: ignore[no-untyped-def]
 ) -> tuple[Tensor, tuple[Pair, Pair, Pair, int], Pair]:
     """Checks the arguments; gives the input as a batch (padded where 'same' is lopsided), the geometry, and (OH, OW)."""
     check_layer(name, input, weight, bias)
-    if weight.dim() != 4:
-        raise RuntimeError(f"{name}: expected weight to be 4D (O, C/groups, KH, KW), got shape {tuple(weight.shape)}")
-    if input.dim() not in (3, 4):
-        raise RuntimeError(
-            f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W), got shape {tuple(input.shape)}"
-        )
     stride, dilation = pair(name, "stride", stride, 1), pair(name, "dilation", dilation, 1)
     groups = whole(name, "groups", groups)
+    if not isinstance(padding, str):
+        padding = pair(name, "padding", padding, 0)
+    shapes = input.shape, weight.shape, None if bias is None else bias.shape
+    geometry, size, lopsided = checked_geometry(name, *shapes, stride, padding, dilation, groups)
+    images = input if input.dim() == 4 else input.unsqueeze(0)
+    return torch_functional.pad(images, lopsided) if lopsided else images, geometry, size
+
+
+@remembered
+def checked_geometry(
+    name: str,
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias_shape: Sequence[int] | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+) -> tuple[tuple[Pair, Pair, Pair, int], Pair, tuple[int, int, int, int] | None]:
+    """The geometry, (OH, OW), and how the input is padded where 'same' is lopsided; RuntimeError for what does not fit."""
+    if len(weight_shape) != 4:
+        raise RuntimeError(f"{name}: expected weight to be 4D (O, C/groups, KH, KW), got shape {tuple(weight_shape)}")
+    if len(input_shape) not in (3, 4):
+        raise RuntimeError(
+            f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W), got shape {tuple(input_shape)}"
+        )
     if groups <= 0:
         raise RuntimeError(f"{name}: expected groups to be at least 1, got {groups}")
-    c_out, c_group, kh, kw = weight.shape
+    c_out, c_group, kh, kw = weight_shape
     if c_out % groups or c_out == 0:
         raise RuntimeError(f"{name}: expected weight.shape[0] to be a multiple of groups={groups}, got {c_out}")
-    if input.shape[-3] != c_group * groups:
+    c, h, w = input_shape[-3:]
+    if c != c_group * groups:
         raise RuntimeError(
             f"{name}: expected input to have weight.shape[1] * groups = {c_group * groups} channels,"
-            f" got {input.shape[-3]} (input {tuple(input.shape)}, weight {tuple(weight.shape)})"
+            f" got {c} (input {tuple(input_shape)}, weight {tuple(weight_shape)})"
         )
-    if bias is not None and bias.shape != (c_out,):
-        raise RuntimeError(f"{name}: expected bias to have shape ({c_out},), got {tuple(bias.shape)}")
+    if bias_shape is not None and bias_shape != (c_out,):
+        raise RuntimeError(f"{name}: expected bias to have shape ({c_out},), got {tuple(bias_shape)}")
     if c_group and (kh < 1 or kw < 1):
-        raise RuntimeError(f"{name}: expected weight to have no empty dimension, got shape {tuple(weight.shape)}")
-    images = input if input.dim() == 4 else input.unsqueeze(0)
+        raise RuntimeError(f"{name}: expected weight to have no empty dimension, got shape {tuple(weight_shape)}")
+    lopsided = None
     if isinstance(padding, str):
-        images, padding = _named_padding(name, images, padding, (kh, kw), stride, dilation)
-    padding = pair(name, "padding", padding, 0)
-    n, c, h, w = images.shape
-    if (h == 0 or w == 0) and n and c:
+        padding, lopsided = _named_padding(name, padding, (kh, kw), stride, dilation)
+        if lopsided:
+            h, w = h + lopsided[3], w + lopsided[1]
+    if (h == 0 or w == 0) and 0 not in input_shape[:-2]:
         raise RuntimeError(
             f"{name}: expected input to have no empty dimension but the batch or the channels, got shape"
-            f" {tuple(input.shape)}"
+            f" {tuple(input_shape)}"
         )
     check_padding(name, (h, w), padding)
     stride = bounded(stride, (h, w), padding)
     size = output_size((h, w), (kh, kw), stride, padding, dilation)
     if min(size) < 1:
         raise RuntimeError(
-            f"{name}: expected the padded input to be at least as large as the kernel, got input {tuple(input.shape)},"
-            f" weight {tuple(weight.shape)}, padding {padding}, dilation {dilation}: output size would be {size}"
+            f"{name}: expected the padded input to be at least as large as the kernel, got input {tuple(input_shape)},"
+            f" weight {tuple(weight_shape)}, padding {padding}, dilation {dilation}: output size would be {size}"
         )
     dilation = (dilation[0] if kh > 1 else 1, dilation[1] if kw > 1 else 1)  # of one element it may be any number
-    return images, (stride, padding, dilation, groups), size
+    return (stride, padding, dilation, groups), size, lopsided
 
 
 def _named_padding(
-    name: str, input: Tensor, padding: str, kernel_size: Pair, stride: Pair, dilation: Pair
-) -> tuple[Tensor, Pair]:
+    name: str, padding: str, kernel_size: Pair, stride: Pair, dilation: Pair
+) -> tuple[Pair, tuple[int, int, int, int] | None]:
+    """The padding on all sides, and what torch's pad adds to it at the right and at the bottom, None where nothing."""
     if padding == "valid":
-        return input, (0, 0)
+        return (0, 0), None
     if padding != "same":
         raise RuntimeError(f"{name}: expected padding to be an int, a pair, 'same' or 'valid', got {padding!r}")
     if stride != (1, 1):
         raise RuntimeError(f"{name}: expected stride to be 1 where padding is 'same', got {stride}")
     (top, left) = ((d * (k - 1)) // 2 for d, k in zip(dilation, kernel_size, strict=True))
     (bottom, right) = (d * (k - 1) % 2 for d, k in zip(dilation, kernel_size, strict=True))
-    if bottom or right:
-        input = torch_functional.pad(input, (0, right, 0, bottom))
-    return input, (top, left)
+    return (top, left), (0, right, 0, bottom) if bottom or right else None
