@@ -32,16 +32,15 @@ def on_arrays(function: Callable[..., Any], sums: int = 0) -> Callable[..., Any]
     @functools.wraps(function)
     @shown_as(f"{function.__name__}_on_arrays")
     def call_on_arrays(*arguments: Any) -> Any:
-        tensors, rest = arguments[:count], arguments[count:]
-        dtype = tensors[0].dtype
+        dtype = arguments[0].dtype
         if dtype in LOW_PRECISION:
-            results = call_on_arrays(*map(_raised, tensors), *rest)
+            results = call_on_arrays(*map(_raised, arguments[:count]), *arguments[count:])
             if not isinstance(results, tuple):
                 return _lowered(results, dtype)
             lowered = len(results) - sums
             return *(_lowered(r, dtype) for r in results[:lowered]), *results[lowered:]
         to_array = _free_to_resize if in_process_group() else _array
-        results = SILENT.copy().run(function, *map(to_array, tensors), *rest)
+        results = SILENT.copy().run(function, *map(to_array, arguments[:count]), *arguments[count:])
         return tuple(map(from_numpy, results)) if type(results) is tuple else from_numpy(results)
 
     return call_on_arrays

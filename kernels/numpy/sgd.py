@@ -1,6 +1,8 @@
 """SGD in NumPy: every parameter in place."""
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,9 @@ from torch import Tensor
 from kernels.integration.conversion import converted, copy_on_this_thread
 from kernels.numpy.arrays import LOW_PRECISION
 from kernels.numpy.workspaces import Array
+
+dtype_of = attrgetter("dtype")
+array_of = methodcaller("numpy", force=True)  # though a parameter requires a gradient
 
 
 def sgd(
@@ -27,15 +32,18 @@ def sgd(
 ) -> None:
     """One step; `first` fills the momentum buffers; float16 and bfloat16 are updated in float32."""
     rate = lr if lr_tensor is None else lr_tensor.item()
-    rule = momentum, dampening, weight_decay, nesterov, maximize, first
-    buffers: Sequence[Any] = momentum_buffers or [None] * len(params)
-    for param, grad, buffer in zip(params, grads, buffers, strict=True):
+    rule = rate, momentum, dampening, weight_decay, nesterov, maximize, first
+    no_buffers: Any = repeat(None, len(params))
+    if frozenset(LOW_PRECISION).isdisjoint(map(dtype_of, params)):
+        buffers = map(array_of, momentum_buffers) if momentum_buffers else no_buffers
+        for p, g, b in zip(map(array_of, params), map(array_of, grads), buffers, strict=True):
+            update(np.empty_like(p), p, g, b, *rule)
+        return
+    for param, grad, buffer in zip(params, grads, momentum_buffers or no_buffers, strict=True):
         if param.dtype in LOW_PRECISION:
-            update_in_float32(param, grad, buffer, rate, *rule)
+            update_in_float32(param, grad, buffer, *rule)
         else:
-            p = param.numpy(force=True)  # though it requires a gradient
-            b = None if buffer is None else buffer.numpy()
-            update(np.empty_like(p), p, grad.numpy(force=True), b, rate, *rule)
+            sgd((param,), (grad,), () if buffer is None else (buffer,), lr, lr_tensor, *rule[1:])
 
 
 def update_in_float32(param: Tensor, grad: Tensor, buffer: Tensor | None, *rule: Any) -> None:

@@ -76,10 +76,8 @@ class SGD(_torch.SGD):
         differentiable = self.defaults["differentiable"]
         with torch.set_grad_enabled(differentiable):
             for group in self.param_groups:
-                if differentiable or any(p.grad is not None and p.grad.is_sparse for p in group["params"]):
+                if differentiable or not self._step_group(group):
                     self._step_group_as_torch(group)
-                else:
-                    self._step_group(group)
         return loss
 
     _watched_step = _torch.Optimizer.profile_hook_step(_step)
@@ -94,24 +92,28 @@ class SGD(_torch.SGD):
         for p, buffer in zip(params, buffers, strict=False):  # without momentum there are none
             self.state[p]["momentum_buffer"] = buffer
 
-    def _step_group(self, group: dict[str, Any]) -> None:
+    def _step_group(self, group: dict[str, Any]) -> bool:
+        """False, with nothing done, where a gradient is sparse."""
         momentum = group["momentum"]
-        # parameter, gradient, momentum buffer, by device and whether the buffer is new
+        # parameter, gradient, momentum buffer, by device and whether the buffer is still to be made
         alike: defaultdict[Any, list[tuple[Any, Any, Any]]] = defaultdict(list)
         for p in group["params"]:
             grad = p.grad
             if grad is None:
                 continue
-            buffer, first = None, False
-            if momentum:
-                state = self.state[p]
-                buffer = state.get("momentum_buffer")
-                if first := buffer is None:
-                    buffer = state["momentum_buffer"] = torch.empty_like(grad)
-            alike[p.device, first].append((p, grad, buffer))
-        for (_, first), rows in alike.items():
+            if grad.is_sparse:
+                return False
+            buffer = self.state[p].get("momentum_buffer") if momentum else None
+            alike[p.device, buffer is None].append((p, grad, buffer))
+        for (_, missing), rows in alike.items():
             params, grads, buffers = zip(*rows, strict=True)
+            first = bool(momentum) and missing
+            if first:
+                buffers = tuple(map(torch.empty_like, grads))
+                for p, buffer in zip(params, buffers, strict=True):
+                    self.state[p]["momentum_buffer"] = buffer
             self._update(params, grads, buffers if momentum else (), group, first)
+        return True
 
     def _update(self, params: Tensors, grads: Tensors, buffers: Tensors, group: dict[str, Any], first: bool) -> None:
         if in_process_group():
