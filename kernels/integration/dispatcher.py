@@ -31,12 +31,11 @@ def needs_dispatcher(arguments: Sequence[Any]) -> bool:
     The first argument is a tensor. On the CPU, tensors without ordinary memory are found out when it is looked at; a GPU's
     launchers only ask for addresses. Export, which compiles without Dynamo, does it with fake tensors, a subclass.
     """
-    first = arguments[0]
-    return bool(
+    return (
         is_dynamo_compiling()
         or not ORDINARY.issuperset(map(type, arguments))
-        or not (first.is_cpu or (first.is_cuda and has_plain_memory(arguments)))
-        or _len_torch_dispatch_stack()
+        or not (arguments[0].is_cpu or (arguments[0].is_cuda and has_plain_memory(arguments)))
+        or _len_torch_dispatch_stack() > 0
         or _are_functorch_transforms_active()
         or _is_tracing()
         or profiler._is_profiler_enabled

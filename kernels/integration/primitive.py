@@ -55,7 +55,8 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         @functools.wraps(fake)  # torch.compile counts the arguments
         @shown_as(name)
         def call(*arguments: Any) -> Any:
-            return (operator if needs_dispatcher(flat(arguments) if has_lists else arguments) else unwatched)(*arguments)
+            watched = needs_dispatcher(flat(arguments) if has_lists else arguments)
+            return (operator if watched else unwatched)(*arguments)
 
         call.unwatched = unwatched  # type: ignore[attr-defined]
         call.tensors = schema.partition("->")[0].count("Tensor")  # type: ignore[attr-defined]

@@ -33,13 +33,13 @@ def sgd(
     """One step; `first` fills the momentum buffers; float16 and bfloat16 are updated in float32."""
     rate = lr if lr_tensor is None else lr_tensor.item()
     rule = rate, momentum, dampening, weight_decay, nesterov, maximize, first
-    no_buffers: Any = repeat(None, len(params))
     if frozenset(LOW_PRECISION).isdisjoint(map(dtype_of, params)):
-        buffers = map(array_of, momentum_buffers) if momentum_buffers else no_buffers
-        for p, g, b in zip(map(array_of, params), map(array_of, grads), buffers, strict=True):
-            update(np.empty_like(p), p, g, b, *rule)
+        arrays = list(map(array_of, params))
+        buffers: Any = map(array_of, momentum_buffers) if momentum_buffers else repeat(None)
+        list(map(update, map(np.empty_like, arrays), arrays, map(array_of, grads), buffers, *map(repeat, rule)))
         return
-    for param, grad, buffer in zip(params, grads, momentum_buffers or no_buffers, strict=True):
+    buffers = momentum_buffers or [None] * len(params)
+    for param, grad, buffer in zip(params, grads, buffers, strict=True):
         if param.dtype in LOW_PRECISION:
             update_in_float32(param, grad, buffer, *rule)
         else:

@@ -94,7 +94,7 @@ class SGD(_torch.SGD):
 
     def _step_group(self, group: dict[str, Any]) -> bool:
         """False, with nothing done, where a gradient is sparse."""
-        momentum = group["momentum"]
+        momentum, state = group["momentum"], self.state
         # parameter, gradient, momentum buffer, by device and whether the buffer is still to be made
         alike: defaultdict[Any, list[tuple[Any, Any, Any]]] = defaultdict(list)
         for p in group["params"]:
@@ -103,7 +103,7 @@ class SGD(_torch.SGD):
                 continue
             if grad.is_sparse:
                 return False
-            buffer = self.state[p].get("momentum_buffer") if momentum else None
+            buffer = state[p].get("momentum_buffer") if momentum else None
             alike[p.device, buffer is None].append((p, grad, buffer))
         for (_, missing), rows in alike.items():
             params, grads, buffers = zip(*rows, strict=True)
@@ -111,7 +111,7 @@ class SGD(_torch.SGD):
             if first:
                 buffers = tuple(map(torch.empty_like, grads))
                 for p, buffer in zip(params, buffers, strict=True):
-                    self.state[p]["momentum_buffer"] = buffer
+                    state[p]["momentum_buffer"] = buffer
             self._update(params, grads, buffers if momentum else (), group, first)
         return True
 
