@@ -35,18 +35,18 @@ class Coefficients(NamedTuple):
     """The c of every row: `spread`, and `peak` more at one class, which is element `places` of the work memory."""
 
     spread: Any  # broadcasts to (C, *rows); None for zeros
-    peak: Any  # broadcasts to rows
+    peak: Any  # broadcasts to rows; None for ones, where there is no `spread`
     places: Any  # (*rows); None where the target is probabilities
     ignored: Array | None  # (*rows); None where no row is ignored
     total: Any  # what a mean divides by
 
     def product(self, z: Array, memory: Array) -> Any:
         """The sum of c_j z_j in each row."""
-        product = 0 if self.spread is None else np.add.reduce(self.spread * z, axis=0)
-        return product if self.places is None else product + self.peak * memory.take(self.places)
+        at_peak = 0 if self.places is None else times(self.peak, memory.take(self.places))
+        return at_peak if self.spread is None else np.add.reduce(self.spread * z, axis=0) + at_peak
 
     def sum(self) -> Any:
-        """The sum of c_j in each row."""
+        """The sum of c_j in each row; None for ones."""
         return self.peak if self.spread is None else np.add.reduce(self.spread, axis=0) + self.peak
 
     def subtract(self, z: Array, memory: Array, factor: Array) -> None:
@@ -54,7 +54,12 @@ class Coefficients(NamedTuple):
         if self.spread is not None:
             np.subtract(z, self.spread * factor, out=z)
         if self.places is not None:
-            memory[self.places] -= self.peak * factor
+            memory[self.places] -= times(self.peak, factor)
+
+
+def times(factor: Any, values: Array) -> Array:
+    """The product; a factor of None is one."""
+    return values if factor is None else np.multiply(factor, values)
 
 
 def cross_entropy_forward(
@@ -80,8 +85,7 @@ def cross_entropy_forward(
         np.subtract(x, maxima, out=z)
         product = c.product(z, work.memory)
         np.add.reduce(np.exp(z, out=z), axis=0, out=sums)
-        np.multiply(np.log(sums, out=loss), c.sum(), out=loss)
-        np.subtract(loss, product, out=loss)
+        np.subtract(times(c.sum(), np.log(sums, out=loss)), product, out=loss)
         if c.ignored is not None:
             loss[c.ignored] = 0
         return c.total
@@ -116,7 +120,7 @@ def cross_entropy_backward(
         if c.ignored is not None:
             factor = np.where(c.ignored, 0, factor)
         np.exp(np.subtract(x, maxima, out=z), out=z)
-        np.multiply(z, factor * c.sum() / sums, out=z)
+        np.multiply(z, times(c.sum(), factor) / sums, out=z)
         c.subtract(z, memory, factor)
         if not in_order:
             np.copyto(dx, z)
@@ -153,7 +157,7 @@ def coefficients(
     places = target * work.step + work.starts
     if weight is None:
         total: Any = target.size if ignored is None else target.size - np.count_nonzero(ignored)
-        return Coefficients(spread, 1 - label_smoothing, places, ignored, total)
+        return Coefficients(spread, 1 - label_smoothing if label_smoothing else None, places, ignored, total)
     weights = weight.take(target)
     total = np.add.reduce(weights, axis=None, where=True if ignored is None else ~ignored)
     return Coefficients(spread, weights * (1 - label_smoothing), places, ignored, total)

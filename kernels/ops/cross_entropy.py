@@ -23,6 +23,7 @@ from kernels.integration.autograd import Function, differentiable, total
 from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_device, check_float, check_tensors, known_reduction, real, whole
 from kernels.ops.softmax import normalise, softmax_grad
+from kernels.sizes import of_rows
 
 NAME = "cross_entropy"
 
@@ -226,7 +227,9 @@ def cross_entropy(
         return handle_torch_function(
             cross_entropy, tensors, *tensors, size_average, ignore_index, reduce, reduction, label_smoothing
         )
-    if not (isinstance(input, Tensor) and isinstance(target, Tensor) and (weight is None or isinstance(weight, Tensor))):
+    if not (
+        isinstance(input, Tensor) and isinstance(target, Tensor) and (weight is None or isinstance(weight, Tensor))
+    ):
         check_tensors(NAME, input=input, target=target, weight=weight)  # says which
     reduction = known_reduction(NAME, size_average, reduce, reduction)
     ignore_index = whole(NAME, "ignore_index", ignore_index)
@@ -284,14 +287,15 @@ def checked_classes(input: Tensor, target: Tensor, weight: Tensor | None) -> Ten
 
     ValueError for another number of rows; RuntimeError for other shapes, other dtypes, and a weight that requires grad.
     """
-    rows = input.shape[:1] + input.shape[2:] if input.dim() > 1 else torch.Size()
+    shape = tuple(input.shape)  # whose parts are cut out quicker than a torch.Size's
+    rows = of_rows(shape) if len(shape) > 1 else ()
     if target.shape != rows and not (rows == () and target.shape == (1,)):
-        other_batch = target.shape[:1] != rows[:1] if input.dim() > 1 else target.dim() == 1
+        other_batch = target.shape[:1] != rows[:1] if len(shape) > 1 else target.dim() == 1
         raise (ValueError if other_batch else RuntimeError)(
-            f"{NAME}: expected target to have the shape {tuple(rows)} or, for probabilities, {tuple(input.shape)},"
+            f"{NAME}: expected target to have the shape {rows} or, for probabilities, {shape},"
             f" got {tuple(target.shape)}"
         )
-    allowed = (torch.int64, torch.uint8) if input.dim() <= 2 else (torch.int64,)
+    allowed = (torch.int64, torch.uint8) if len(shape) <= 2 else (torch.int64,)
     if target.dtype not in allowed:
         listed = " or ".join(map(str, allowed))
         raise RuntimeError(f"{NAME}: expected target of classes to be {listed}, got {target.dtype}")
