@@ -1,5 +1,6 @@
 """What the operations take and refuse: torch decides, for odd values of every argument, odd shapes and huge numbers."""
 
+import inspect
 import operator
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import kernels.functional
 import kernels.nn
 import kernels.optim
+from kernels.ops.conv2d import checked_geometry
 
 
 def conv2d_relu_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
@@ -383,3 +385,33 @@ def test_a_symbolic_dim() -> None:
     x = torch.randn(4, 5)
     graph = make_fx(run, tracing_mode="symbolic")(x, torch.ones(3))
     torch.testing.assert_close(graph(x, torch.ones(3)), x.softmax(1))
+
+
+def test_symbolic_sizes() -> None:
+    """A convolution remembers what it found of sizes, but for SymInts, which have no hash."""
+    x, weight = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    graph = make_fx(lambda *tensors: kernels.functional.conv2d(*tensors), tracing_mode="symbolic")(x, weight)
+    torch.testing.assert_close(graph(x, weight), torch_functional.conv2d(x, weight))
+
+
+def test_sizes_of_a_trace_are_not_remembered() -> None:
+    """In torch.jit.trace a size is a tensor of that trace, which must not be kept: a cache would keep it alive."""
+    kept = inspect.getclosurevars(checked_geometry).nonlocals["remember"]
+    x, weight = torch.randn(2, 3, 9, 11, dtype=torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    before = kept.cache_info().currsize
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(lambda x: kernels.functional.conv2d(x, weight), x, check_trace=False)
+    assert kept.cache_info().currsize == before
+    torch.testing.assert_close(traced(x), torch_functional.conv2d(x, weight))
+
+
+def test_numbers_that_are_equal_but_of_another_type_are_still_refused() -> None:
+    """Though the sizes were seen before with ints."""
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    for one in (1, (1, 1)):
+        kernels.functional.conv2d(x, weight, None, one, 1, one)
+    for one in (True, 1.0, (1.0, 1), (True, 1)):
+        for options in ({"stride": one}, {"padding": one}, {"dilation": one}):
+            with pytest.raises(TypeError):
+                kernels.functional.conv2d(x, weight, **options)  # type: ignore[arg-type]

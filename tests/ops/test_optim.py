@@ -69,6 +69,18 @@ def test_dtypes(dtype: torch.dtype) -> None:
     pair.check(rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("momentum", (0.0, 0.9))
+def test_dtypes_of_one_group(momentum: float) -> None:
+    """float64 keeps its digits beside what is computed in float32."""
+    dtypes = (torch.float64, torch.bfloat16, torch.float32)
+    pair = Pair(lambda: [torch.ones(4, dtype=dtype).requires_grad_() for dtype in dtypes], lr=0.1, momentum=momentum)
+    for number in (2, 3):
+        pair.step(number)
+    for i, dtype in enumerate(dtypes):
+        tolerance = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(*(params[i] for params in pair.params), rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("stride", (lambda t: t.t(), lambda t: t[:, ::2], lambda t: t[1:]))
 def test_parameters_that_are_not_contiguous(stride: Any) -> None:
     pair = Pair(lambda: [stride(torch.ones(4, 6, dtype=torch.float64)).requires_grad_()], lr=0.1, momentum=0.9)
@@ -226,8 +238,9 @@ def test_a_differentiable_step(options: dict[str, Any]) -> None:
     torch.testing.assert_close(*(torch.autograd.grad(r.sum(), inputs, materialize_grads=True) for r in results))
 
 
+@pytest.mark.parametrize("place", (0, 2), ids=("first", "last"))
 @pytest.mark.parametrize("options", ({}, {"momentum": 0.9}, {"maximize": True}), ids=str)
-def test_sparse_gradients(options: dict[str, Any]) -> None:
+def test_sparse_gradients(options: dict[str, Any], place: int) -> None:
     """Beside dense ones, of the same group and of another."""
     pair = Pair(lambda: [torch.ones(4, 3).requires_grad_() for _ in range(3)], lr=0.1, **options)
     for params, optimiser in zip(pair.params, pair.optimisers, strict=True):
@@ -236,7 +249,8 @@ def test_sparse_gradients(options: dict[str, Any]) -> None:
     for number in (2, 3):
         for params, optimiser in zip(pair.params, pair.optimisers, strict=True):
             give_gradients(params, number)
-            params[0].grad = params[0].grad.mul(torch.tensor([[1.0], [0.0], [2.0], [0.0]])).to_sparse(1)
+            grad: Any = params[place].grad
+            params[place].grad = grad.mul(torch.tensor([[1.0], [0.0], [2.0], [0.0]])).to_sparse(1)
             optimiser.step()
         pair.check()
 
