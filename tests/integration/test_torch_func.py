@@ -7,7 +7,7 @@ import torch
 from models import Net
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import kernels.functional as F
 from kernels.ops.arguments import REDUCTIONS
@@ -234,3 +234,16 @@ def test_what_leaves_a_transform_is_an_ordinary_tensor() -> None:
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             assert torch.equal(F.relu(kept[0]), torch.relu(2 * x))
+
+
+def test_a_pullback_is_differentiated_after_its_transform() -> None:
+    """What vjp saved is still wrapped then: autograd has to see the tensors inside."""
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    weight, dy = torch.randn(4, 3, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
+
+    def second(linear: Any, sigmoid: Any) -> Tensor:
+        _, pull_back = vjp(lambda x: sigmoid(linear(x, weight)), x)
+        (dx,) = pull_back(dy)
+        return torch.autograd.grad(dx.square().sum(), x)[0]
+
+    torch.testing.assert_close(second(F.linear, F.sigmoid), second(torch.nn.functional.linear, torch.sigmoid))

@@ -107,3 +107,9 @@ def test_both_backward_paths_agree() -> None:
 def test_output_too_small_to_pool() -> None:
     with pytest.raises(RuntimeError, match="conv2d_relu_max_pool2d: expected the convolution's output .* got"):
         F.conv2d_relu_max_pool2d(torch.ones(1, 1, 3, 4), torch.ones(1, 1, 3, 3))
+
+
+def test_the_smallest_image_with_a_lopsided_padding() -> None:
+    """One more row and column, on one side, make the convolution's output 2 x 2."""
+    x, weight = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)
+    assert F.conv2d_relu_max_pool2d(x, weight, padding="same").tolist() == [[[[4.0]]]]
