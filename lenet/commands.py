@@ -192,12 +192,14 @@ def speedrun(
     data_dir: opt.DataDir = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings, each with another seed.")] = 30,
     target: Annotated[float, typer.Option(min=0, max=1, help="The mean accuracy to reach on the test set.")] = 0.99,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 3,
     batch_size: opt.BatchSize = opt.BATCH_SIZE,
     lr: opt.LearningRate = None,
     momentum: opt.Momentum = opt.MOMENTUM,
     schedule: opt.Schedule = opt.SCHEDULE,
-    loss: opt.LossName = "mse",
+    loss: opt.LossName = "cross-entropy",
+    amp: opt.Amp = "off",
+    seed: Annotated[int, opt.seed("Of the first training; each has the next one.")] = 0,
     backend: opt.Backend = None,
     device: opt.Device = None,
 ) -> None:
@@ -219,13 +221,14 @@ def speedrun(
         momentum=momentum,
         schedule=schedule,
         loss=loss,
-        seed=0,
+        amp=amp,
+        seed=seed,
     )
     results = []
     with computing(backend, device) as where:
         for seconds, accuracy in trainings(settings, load(settings.data, settings.data_dir).to(where), where, seeds):
             results.append((seconds, accuracy))
-            print(f"seed {len(results) - 1}: {seconds:.3g} s, accuracy {accuracy:.2%}", flush=True)
+            print(f"seed {seed + len(results) - 1}: {seconds:.3g} s, accuracy {accuracy:.2%}", flush=True)
     print(summary(results, target))
 
 

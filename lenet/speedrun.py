@@ -16,10 +16,10 @@ from lenet.train import check_finite, loss_and_accuracy, scores_of, train_epoch
 
 
 def trainings(settings: Settings, data: Data, device: torch.device, seeds: int) -> Iterator[tuple[float, float]]:
-    """(seconds, test accuracy) of a training with each seed from 0 on; an untimed epoch before compiles the kernels."""
+    """(seconds, test accuracy) of a training with each seed from the settings' on; an untimed epoch before compiles the kernels."""
     with ctrl_c(ALONE) as stop:
         training(replace(settings, epochs=1), data, device, stop)
-        for seed in tqdm(range(seeds), unit=" trainings", leave=False, disable=None):
+        for seed in tqdm(range(settings.seed, settings.seed + seeds), unit=" trainings", leave=False, disable=None):
             yield training(replace(settings, seed=seed), data, device, stop)
 
 

@@ -24,10 +24,22 @@ def test_a_training_for_each_seed(cli: Cli, folder: Path, tmp_path: Path) -> Non
 
 
 def test_accuracies_are_those_of_lenet_train(cli: Cli, folder: Path, tmp_path: Path) -> None:
-    _, out, _ = cli("speedrun", "--data", folder, "--seeds", 2, "--epochs", 2)
+    _, out, _ = cli("speedrun", "--data", folder, "--seeds", 2, "--epochs", 2, "--loss", "mse")
     for seed, accuracy in enumerate(re.findall(r"seed \d: .* accuracy ([\d.]+)%", out)):
         trained = cli("train", "--data", folder, "--seed", seed, "--epochs", 2, "--out", tmp_path / str(seed))
         assert f"test accuracy {accuracy}%" in trained.out
+
+
+def test_the_settings_that_tune_found(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """All of them, the seed too; the one that is given goes before."""
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    searched = ("tune", "--data", folder, "--epochs", 1, "--trials", 2, "--seed", 5, "--out", tmp_path / "study")
+    assert cli(*searched).status == 0
+    config = ("speedrun", "--config", tmp_path / "study" / "best.toml")
+    _, two, _ = cli(*config, "--seeds", 2)
+    _, second, _ = cli(*config, "--seeds", 1, "--seed", 6)
+    assert [line.split(":")[0] for line in two.splitlines()[:2]] == ["seed 5", "seed 6"]
+    assert re.findall(r"seed 6: .*accuracy (.*)", two) == re.findall(r"seed 6: .*accuracy (.*)", second)
 
 
 @pytest.mark.parametrize("epochs", (1, 2))
