@@ -74,7 +74,7 @@ def swap(model: torch.nn.Module) -> SwapReport:
     32 (LeNet 64), one thread, AVX2, forward and backward / forward alone:
 
     LeNet 0.52 / 0.69, MLP 1.22 / 1.17, VGG 1.02 / 1.15, ResNet 1.28 / 1.49, MobileNet 1.16 / 1.26,
-    UNet 1.45 / 1.38, DCGAN 1.21 / 1.19, ViT 1.32 / 1.39.
+    UNet 1.45 / 1.38, DCGAN 1.21 / 1.19, ViT 1.32 / 1.39; with AVX-512 all but LeNet 1.2 to 1.6.
 
     docs/drop-in.md has the measurement, and when not to swap.
     """
