@@ -38,11 +38,17 @@ def _available(device: int) -> tuple[str, ...]:
 
 def products_from_shared_memory() -> bool:
     """Whether the current device's tensor cores take operands from shared memory: then a thread has registers for more sums."""
-    return not knobs.runtime.interpret and _warp_groups(driver.active.get_current_device())
+    of_data_centres = (9, 10)  # from Hopper on
+    return not knobs.runtime.interpret and _generation(driver.active.get_current_device()) in of_data_centres
+
+
+def sums_in_tensor_memory() -> bool:
+    """Whether the current device's tensor cores keep sums in a memory of their own, from which a thread takes all of its at once."""
+    return not knobs.runtime.interpret and _generation(driver.active.get_current_device()) == 10
 
 
 @functools.cache
-def _warp_groups(device: int) -> bool:
-    """Of the current device: NVIDIA's data centre GPUs from Hopper on."""
+def _generation(device: int) -> int:
+    """Of NVIDIA's GPUs, the first part of the compute capability; 0 for others."""
     target = driver.active.get_current_target()
-    return target.backend == "cuda" and target.arch in (90, 100)
+    return target.arch // 10 if target.backend == "cuda" else 0

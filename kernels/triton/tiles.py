@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.sizes import Pair, cdiv, output_size
-from kernels.triton.precision import tensor_core_precision
+from kernels.triton.precision import sums_in_tensor_memory, tensor_core_precision
 
 PROGRAMS = 128  # of a weight gradient, about: one for each multiprocessor
 
@@ -37,7 +37,7 @@ DOT_MAPS = 64  # most that a program on the tensor cores computes, or takes the 
 DOT_TAPS = 3  # of a program of a weight gradient
 FLAT_CHANNELS = 8  # fewer are not worth chunks of their own for each tap
 FLAT_TAPS = 384  # of a flattened window, at most: the loop over them is unrolled
-STAGES = 3
+STAGES = 3  # chunks on their way; one of what lies behind pooling, which is worked out anew after loading
 
 
 class Geometry(NamedTuple):
@@ -146,8 +146,10 @@ def dot_precision(g: Geometry, dtype: torch.dtype, least: int) -> str | None:
 
 
 def warps(*dots: str | None) -> int:
-    """Of a program: one of direct sums, four where some of its sums are products."""
-    return 4 if any(dots) else 1
+    """Of a program: one of direct sums, four where some of its sums are products, or eight, which have registers for twice as many."""
+    if not any(dots):
+        return 1
+    return 8 if sums_in_tensor_memory() else 4
 
 
 @functools.lru_cache(maxsize=256)
@@ -187,7 +189,7 @@ def conv2d_tile(
     return Tile(
         tl.float64 if double else tl.float32, dot, inside, outputs,
         block_m=DOT_PIXELS // math.prod(outputs) if dot else BLOCK_M * warps, block_o=block_o, block_kh=block_kh,
-        block_k=block_k, flat=flat, stages=STAGES, strides=strides if dot else None,
+        block_k=block_k, flat=flat, stages=1 if pooled else STAGES, strides=strides if dot else None,
         vectors=in_vectors(g.channels, dtype, strides), blocks=(g.groups, cdiv(g.features, block_o)),
         row_shifts=row_shifts, wide=wide, row_of=row_of,
     )  # fmt: skip

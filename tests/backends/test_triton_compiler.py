@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import kernels
@@ -78,11 +78,13 @@ def test_products_take_few_instructions(target: str, precision: str, memory_form
 
 @settings(max_examples=4)
 @given(
-    st.sampled_from(("80", "86", "90", "120")), st.sampled_from(("float16", "tf32")),
+    st.sampled_from(("80", "86", "90", "100", "120")), st.sampled_from(("float16", "tf32")),
     st.sampled_from((torch.contiguous_format, torch.channels_last)),
     st.sampled_from((16, 31, 64, 256)), st.sampled_from((16, 33, 64)), st.sampled_from((14, 57, 1024)),
     st.sampled_from((1, 3, 5)), st.integers(1, 3), st.integers(0, 2), st.integers(1, 2), st.booleans(),
 )  # fmt: skip
+@example("100", "float16", torch.contiguous_format, 64, 64, 14, 3, 1, 1, 1, False)
+@example("100", "float16", torch.contiguous_format, 64, 64, 14, 3, 1, 1, 1, True)
 def test_no_loop_of_products_has_spills(
     target: str, precision: str, memory_format: torch.memory_format, channels: int, features: int, size: int,
     kernel: int, stride: int, padding: int, dilation: int, pooled: bool,
