@@ -199,7 +199,7 @@ def speedrun(
     schedule: opt.Schedule = opt.SCHEDULE,
     loss: opt.LossName = "cross-entropy",
     amp: opt.Amp = "off",
-    seed: Annotated[int, opt.seed("Of the first training; each has the next one.")] = 0,
+    seed: Annotated[int, opt.seed("Of the first training; those after it have the next ones.")] = 0,
     backend: opt.Backend = None,
     device: opt.Device = None,
 ) -> None:

@@ -1,8 +1,6 @@
 """SGD in NumPy: every parameter in place."""
 
 from collections.abc import Sequence
-from itertools import repeat
-from operator import attrgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -12,9 +10,6 @@ from torch import Tensor
 from kernels.integration.conversion import converted, copy_on_this_thread
 from kernels.numpy.arrays import LOW_PRECISION
 from kernels.numpy.workspaces import Array
-
-dtype_of = attrgetter("dtype")
-array_of = methodcaller("numpy", force=True)  # though a parameter requires a gradient
 
 
 def sgd(
@@ -33,17 +28,14 @@ def sgd(
     """One step; `first` fills the momentum buffers; float16 and bfloat16 are updated in float32."""
     rate = lr if lr_tensor is None else lr_tensor.item()
     rule = rate, momentum, dampening, weight_decay, nesterov, maximize, first
-    if frozenset(LOW_PRECISION).isdisjoint(map(dtype_of, params)):
-        arrays = list(map(array_of, params))
-        buffers: Any = map(array_of, momentum_buffers) if momentum_buffers else repeat(None)
-        list(map(update, map(np.empty_like, arrays), arrays, map(array_of, grads), buffers, *map(repeat, rule)))
-        return
-    buffers = momentum_buffers or [None] * len(params)
+    buffers: Sequence[Any] = momentum_buffers or [None] * len(params)
     for param, grad, buffer in zip(params, grads, buffers, strict=True):
         if param.dtype in LOW_PRECISION:
             update_in_float32(param, grad, buffer, *rule)
         else:
-            sgd((param,), (grad,), () if buffer is None else (buffer,), lr, lr_tensor, *rule[1:])
+            p = param.numpy(force=True)  # though it requires a gradient
+            b = None if buffer is None else buffer.numpy()
+            update(np.empty_like(p), p, grad.numpy(force=True), b, *rule)
 
 
 def update_in_float32(param: Tensor, grad: Tensor, buffer: Tensor | None, *rule: Any) -> None:

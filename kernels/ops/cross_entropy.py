@@ -227,10 +227,9 @@ def cross_entropy(
         return handle_torch_function(
             cross_entropy, tensors, *tensors, size_average, ignore_index, reduce, reduction, label_smoothing
         )
-    if not (
-        isinstance(input, Tensor) and isinstance(target, Tensor) and (weight is None or isinstance(weight, Tensor))
-    ):
-        check_tensors(NAME, input=input, target=target, weight=weight)  # says which
+    check_tensors(NAME, input=input, target=target)
+    if weight is not None:
+        check_tensors(NAME, weight=weight)
     reduction = known_reduction(NAME, size_average, reduce, reduction)
     ignore_index = whole(NAME, "ignore_index", ignore_index)
     label_smoothing = real(NAME, "label_smoothing", label_smoothing)

@@ -116,10 +116,9 @@ def mse_loss(
         tensors = (input, target, weight)
         return handle_torch_function(mse_loss, tensors, input, target, size_average, reduce, reduction, weight)
     name = "mse_loss"
-    if not (
-        isinstance(input, Tensor) and isinstance(target, Tensor) and (weight is None or isinstance(weight, Tensor))
-    ):
-        check_tensors(name, input=input, target=target, weight=weight)  # says which
+    check_tensors(name, input=input, target=target)
+    if weight is not None:
+        check_tensors(name, weight=weight)
     input, target, weight = full_precision(input, target, weight)
     check_device(name, input, target=target)
     shape = input.shape
