@@ -1,5 +1,5 @@
-"""Convolution in NumPy: a batch goes tile by tile through the steps of `Tile`, or of `DepthwiseTile`; what has windows of
-one pixel is a fully connected layer.
+"""Convolution in NumPy: a batch goes tile by tile through the steps of `Tile`, `WinogradTile` or `DepthwiseTile`; what has
+windows of one pixel is a fully connected layer.
 
 Many groups are cut into parts: tiles of all their maps would hold few images, and the innermost loops be short.
 """
@@ -15,6 +15,7 @@ from kernels.numpy.depthwise import DepthwiseTile
 from kernels.numpy.lowering import Geometry, Tile, geometry
 from kernels.numpy.pointwise import is_pointwise, pointwise_forward, pointwise_input_grad, pointwise_weight_grad
 from kernels.numpy.threads import TILE, even_slices, for_each_product, tiles
+from kernels.numpy.winograd import WinogradTile, is_filtered
 from kernels.numpy.workspaces import Array, workspace
 from kernels.sizes import Pair
 
@@ -40,15 +41,14 @@ def conv2d_forward(
         return pointwise_forward(input, weight, bias, g)
     memory, y = batch_innermost((input.shape[0], weight.shape[0], *g.out), input.dtype)
     images = input.transpose(1, 2, 3, 0)
-    bias = np.zeros(weight.shape[0], input.dtype) if bias is None else bias
 
-    def convolve_tile(part: Part, kind: Any, matrix: Array, at: slice) -> None:
+    def convolve_tile(part: Part, kind: Any, matrix: Any, at: slice) -> None:
         tile = workspace(kind, part.g, at.stop - at.start, input.dtype)
-        y = tile.convolve(images[part.inputs, ..., at], matrix)
-        np.add(y, bias[part.outputs, None, None, None], out=memory[part.outputs, ..., at])
+        part_of_bias = None if bias is None else bias[part.outputs]
+        tile.write_y(images[part.inputs, ..., at], matrix, part_of_bias, memory[part.outputs, ..., at])
 
     for part in parts(g, min(TILE, len(input)) * input.itemsize):
-        kind = kind_of_tile(part.g)
+        kind = kind_of_tile(part.g, len(input))
         matrix = kind.matrix(weight[part.outputs], part.g)
         for_each_tile(part.g, input, functools.partial(convolve_tile, part, kind, matrix))
     return y
@@ -73,13 +73,13 @@ def conv2d_input_grad(
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
     dimages = dy.transpose(1, 2, 3, 0)
 
-    def write_tile(part: Part, kind: Any, matrix: Array, at: slice) -> None:
+    def write_tile(part: Part, kind: Any, matrix: Any, at: slice) -> None:
         tile = workspace(kind, part.g, at.stop - at.start, dy.dtype)
         tile.take_dy(dimages[part.outputs, ..., at])
         tile.write_input_grad(matrix, memory[part.inputs, ..., at])
 
     for part in parts(g, min(TILE, len(dy)) * dy.itemsize):
-        kind = kind_of_tile(part.g)
+        kind = kind_of_tile(part.g, len(dy))
         matrix = kind.flipped_matrix(weight[part.outputs], part.g)
         for_each_tile(part.g, dy, functools.partial(write_tile, part, kind, matrix))
     return dx
@@ -103,7 +103,7 @@ def conv2d_weight_grad(
     images, dimages = input.transpose(1, 2, 3, 0), dy.transpose(1, 2, 3, 0)
 
     def sum_tile(part: Part, at: slice) -> tuple[Array, Array]:
-        tile = workspace(kind_of_tile(part.g), part.g, at.stop - at.start, dy.dtype)
+        tile = workspace(kind_of_tile(part.g, len(dy)), part.g, at.stop - at.start, dy.dtype)
         tile.take_dy(dimages[part.outputs, ..., at])
         return tile.weight_split(images[part.inputs, ..., at]), tile.bias_split() if with_bias else EMPTY
 
@@ -127,16 +127,23 @@ def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Ar
     return np.ascontiguousarray(functools.reduce(np.add, splits))
 
 
-def kind_of_tile(g: Geometry) -> type[Tile] | type[DepthwiseTile]:
-    """A depthwise convolution is lowered too, unless the lowered rows of a single image would leave the cache."""
-    return DepthwiseTile if g.channels == g.features == 1 and g.values_per_image > LARGE_IMAGE else Tile
+def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[DepthwiseTile] | type[WinogradTile]:
+    """How n images are convolved. A depthwise one is lowered too, unless the rows of a single image would leave the cache."""
+    if is_depthwise(g):
+        return DepthwiseTile
+    return WinogradTile if is_filtered(g, n) else Tile
+
+
+def is_depthwise(g: Geometry) -> bool:
+    """Whether a convolution is a depthwise one of large images."""
+    return g.channels == g.features == 1 and g.values_per_image > LARGE_IMAGE
 
 
 @functools.lru_cache(maxsize=256)
 def parts(g: Geometry, bytes_per_number: int) -> tuple[Part, ...]:
     """The parts of a convolution, where a tile takes so many bytes for each number of an image."""
     most = max(1, g.groups * PART_BYTES // max(1, g.values_per_image * bytes_per_number))
-    if most >= g.groups or kind_of_tile(g) is DepthwiseTile:
+    if most >= g.groups or is_depthwise(g):
         return (Part(g, slice(None), slice(None)),)
     return tuple(
         Part(
@@ -152,4 +159,7 @@ def parts(g: Geometry, bytes_per_number: int) -> tuple[Part, ...]:
 def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
     """function(images) for each tile of a batch (N, ...)."""
     n = len(batch)
-    return for_each_product(tiles(n, g.values_per_image * batch.itemsize), function, n * g.multiplications_per_row)
+    bytes_per_image = (
+        0 if is_filtered(g, n) else g.values_per_image * batch.itemsize
+    )  # blocks of any number stay in the cache
+    return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)

@@ -13,10 +13,10 @@ from kernels.numpy.arrays import BITS, ZERO, batch_innermost, staged
 from kernels.numpy.conv2d import EMPTY, for_each_tile, sum_of_splits
 from kernels.numpy.lowering import Geometry, Tile, geometry
 from kernels.numpy.threads import both
+from kernels.numpy.winograd import WinogradTileOfWindows, is_filtered
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair
 
-WINDOW = ((2, 2), (2, 2), (1, 1))  # kernel_size, stride, dilation
 FIRST = np.zeros((), np.uint8)
 BELOW = np.array(2, np.uint8)
 POSITIONS = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1, 1, 1)
@@ -29,10 +29,11 @@ def conv2d_relu_max_pool2d_forward(
     g = geometry(input.shape[2:], weight.shape, stride, padding, dilation, groups, even=True)
     shape = (input.shape[0], weight.shape[0], g.out[0] // 2, g.out[1] // 2)
     (memory, y), (memory_positions, positions) = batch_innermost(shape, input.dtype), batch_innermost(shape, np.uint8)
-    images, matrix = input.transpose(1, 2, 3, 0), PooledTile.matrix(weight, g)
+    kind = kind_of_tile(g, len(input))
+    images, matrix = input.transpose(1, 2, 3, 0), kind.matrix(weight, g)
 
     def convolve_and_pool_tile(at: slice) -> None:
-        tile = workspace(PooledTile, g, at.stop - at.start, input.dtype)
+        tile = workspace(PooledTile, kind, g, at.stop - at.start, input.dtype)
         tile.pool(images[..., at], matrix, bias, memory[..., at], memory_positions[..., at])
 
     for_each_tile(g, input, convolve_and_pool_tile)
@@ -54,12 +55,14 @@ def conv2d_relu_max_pool2d_backward(
     need_input, need_weight, need_bias = needed
     g = geometry(input.shape[2:], weight.shape, stride, padding, dilation, groups, even=True)
     memory, dinput = batch_innermost(input.shape if need_input else (0, 0, 0, 0), dy.dtype)
-    matrix = PooledTile.flipped_matrix(weight, g) if need_input else EMPTY
+    kind = kind_of_tile(g, len(input))
+    matrix = kind.flipped_matrix(weight, g) if need_input else EMPTY
     images, dimages, places = input.transpose(1, 2, 3, 0), dy.transpose(1, 2, 3, 0), positions.transpose(1, 2, 3, 0)
 
     def differentiate_tile(at: slice) -> tuple[Array, Array]:
-        tile = workspace(PooledTile, g, at.stop - at.start, dy.dtype)
-        tile.unpool(dimages[..., at], places[..., at])
+        pooled = workspace(PooledTile, kind, g, at.stop - at.start, dy.dtype)
+        pooled.unpool(dimages[..., at], places[..., at])
+        tile = pooled.tile
         _, weight_split = both(
             lambda: tile.write_input_grad(matrix, memory[..., at]) if need_input else None,
             lambda: tile.weight_split(images[..., at]) if need_weight else EMPTY,
@@ -73,17 +76,22 @@ def conv2d_relu_max_pool2d_backward(
     return dinput, dweight, dbias
 
 
-class PooledTile(Tile):
+def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[WinogradTileOfWindows]:
+    """How n images are convolved."""
+    return WinogradTileOfWindows if is_filtered(g, n) else Tile
+
+
+class PooledTile:
     """A convolution's tile with the 2x2 windows of its output y and of its gradient dy."""
 
-    def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
-        super().__init__(g, n, dtype)
-        pooled = (g.out[0] // 2, g.out[1] // 2)
-        pairs = self.y.reshape(-1, pooled[0], 2, pooled[1], 2, n)
-        self._left, self._right = pairs[..., 0, :], pairs[..., 1, :]
-        wider, is_right = scratch("wider", self._left.shape, dtype), scratch("right", self._left.shape, bool)
-        self._wider, (self._top, self._bottom) = wider, (wider[:, :, 0], wider[:, :, 1])
-        self._is_right, (self._right_on_top, self._right_below) = is_right, np.moveaxis(is_right.view(np.uint8), 2, 0)
+    def __init__(self, kind: type[Tile] | type[WinogradTileOfWindows], g: Geometry, n: int, dtype: Any) -> None:
+        self.tile = tile = kind(g, n, dtype)
+        self._windows = tile.windows_of_y
+        self._left, self._right = self._windows.swapaxes(0, 1)  # (2, O, OH // 2, OW // 2, n), as are the next
+        self._wider, self._is_right = (
+            scratch(name, self._left.shape, t) for name, t in (("wider", dtype), ("right", bool))
+        )
+        (self._top, self._bottom), (self._right_on_top, self._right_below) = self._wider, self._is_right.view(np.uint8)
         self._maximum, self._position = (
             scratch(name, self._top.shape, t) for name, t in (("maximum", dtype), ("position", np.uint8))
         )
@@ -91,8 +99,8 @@ class PooledTile(Tile):
         self._mask = scratch("larger", self._top.shape, bool)
         self._mask_bits, self._mask_bytes = self._mask.view(np.int8), self._mask.view(np.uint8)
 
-        bits = BITS[self.dy.itemsize]
-        windows_of_dy = max_pool2d.slices(self.dy.transpose(0, 2, 1, 3, 4), pooled, *WINDOW)
+        bits = BITS[self._maximum.itemsize]
+        windows_of_dy = [window for row in tile.windows_of_dy for window in row]
         self._pooled_dy = scratch("pooled dy", windows_of_dy[0].shape, dtype)
         self._pooled_dy_bits = self._pooled_dy.view(bits)
         self._taken = scratch("taken", (4, *self._pooled_dy.shape), bool)
@@ -101,9 +109,9 @@ class PooledTile(Tile):
             (window.view(bits), taken) for window, taken in zip(windows_of_dy, self._taken_bits, strict=True)
         ]
 
-    def pool(self, images: Array, matrix: Array, bias: Array | None, y: Array, positions: Array) -> None:
+    def pool(self, images: Array, matrix: Any, bias: Array | None, y: Array, positions: Array) -> None:
         """Fills y with the largest of each window, bias added, and its position, 255 where ReLU gives zero."""
-        self.convolve(images, matrix)
+        self.tile.convolve(images, matrix)
         maximum, position = self._largest()
         if bias is not None:
             np.add(maximum, bias[:, None, None, None], out=maximum)
@@ -120,7 +128,7 @@ class PooledTile(Tile):
         np.greater(self._bottom, self._top, out=self._mask)
         np.maximum(self._top, self._bottom, out=maximum)
         if math.isnan(np.dot(self._maxima, self._maxima)):  # which one NaN makes NaN, and nothing else
-            windows = max_pool2d.slices(self.y, maximum.shape[1:3], *WINDOW)
+            windows = [window for row in self._windows for window in row]
             return max_pool2d.Scan(maximum.shape, maximum.dtype, np.uint8).maxima(windows, FIRST)
         np.bitwise_or(self._right_below, BELOW, out=position)
         np.multiply(position, self._mask_bytes, out=position)

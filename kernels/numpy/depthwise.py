@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import staged
+from kernels.numpy.arrays import ZERO, staged
 from kernels.numpy.lowering import Geometry
 from kernels.numpy.workspaces import Array, scratch
 
@@ -36,15 +36,15 @@ class DepthwiseTile:
 
     flipped_matrix = matrix
 
-    def convolve(self, images: Array, matrix: Array) -> Array:
-        """y (O, OH, OW, n) of images (C, H, W, n)."""
+    def write_y(self, images: Array, matrix: Array, bias: Array | None, out: Array) -> None:
+        """Writes y (O, OH, OW, n) of images (C, H, W, n), with its bias (O), to `out`."""
         self._fill(images)
         for block in self._blocks:
             y, product = self._y[block], self._product_of(block)
             y.fill(0)
             for p, q, values in self._places(block):
                 np.add(y, np.multiply(values, matrix[p, q, block[0]], out=product), out=y)
-        return self._y
+        np.add(self._y, ZERO if bias is None else bias[:, None, None, None], out=out)
 
     def take_dy(self, dimages: Array) -> None:
         """Keeps the gradient (O, OH, OW, n)."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import staged
+from kernels.numpy.arrays import ZERO, staged
 from kernels.numpy.blas import MULTIPLIES_AS_THEY_LIE
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, output_size
@@ -100,8 +100,7 @@ class Tile:
         dy_rows = scratch("dy", (g.groups, (oh - 1) * stride + 1, g.features, ow, n), dtype)
         self.dy = dy_rows[:, ::stride]  # with rows of zeros between
         self._zero_rows = [dy_rows[:, i::stride] for i in range(1, stride)]
-        self._dy_matrix = self.dy.reshape(g.groups, oh, g.features, ow * n)
-        self._dy_columns = in_pieces(self._dy_matrix, pieces).swapaxes(3, 4)
+        self._dy_columns = in_pieces(self.dy.reshape(g.groups, oh, g.features, ow * n), pieces).swapaxes(3, 4)
         self._transposed = None
         if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT * pieces:
             self._transposed = scratch("dy transposed", self._dy_columns.shape, dtype)
@@ -123,11 +122,25 @@ class Tile:
             g.groups, 1, 1, g.channels * g.kernel[1], g.kernel[0] * g.features
         )
 
+    @property
+    def windows_of_y(self) -> Array:
+        """`y` before pooling in windows of 2 x 2, a view (2, 2, O, OH // 2, OW // 2, n)."""
+        return by_window(self.y)
+
+    @property
+    def windows_of_dy(self) -> Array:
+        """`dy` behind such a pooling, a view (2, 2, groups, features, OH // 2, OW // 2, n)."""
+        return by_window(self.dy.swapaxes(1, 2))
+
     def convolve(self, images: Array, matrix: Array) -> Array:
         """y (O, OH, OW, n) of images (C, H, W, n)."""
         self._lowering.fill(images)
         np.matmul(matrix, self._lowering.windows(), out=self._y_pieces)
         return self.y
+
+    def write_y(self, images: Array, matrix: Array, bias: Array | None, out: Array) -> None:
+        """Writes y (O, OH, OW, n) of images (C, H, W, n), with its bias (O), to `out`."""
+        np.add(self.convolve(images, matrix), ZERO if bias is None else bias[:, None, None, None], out=out)
 
     def take_dy(self, dimages: Array) -> None:
         """Fills `dy` from the gradient (O, OH, OW, n)."""
@@ -152,12 +165,16 @@ class Tile:
         return split.reshape(g.groups * g.features, g.channels, *g.kernel)
 
     def bias_split(self) -> Array:
-        """These images' split of dbias (O), of `dy`: a run of rows at a time, for NumPy adds up rows one by one."""
-        rows = self._dy_matrix  # (groups, OH, features, OW n)
-        if rows.shape[1] <= RUN:
-            return np.add.reduce(np.add.reduce(rows, axis=1), axis=2).reshape(-1)
-        runs = [np.add.reduce(rows[:, i : i + RUN], axis=1) for i in range(0, rows.shape[1], RUN)]
-        return np.add.reduce(np.stack(runs, axis=-1).reshape(rows.shape[0] * rows.shape[2], -1), axis=1)
+        """These images' split of dbias (O), of `dy`."""
+        return sum_of_pixels(self.dy)
+
+
+def sum_of_pixels(dy: Array) -> Array:
+    """dbias (O) of dy (groups, OH, features, OW, n): a run of rows at a time, for NumPy adds up rows one by one."""
+    runs = [np.add.reduce(dy[:, i : i + RUN], axis=1) for i in range(0, max(1, dy.shape[1]), RUN)]
+    if len(runs) == 1:
+        return np.add.reduce(runs[0].reshape(dy.shape[0] * dy.shape[2], -1), axis=1)
+    return np.add.reduce(np.stack(runs, axis=-1).reshape(dy.shape[0] * dy.shape[2], -1), axis=1)
 
 
 class Lowering:
@@ -273,6 +290,13 @@ def in_pieces(columns: Array, pieces: int) -> Array:
     """A view of (..., k, m) as (..., pieces, k, m / pieces)."""
     *outer, k, m = columns.shape
     return columns.reshape(*outer, k, pieces, m // pieces).swapaxes(-3, -2)
+
+
+def by_window(images: Array) -> Array:
+    """A view of images (..., C, H, W, n), H and W even, as windows of 2 x 2: (2, 2, ..., C, H / 2, W / 2, n)."""
+    *outer, h, w, n = images.shape
+    windows = images.reshape(*outer, h // 2, 2, w // 2, 2, n)
+    return np.moveaxis(windows, (-4, -2), (0, 1))
 
 
 def view(array: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:

@@ -45,7 +45,8 @@ def for_each(items: Sequence[Any], function: Callable[[Any], Any], least: int = 
 
     A thread is worth its while for `least` items or more.
     """
-    threads = 1 if len(items) < 2 * least else min(torch.get_num_threads(), len(items) // least)
+    alone = len(items) < 2 * least or _local.is_one_of_several
+    threads = 1 if alone else min(torch.get_num_threads(), len(items) // least)
     if threads < 2:
         return list(map(function, items))
     results: list[Any] = [None] * len(items)

@@ -46,4 +46,4 @@ def test_whole_numbers_are_exact(
     ),
 )
 def test_which_way_is_taken(size: Any, weight: tuple[int, ...], groups: int, kind: type) -> None:
-    assert conv2d.kind_of_tile(geometry(size, weight, (1, 1), (0, 0), (1, 1), groups)) is kind
+    assert conv2d.kind_of_tile(geometry(size, weight, (1, 1), (0, 0), (1, 1), groups), 1) is kind
