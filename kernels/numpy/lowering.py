@@ -187,6 +187,7 @@ class Lowering:
         self._with_padding = g.padding != (0, 0)
         self._padded = scratch("padded", (g.groups * g.channels, *g.padded, n), dtype)
         self._inside = self._padded[:, ph : ph + h, pw : pw + w]
+        self._outside = edges(self._padded, slice(ph, ph + h), slice(pw, pw + w))
         height = (oh - 1) * sh + dh * (kh - 1) + 1
         self._rows = scratch("rows", (g.groups, height, g.channels, kw, ow, n), dtype)
         channel, row, column, item = self._padded.strides
@@ -200,8 +201,8 @@ class Lowering:
         if images.flags.c_contiguous and not self._with_padding:
             columns = view(images, 0, columns.shape, columns.strides)
         else:
-            if self._with_padding:
-                self._padded.fill(0)
+            for edge in self._outside:
+                edge.fill(0)
             self._inside[...] = staged(images)
         self._rows[...] = columns
 
@@ -290,6 +291,13 @@ def in_pieces(columns: Array, pieces: int) -> Array:
     """A view of (..., k, m) as (..., pieces, k, m / pieces)."""
     *outer, k, m = columns.shape
     return columns.reshape(*outer, k, pieces, m // pieces).swapaxes(-3, -2)
+
+
+def edges(images: Array, rows: slice, columns: slice) -> list[Array]:
+    """Views that cover what of images (C, H, W, n) lies outside of those rows and columns."""
+    top, bottom = images[:, : rows.start], images[:, rows.stop :]
+    left, right = images[:, rows, : columns.start], images[:, rows, columns.stop :]
+    return [edge for edge in (top, bottom, left, right) if edge.size]
 
 
 def by_window(images: Array) -> Array:

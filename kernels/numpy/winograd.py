@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.numpy.arrays import staged
-from kernels.numpy.lowering import Geometry, Tile, by_window, in_pieces, pieces_of, sum_of_pixels
+from kernels.numpy.lowering import Geometry, Tile, by_window, edges, in_pieces, pieces_of, sum_of_pixels
 from kernels.numpy.threads import even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair, cdiv
@@ -276,9 +276,8 @@ def copy_into(out: Array, images: Array, row: int, column: int) -> None:
     rows, from_rows = overlap(row, out.shape[1], images.shape[1])
     columns, from_columns = overlap(column, out.shape[2], images.shape[2])
     np.copyto(out[:, rows, columns], images[:, from_rows, from_columns])
-    for edge in (out[:, : rows.start], out[:, rows.stop :], out[:, :, : columns.start], out[:, :, columns.stop :]):
-        if edge.size:
-            edge.fill(0)
+    for edge in edges(out, rows, columns):
+        edge.fill(0)
 
 
 @functools.lru_cache(maxsize=1024)
