@@ -10,8 +10,9 @@ from threadpoolctl import ThreadpoolController
 
 STAYS_SINGLE = 1 << 18  # multiplications; OpenBLAS starts threads for larger products only
 _libraries = ThreadpoolController().select(user_api="blas").lib_controllers
-# Whether small matrices are multiplied as they lie: OpenBLAS has such code for AVX-512, and packs all others first
-MULTIPLIES_AS_THEY_LIE = any(
+# Multiplications of a product of matrices that are multiplied as they lie. OpenBLAS has such code for AVX-512: packing costs
+# a quarter as much again, a transposed matrix more than transposing takes. Elsewhere it packs all, and pieces only cost
+SMALL_PRODUCT = 10**6 * any(
     getattr(library, "architecture", "").lower() in ("skylakex", "cooperlake", "sapphirerapids")
     for library in _libraries
 )

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy import activations
-from kernels.numpy.blas import STAYS_SINGLE
+from kernels.numpy.blas import SMALL_PRODUCT, STAYS_SINGLE
 from kernels.numpy.elementwise import elementwise
 from kernels.numpy.threads import even_slices, for_each_product
 from kernels.numpy.workspaces import Array
+from kernels.sizes import cdiv
 
 ROWS = 256  # of a tile, or more
 MULTIPLICATIONS = 1 << 23  # of a tile, at least: a tenth of a millisecond
 RUN = 128  # rows
+SUMS_OF_TRANSPOSED = 1200  # of a small product by a transposed matrix
+NARROWEST = 4  # columns of a piece
 
 ALL = slice(None)
 
@@ -31,7 +34,7 @@ def linear_forward(input: Array, weight: Array, bias: Array | None, activation: 
     y = empty_rows(input, len(weight))
 
     def compute_rows(tile: slice) -> None:
-        z = np.matmul(input[tile], weight.T, out=y[tile])
+        z = multiply(input[tile], weight.T, y[tile])
         if bias is not None:
             np.add(z, bias, out=z)
         if activation is not None:
@@ -46,7 +49,7 @@ def linear_input_grad(dz: Array, weight: Array) -> Array:
     dinput = empty_rows(dz, weight.shape[1])
 
     def compute_rows(tile: slice) -> None:
-        np.matmul(dz[tile], weight, out=dinput[tile])
+        multiply(dz[tile], weight, dinput[tile])
 
     for_each_slice(compute_rows, len(dz), weight.size)
     return dinput
@@ -72,6 +75,30 @@ def linear_backward(
         linear_weight_grad(dz, input) if needed[1] else np.empty((0, 0), dy.dtype),
         sum_of_rows(dz) if needed[2] else np.empty(0, dy.dtype),
     )
+
+
+def multiply(rows: Array, matrix: Array, out: Array) -> Array:
+    """out = rows (n, K) times the matrix (K, M), in pieces of its columns that OpenBLAS multiplies as they lie."""
+    (n, k), m = rows.shape, matrix.shape[1]
+    width = width_of_pieces(n, k, m, rows.strides[1] < rows.strides[0] and matrix.strides[0] < matrix.strides[1])
+    whole = m // width * width if width else 0
+    if whole:
+        pieces = matrix[:, :whole].reshape(k, -1, width).swapaxes(0, 1)
+        np.matmul(rows, pieces, out=out[:, :whole].reshape(n, -1, width).swapaxes(0, 1))
+    if whole < m:
+        np.matmul(rows, matrix[:, whole:], out=out[:, whole:])
+    return out
+
+
+@functools.lru_cache(maxsize=256)
+def width_of_pieces(n: int, k: int, m: int, transposed: bool) -> int:
+    """How wide pieces are, 0 where cutting does not pay; `transposed`: the matrix is, for which OpenBLAS takes less as it lies."""
+    if n < 2 or k == 0:
+        return 0
+    most = SMALL_PRODUCT // (n * k)
+    if transposed:
+        most = min(most, SUMS_OF_TRANSPOSED // n)
+    return cdiv(m, cdiv(m, most)) if NARROWEST <= most < m else 0
 
 
 def sum_of_rows(rows: Array) -> Array:

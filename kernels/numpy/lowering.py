@@ -15,14 +15,11 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy.arrays import ZERO, staged
-from kernels.numpy.blas import MULTIPLIES_AS_THEY_LIE
+from kernels.numpy.blas import SMALL_PRODUCT
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, output_size
 
 RUN = 128  # rows that are summed one by one
-# Multiplications of a product that OpenBLAS computes of matrices as they lie: packing them would cost a quarter as much
-# again, a transposed one more than transposing takes. Where it packs all, pieces and transposing would only cost
-SMALL_PRODUCT = 10**6 if MULTIPLIES_AS_THEY_LIE else 0
 SHORTEST_PIECE = 64  # columns of a product that is cut into small ones
 WIDE = 16  # rows to transpose, at least
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy.arrays import ZERO
-from kernels.numpy.lowering import SMALL_PRODUCT, in_pieces, inside, pieces_of, view
+from kernels.numpy.blas import SMALL_PRODUCT
+from kernels.numpy.lowering import in_pieces, inside, pieces_of, view
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, cdiv
 
