@@ -61,15 +61,10 @@ def conv2d_input_grad(
     g = geometry(input_size, weight.shape, stride, padding, dilation, groups)
     if is_pointwise(g):
         return pointwise_input_grad(dy, weight, g)
-    reach = tuple(d * (k - 1) for d, k in zip(dilation, g.kernel, strict=True))
-    if (
-        g.channels == g.features == 1
-        and g.stride == (1, 1)
-        and all(p <= r for p, r in zip(padding, reach, strict=True))
-    ):
-        return conv2d_forward(  # of dy with each window turned around: quicker than folding
-            dy, weight[:, :, ::-1, ::-1], None, stride, (reach[0] - padding[0], reach[1] - padding[1]), dilation, groups
-        )
+    if is_quicker_as_forward(g, len(dy)):  # of dy with each window turned around
+        turned = weight.reshape(groups, g.features, g.channels, *g.kernel)[..., ::-1, ::-1].swapaxes(1, 2)
+        turned = turned.reshape(groups * g.channels, g.features, *g.kernel)
+        return conv2d_forward(dy, turned, None, stride, padding_of_gradient(g), dilation, groups)
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
     dimages = dy.transpose(1, 2, 3, 0)
 
@@ -118,6 +113,19 @@ def conv2d_weight_grad(
         return sums_of_parts[0]
     dweights, dbiases = zip(*sums_of_parts, strict=True)
     return np.concatenate(dweights), np.concatenate(dbiases)
+
+
+def is_quicker_as_forward(g: Geometry, n: int) -> bool:
+    """Whether lowering dy is quicker than folding dx: dy has fewer maps, and no rows or columns of zeros around it."""
+    if g.stride != (1, 1) or min(padding_of_gradient(g)) < 0 or is_filtered(g, n):
+        return False
+    return g.channels == g.features == 1 or (g.channels > g.features and g.out == g.size)
+
+
+def padding_of_gradient(g: Geometry) -> Pair:
+    """The padding of dy with which windows that are turned around give dx, where the stride is 1."""
+    (kh, kw), (dh, dw), (ph, pw) = g.kernel, g.dilation, g.padding
+    return dh * (kh - 1) - ph, dw * (kw - 1) - pw
 
 
 def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:

@@ -54,6 +54,21 @@ def test_parts_of_the_groups(
     check_exactly((batch, maps, 6, 7), weight, groups=maps // weight[1], **geometry)
 
 
+@pytest.mark.parametrize(
+    ("maps", "weight", "geometry"),
+    (
+        (6, (2, 6, 3, 3), {"padding": 1}),
+        (6, (4, 3, 3, 5), {"padding": (1, 2), "groups": 2}),
+        (4, (3, 4, 5, 3), {"padding": (4, 1), "dilation": (2, 1)}),
+    ),
+    ids=str,
+)
+@pytest.mark.usefixtures("poisoned")
+def test_input_gradient_as_a_convolution_of_dy(maps: int, weight: tuple[int, ...], geometry: dict[str, Any]) -> None:
+    """Where y has fewer maps, and the size of the image."""
+    check_exactly((9, maps, 7, 8), weight, **geometry)
+
+
 def test_how_many_parts() -> None:
     def groups(maps: int, size: int, bytes_per_number: int) -> list[int]:
         g = lowering.geometry((size, size), (maps, 1, 3, 3), (1, 1), (1, 1), (1, 1), maps)
