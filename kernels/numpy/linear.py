@@ -17,6 +17,7 @@ ROWS = 256  # of a tile, or more
 MULTIPLICATIONS = 1 << 23  # of a tile, at least: a tenth of a millisecond
 RUN = 128  # rows
 SUMS_OF_TRANSPOSED = 1200  # of a small product by a transposed matrix
+MOST_ROWS = 64  # of products in pieces
 NARROWEST = 4  # columns of a piece
 
 ALL = slice(None)
@@ -80,7 +81,8 @@ def linear_backward(
 def multiply(rows: Array, matrix: Array, out: Array) -> Array:
     """out = rows (n, K) times the matrix (K, M), in pieces of its columns that OpenBLAS multiplies as they lie."""
     (n, k), m = rows.shape, matrix.shape[1]
-    width = width_of_pieces(n, k, m, rows.strides[1] < rows.strides[0] and matrix.strides[0] < matrix.strides[1])
+    innermost, transposed = rows.strides[0] < rows.strides[1], matrix.strides[0] < matrix.strides[1]
+    width = width_of_pieces(n, k, m, innermost) if innermost or transposed else 0  # pieces of whole rows take longer
     whole = m // width * width if width else 0
     if whole:
         pieces = matrix[:, :whole].reshape(k, -1, width).swapaxes(0, 1)
@@ -91,12 +93,12 @@ def multiply(rows: Array, matrix: Array, out: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=256)
-def width_of_pieces(n: int, k: int, m: int, transposed: bool) -> int:
-    """How wide pieces are, 0 where cutting does not pay; `transposed`: the matrix is, for which OpenBLAS takes less as it lies."""
-    if n < 2 or k == 0:
+def width_of_pieces(n: int, k: int, m: int, innermost: bool) -> int:
+    """How wide pieces are, 0 where cutting does not pay; `innermost`: the n rows are columns in memory."""
+    if not 2 <= n <= MOST_ROWS or k == 0:
         return 0
     most = SMALL_PRODUCT // (n * k)
-    if transposed:
+    if not innermost:
         most = min(most, SUMS_OF_TRANSPOSED // n)
     return cdiv(m, cdiv(m, most)) if NARROWEST <= most < m else 0
 

@@ -37,12 +37,13 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], sm
 
 def test_how_wide_pieces_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "SMALL_PRODUCT", 10**6)
-    assert linear.width_of_pieces(32, 3072, 512, True) == 10
-    assert linear.width_of_pieces(64, 400, 120, True) == 18
-    assert linear.width_of_pieces(64, 400, 120, False) == 30
-    assert linear.width_of_pieces(16, 400, 120, False) == 0  # small as it is
-    assert linear.width_of_pieces(256, 3072, 512, False) == 0  # too narrow
-    assert linear.width_of_pieces(1, 3072, 512, True) == 0  # a matrix times a vector
+    assert linear.width_of_pieces(32, 3072, 512, False) == 10
+    assert linear.width_of_pieces(64, 400, 120, False) == 18
+    assert linear.width_of_pieces(64, 400, 120, True) == 30
+    assert linear.width_of_pieces(16, 400, 120, True) == 0  # small as it is
+    assert linear.width_of_pieces(64, 8192, 512, True) == 0  # too narrow
+    assert linear.width_of_pieces(256, 400, 120, True) == 0  # too many rows
+    assert linear.width_of_pieces(1, 3072, 512, False) == 0  # a matrix times a vector
     monkeypatch.setattr(linear, "SMALL_PRODUCT", 0)
     linear.width_of_pieces.cache_clear()
-    assert linear.width_of_pieces(32, 3072, 512, True) == 0
+    assert linear.width_of_pieces(32, 3072, 512, False) == 0
