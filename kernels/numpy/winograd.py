@@ -158,8 +158,8 @@ def transformed(weight: Array, matrix: Array) -> Array:
 
 
 def innermost(images: Array, name: str) -> Array:
-    """The images (C, H, W, n), copied where they have not the batch innermost in memory."""
-    if images.strides[3] == images.itemsize:
+    """The images (C, H, W, n), copied where a batch is not innermost in memory."""
+    if images.shape[3] == 1 or images.strides[3] == images.itemsize:
         return images
     memory = scratch(name, images.shape, images.dtype)
     np.copyto(memory, staged(images))
