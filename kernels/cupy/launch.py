@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.integration.repeating import Function, Repeated, recording
+from kernels.integration.repeating import Function, Made, Repeated, recording
 
 FOLDER = Path(__file__).parent
 SHARED_UNASKED = 48 << 10  # bytes of shared memory that a block has on every GPU
@@ -53,9 +53,9 @@ def launch(
     """Starts `kernel` of `<file>.cu`, compiled for the dtype of `like` and `constants`, on the device of `like`.
 
     Tensors arrive as pointers, None as a null pointer, a Python int as `int64`, a Python float as `double`; NumPy
-    scalars keep their type, and structures are passed by value. `shared` counts bytes of dynamic shared memory; more
-    than every GPU gives unasked has to be the same for all launches of a variant. All blocks of a `cooperative` launch
-    run at the same time. A grid without blocks launches nothing.
+    scalars keep their type, and structures, those that are `Made` too, are passed by value. `shared` counts bytes of
+    dynamic shared memory; more than every GPU gives unasked has to be the same for all launches of a variant. All
+    blocks of a `cooperative` launch run at the same time. A grid without blocks launches nothing.
     """
     if 0 in grid:
         return
@@ -63,7 +63,7 @@ def launch(
     variant = (cupy.RawModule, file, kernel, like.dtype, asked, *constants.items())
     mode = {"enable_cooperative_groups": True} if cooperative else {}
     start = _starter(like, variant, grid, block, shared, mode)
-    start(*_values(arguments))
+    start(*map(_value, arguments))
     if current := recording():
         current.launched(start, [0 if argument is None else argument for argument in arguments])
 
@@ -99,9 +99,8 @@ def _starter(
 
 
 def repeated(launcher: Function, schema: Any) -> Function:
-    """The launcher, which repeats its calls unless it takes lists: those go to kernels as structures of addresses."""
-    lists = any(str(argument.type) == "List[Tensor]" for argument in schema.arguments)
-    return launcher if lists else Repeated(launcher, schema, sys.modules[__name__])
+    """The launcher, which repeats its calls."""
+    return Repeated(launcher, schema, sys.modules[__name__])
 
 
 def state() -> Hashable:
@@ -136,21 +135,25 @@ def structure(numbers: tuple[int, ...], dtype: Any = np.int64) -> Structure:
     return np.array(numbers, dtype).view([("numbers", dtype, len(numbers))]).view(Structure)
 
 
-def address(tensor: Tensor) -> int:
-    """Where a kernel finds the tensor; every address goes through here, so that a simulator can get to know them."""
-    return tensor.data_ptr()
+address = (
+    Tensor.data_ptr
+)  # where a kernel finds a tensor; every address goes through here, so that a simulator gets to know them
 
 
 def addresses(values: Iterable[Any]) -> list[Any]:
-    """What a structure has in the place of these; a call that makes one is not repeated."""
+    """What a structure has in the place of these; a call that makes one is not repeated, unless the structure is `Made`."""
     if current := recording():
         current.complete = False
-    return _values(values)
+    return list(map(_value, values))
 
 
-def _values(arguments: Iterable[Any]) -> list[Any]:
-    """The arguments, with its address in place of each tensor and 0 in place of None, for which CuPy 13 passes no null."""
-    return [address(each) if isinstance(each, Tensor) else 0 if each is None else each for each in arguments]
+def _value(argument: Any) -> Any:
+    """What a kernel gets: a tensor's address, and 0 in place of None, for which CuPy 13 passes no null."""
+    if isinstance(argument, Tensor):
+        return address(argument)
+    if isinstance(argument, Made):
+        return argument.make(*map(address, argument.tensors))
+    return 0 if argument is None else argument
 
 
 class Limits(NamedTuple):

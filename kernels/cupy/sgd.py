@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kernels.cupy.elementwise import layout
-from kernels.cupy.launch import DTYPES, Structure, addresses, launch
+from kernels.cupy.launch import DTYPES, Structure, launch
+from kernels.integration.repeating import Made
 from kernels.sizes import cdiv
 
 MOST = 64  # parameters of a launch: their table is an argument, and those have 4 KB in all
@@ -17,9 +18,7 @@ THREADS, ELEMENTS = 256, 4
 
 PARAMETERS = np.dtype(
     [
-        ("param", np.int64, MOST),
-        ("grad", np.int64, MOST),
-        ("momentum_buffer", np.int64, MOST),
+        ("addresses", np.int64, (3, MOST)),  # of parameters, gradients and momentum buffers
         ("elements", np.int64, MOST),
         ("first_block", np.int32, MOST + 1),
     ],
@@ -79,10 +78,11 @@ def sgd(
         )
     for group in dense.values():
         for start in range(0, len(group), MOST):
-            part = group[start : start + MOST]
-            columns = tuple(tuple(addresses(column)) for column in zip(*part, strict=True))
-            parameters, blocks = _table(columns, tuple(param.numel() for param, *_ in part))
-            launch(part[0][0], "sgd", "sgd", (blocks,), (THREADS,), lr_tensor, options, parameters, RATE=rate)
+            columns = tuple(zip(*group[start : start + MOST], strict=True))
+            elements = tuple([param.numel() for param in columns[0]])
+            blocks = int(_blocks(elements)["first_block"][len(elements)])
+            parameters = Made(functools.partial(_parameters, elements), sum(columns, ()))
+            launch(columns[0][0], "sgd", "sgd", (blocks,), (THREADS,), lr_tensor, options, parameters, RATE=rate)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -98,16 +98,21 @@ def _options(*values: float) -> Structure:
 
 
 @functools.lru_cache(maxsize=64)
-def _table(columns: tuple[tuple[int, ...], ...], elements: tuple[int, ...]) -> tuple[Structure, int]:
-    """The structure Parameters of sgd.cu, and how many blocks there are.
+def _parameters(elements: tuple[int, ...], *addresses: int) -> Structure:
+    """The structure Parameters of sgd.cu, of the addresses of the parameters, of the gradients and of momentum buffers, if any.
 
-    The columns are the addresses of the parameters, their gradients and, if there are any, their momentum buffers.
     torch's allocator gives the gradients of the next step the same memory, as a rule.
     """
+    made = _blocks(elements).copy()
+    rows = np.reshape(addresses, (-1, len(elements)))
+    made["addresses"][: len(rows), : len(elements)] = rows
+    return made
+
+
+@functools.lru_cache(maxsize=64)
+def _blocks(elements: tuple[int, ...]) -> Structure:
+    """The structure, which lacks addresses."""
     made = np.zeros((), PARAMETERS)
-    for name, column in zip(("param", "grad", "momentum_buffer"), columns, strict=False):
-        made[name][: len(column)] = column
     made["elements"][: len(elements)] = elements
-    blocks = [cdiv(n, THREADS * ELEMENTS) for n in elements]
-    made["first_block"][1 : len(elements) + 1] = np.cumsum(blocks)
-    return made.view(Structure), sum(blocks)
+    made["first_block"][1 : len(elements) + 1] = np.cumsum([cdiv(n, THREADS * ELEMENTS) for n in elements])
+    return made.view(Structure)

@@ -41,8 +41,10 @@ class Repeated:
         tensors, values = self._tensors(arguments), self._values(arguments)
         if lists := self._lists(arguments):
             tensors, values = sum(lists, tensors), (*values, *map(len, lists))
-        addresses = [0 if tensor is None else self._backend.address(tensor) for tensor in tensors]
-        key = self.key(tensors, addresses, values)
+        address = self._backend.address
+        addresses = [0 if tensor is None else address(tensor) for tensor in tensors]
+        # calls with one key do the same in other memory
+        key = self._backend.state(), values, *map(description, tensors, addresses)
         if call := self._calls.get(key):
             return call(arguments, addresses)
         if key in self._calls:
@@ -51,14 +53,6 @@ class Repeated:
             self._calls.clear()
         self._calls[key] = None
         return self._launcher(*arguments)
-
-    def key(self, tensors: Sequence[Tensor | None], addresses: Sequence[int], values: tuple[Any, ...]) -> Hashable:
-        """Calls with one key do the same in other memory."""
-        described = [
-            None if t is None else (t.shape, t.stride(), t.dtype, t.get_device(), address % ALIGNMENT)
-            for t, address in zip(tensors, addresses, strict=True)
-        ]
-        return self._backend.state(), values, *described
 
     def _record(self, key: Hashable, arguments: tuple[Any, ...]) -> Any:
         known = [alias(argument) for argument in arguments]
@@ -71,11 +65,21 @@ class Repeated:
         return self._launcher(*arguments)
 
 
+def description(tensor: Tensor | None, address: int) -> Hashable:
+    """What a launcher may go by of a tensor at this address."""
+    if tensor is None:
+        return None
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.get_device(), address % ALIGNMENT
+
+
 def picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
     """What takes these out of a sequence, as a tuple."""
     if len(places) > 1:
         return itemgetter(*places)
-    return lambda values: tuple([values[place] for place in places])
+    if not places:
+        return lambda values: ()
+    (place,) = places
+    return lambda values: (values[place],)
 
 
 def alias(argument: Any) -> Any:
@@ -83,6 +87,13 @@ def alias(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return argument.detach()
     return tuple(map(alias, argument)) if isinstance(argument, tuple) else argument
+
+
+class Made(NamedTuple):
+    """An argument of a launch that is made of the addresses of tensors."""
+
+    make: Function
+    tensors: tuple[Tensor, ...]
 
 
 class Address(NamedTuple):
@@ -130,7 +141,7 @@ class Recording(TorchDispatchMode):
         self._addresses[id(tensor)] = address
 
     def launched(self, start: Function, arguments: Sequence[Any]) -> None:
-        """Adds a launch: `start` takes the arguments again, with addresses for tensors, which may be in tuples."""
+        """Adds a launch: `start` takes the arguments again, with addresses for tensors, which may be in tuples, and what is `Made`."""
         self._launches.append((start, arguments))
 
     def repetition(self, results: Any, backend: Any) -> Function | None:
@@ -190,6 +201,9 @@ class Pool:
         if isinstance(argument, Tensor):
             base, offset = self._addresses[id(argument)]
             return self._computed(lambda values: values[base] + offset) if offset else base
+        if isinstance(argument, Made):
+            pick = self.picker(argument.tensors)
+            return self._computed(lambda values: argument.make(*pick(values)))
         if isinstance(argument, tuple) and any(isinstance(item, Tensor) for item in argument):
             return self._computed(self.picker(argument))
         self.constants.append(argument)
