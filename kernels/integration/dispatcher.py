@@ -28,18 +28,24 @@ ORDINARY = frozenset((Tensor, torch.nn.Parameter, type(None), tuple, torch.Size,
 def needs_dispatcher(arguments: Sequence[Any]) -> bool:
     """Whether anything but the CPU's or the GPU's kernel may answer or watch: a tracer, a profiler, a mode, a subclass.
 
-    The first argument is a tensor. On the CPU, tensors without ordinary memory are found out when it is looked at; a GPU's
-    launchers only ask for addresses. Export, which compiles without Dynamo, does it with fake tensors, a subclass.
+    The first argument is a tensor. Tensors without memory are found out when it is looked at, on the CPU also those whose
+    memory is read in another way. Export, which compiles without Dynamo, does it with fake tensors, a subclass.
     """
     return (
         is_dynamo_compiling()
         or not ORDINARY.issuperset(map(type, arguments))
-        or not (arguments[0].is_cpu or (arguments[0].is_cuda and has_plain_memory(arguments)))
+        or not (arguments[0].is_cpu or (arguments[0].is_cuda and not are_read_otherwise(arguments)))
         or _len_torch_dispatch_stack() > 0
         or _are_functorch_transforms_active()
         or _is_tracing()
         or profiler._is_profiler_enabled
     )
+
+
+def are_read_otherwise(arguments: Sequence[Any]) -> bool:
+    """Whether a tensor is negated when it is read, or is zero whatever its memory has: a GPU's kernel would not know."""
+    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+    return any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors))
 
 
 def has_plain_memory(arguments: Sequence[Any]) -> bool:

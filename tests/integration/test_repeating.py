@@ -445,6 +445,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(dispatcher, "ORDINARY", dispatcher.ORDINARY | {OnGPU})
     package = SimpleNamespace(relu_forward=lambda x: state.calls.append(state.current))
+    package.repeated = lambda launcher, schema: Repeated(launcher, schema, Backend())
     monkeypatch.setattr(primitive, "resolve", lambda name, device_type: package)
     monkeypatch.setattr(primitive, "on_cuda", primitive.Implementations("cuda"))
     return state
@@ -466,3 +467,24 @@ def test_a_gpu_s_tensor_takes_the_short_way_to_its_device(gpu: SimpleNamespace) 
 )
 def test_a_gpu_s_tensor_without_ordinary_memory_needs_the_dispatcher(x: Tensor, gpu: SimpleNamespace) -> None:
     assert dispatcher.needs_dispatcher((x.as_subclass(OnGPU), ""))
+
+
+class WithoutMemory(OnGPU):
+    """A tensor that has no address, as a sparse one, and answers torch's dispatcher with itself."""
+
+    def data_ptr(self) -> int:
+        raise RuntimeError("Cannot access data pointer of Tensor that doesn't have storage")
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0]
+
+
+def test_a_gpu_s_tensor_without_memory_goes_to_the_dispatcher_when_it_is_looked_at(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "ORDINARY", dispatcher.ORDINARY | {WithoutMemory})
+    x = torch.Tensor._make_wrapper_subclass(WithoutMemory, (3,))
+    assert not dispatcher.needs_dispatcher((x, ""))
+    assert kernels.ops.activations.relu_forward(x, "") is x
+    assert gpu.calls == []
