@@ -34,6 +34,7 @@ from benchmarks.command import BACKENDS, RESULTS, one_of, run
 from benchmarks.exercise import training_step
 from benchmarks.report import console
 from kernels.integration import primitive
+from kernels.integration.repeating import Recording
 
 TARGET = "90"  # that Triton compiles for
 LAUNCHES = itertools.count()
@@ -52,12 +53,13 @@ class Row(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The whole step, its time over torch eager's."""
+    """The whole step, its time over torch eager's; `ours` is repeated, but starts no kernels."""
 
     backend: str
     launches: int
     worked_out: float
     repeated: float
+    ours: float
 
 
 class Watch(TorchDispatchMode):
@@ -102,9 +104,9 @@ def row(backend: str, name: str, arguments: tuple[Any, ...]) -> Row:
 def whole_step(backend: str, batch: int) -> Step:
     """The cost of the step; torch's has the same modules, at sizes that leave nothing to compute, and foreach as on a GPU."""
     take = training_step(batch)
-    worked_out, repeated = never_repeated(backend), primitive.Implementations("cpu")
-    times = medians([(repeated, torch_step()), (worked_out, take), (repeated, take)])
-    return Step(backend, launches(take), times[1] / times[0], times[2] / times[0])
+    ways = never_repeated(backend), primitive.Implementations("cpu"), never_started(take)
+    torchs, *times = medians([(primitive.on_cpu, torch_step()), *((way, take) for way in ways)])
+    return Step(backend, launches(take), *(time / torchs for time in times))
 
 
 def never_repeated(backend: str) -> primitive.Implementations:
@@ -113,6 +115,15 @@ def never_repeated(backend: str) -> primitive.Implementations:
     with mock.patch.object(package, "repeated", lambda launcher, schema: launcher):
         for operator in torch.ops.lenet_kernels:
             functions[operator, backend]
+    return functions
+
+
+def never_started(take: Callable[[], Any]) -> primitive.Implementations:
+    """Functions that repeat what `take` calls, of which no launches were recorded."""
+    functions = primitive.Implementations("cpu")
+    with mock.patch.object(Recording, "launched"), mock.patch.object(primitive, "on_cpu", functions):
+        take()
+        take()
     return functions
 
 
@@ -215,6 +226,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "launch_cost",
 ) -> None:
     """Prints a row for each primitive of the step, and one for all of it; writes them to OUT/lenet.csv and OUT/step.csv."""
+    torch.set_num_threads(1)  # torch's step would wait for the others, and they for a busy processor
     rows, steps = [], []
     for name in backend or BACKENDS:
         with no_device(name):

@@ -203,8 +203,11 @@ class Pool:
             base, offset = self._addresses[id(argument)]
             return self._computed(lambda values: values[base] + offset) if offset else base
         if isinstance(argument, Made):
-            pick = self.picker(argument.tensors)
-            return self._computed(lambda values: argument.make(*pick(values)))
+            make, pick = (
+                argument.make,
+                self.picker(argument.tensors),
+            )  # not the argument, whose tensors would stay alive
+            return self._computed(lambda values: make(*pick(values)))
         if isinstance(argument, tuple) and any(isinstance(item, Tensor) for item in argument):
             return self._computed(self.picker(argument))
         self.constants.append(argument)

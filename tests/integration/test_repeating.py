@@ -4,6 +4,7 @@ Nothing runs: what stands in for Triton's and CuPy's loaders writes down what is
 """
 
 import contextlib
+import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 from test_primitive import OPERATORS, arguments
 from torch import Tensor
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels.ops
 from kernels.backend import load
@@ -366,6 +368,47 @@ def test_addresses_of_views_follow_what_they_are_views_of() -> None:
     first, second, third, pair = backend.started[-1]
     assert (first, third, pair) == (x.data_ptr() + 4, second + 24, (x.data_ptr(), second + 4))
     assert len(repetitions(repeated)) == 1
+
+
+@pytest.mark.parametrize(("name", "call"), CALLS, ids=[name for name, _ in CALLS])
+def test_a_repeated_call_only_allocates_and_launches(name: str, call: tuple[Any, ...], stand_in: Any) -> None:
+    """So a CUDA graph may capture it: torch computes nothing, copies nothing and reads nothing back."""
+    _, repeated = launcher_of(stand_in[0], name)
+    repeated(*call)
+    repeated(*call)
+    assert repetitions(repeated)
+    with Watch() as watch:
+        repeated(*call)
+    assert watch.seen <= set(repeating.ALLOCATIONS)
+
+
+class Watch(TorchDispatchMode):
+    """Keeps what torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", ("linear_backward", "conv2d_relu_max_pool2d_backward", "sgd"))
+def test_what_is_recorded_keeps_no_memory(name: str, stand_in: Any) -> None:
+    _, repeated = launcher_of(stand_in[0], name)
+    call = positional(name, arguments(3)[name][0])
+    repeated(*call)
+    gc.collect()  # what other tests left
+    before = living_tensors()
+    for _ in range(2):
+        repeated(*call)
+        assert living_tensors() == before
+    assert repetitions(repeated)
+
+
+def living_tensors() -> int:
+    return sum(issubclass(type(each), Tensor) for each in gc.get_objects())
 
 
 def test_kept_calls_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

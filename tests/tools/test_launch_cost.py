@@ -1,6 +1,7 @@
 """What a call costs on the host is counted on both backends, and nothing is launched."""
 
 import os
+from unittest import mock
 
 import pytest
 import torch
@@ -40,4 +41,14 @@ def test_rows_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.launches == 1
     assert row.calls > row.calls_repeated > 5
     assert step.launches > 11
-    assert min(row.time_repeated, step.worked_out, step.repeated) > 0
+    assert min(row.time_repeated, step.worked_out, step.repeated, step.ours) > 0
+
+
+def test_what_is_never_started_launches_nothing() -> None:
+    pytest.importorskip("cupy")
+    with launch_cost.no_device("cupy"):
+        take = launch_cost.training_step(2)
+        functions = launch_cost.never_started(take)
+        assert launch_cost.launches(take) > 11
+        with mock.patch.object(launch_cost.primitive, "on_cpu", functions):
+            assert launch_cost.launches(take) == 0
