@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo  # its import, else at the first recording, keeps the frames that it comes from
 from test_primitive import OPERATORS, arguments
 from torch import Tensor
 from torch.testing import assert_close
