@@ -152,7 +152,7 @@ def _value(argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return address(argument)
     if isinstance(argument, Made):
-        return argument.make(*map(address, argument.tensors))
+        return argument.make(*map(_value, argument.values))
     return 0 if argument is None else argument
 
 

@@ -49,7 +49,8 @@ def sgd(
     """One step; `first` fills the momentum buffers; float16 and bfloat16 are updated in float32."""
     if lr_tensor is not None and lr_tensor.device != params[0].device:
         lr, lr_tensor = lr_tensor.item(), None  # a rate on the CPU: reading it waits for nothing
-    options = _options(lr, momentum, dampening, weight_decay, nesterov, maximize, first)
+    rule = momentum, dampening, weight_decay, nesterov, maximize, first
+    options = Made(functools.partial(_options, rule), (lr,))
     rate = DTYPES[torch.float64 if lr_tensor is None else lr_tensor.dtype]
     dense: dict[Any, list[tuple[Tensor, ...]]] = {}
     for tensors in zip(params, grads, *([momentum_buffers] if momentum_buffers else []), strict=True):
@@ -92,9 +93,9 @@ def is_flat(shape: tuple[int, ...], *strides: tuple[int, ...]) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _options(*values: float) -> Structure:
+def _options(rule: tuple[float, ...], lr: float) -> Structure:
     """The structure Options of sgd.cu."""
-    return np.array(values, OPTIONS).view(Structure)
+    return np.array((lr, *rule), OPTIONS).view(Structure)
 
 
 @functools.lru_cache(maxsize=64)
@@ -104,7 +105,7 @@ def _parameters(elements: tuple[int, ...], *addresses: int) -> Structure:
     torch's allocator gives the gradients of the next step the same memory, as a rule.
     """
     made = _blocks(elements).copy()
-    rows = np.reshape(addresses, (-1, len(elements)))
+    rows = np.array(addresses).reshape(-1, len(elements))  # quicker than np.reshape of a tuple
     made["addresses"][: len(rows), : len(elements)] = rows
     return made
 

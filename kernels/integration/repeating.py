@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST = 1024  # calls of a launcher that are kept
+NUMBERS = ("lr",)  # arguments that launchers only pass on to kernels: others may come each time
 ALIGNMENT = 32  # bytes: no launcher and no compiler looks at more of an address
 aten = torch.ops.aten
 EMPTY = {  # for each type of device torch.empty_strided by a shorter way, which torch's Inductor takes: on the current GPU
@@ -35,10 +36,13 @@ class Repeated:
 
     def __init__(self, launcher: Function, schema: Any, backend: Any) -> None:
         self._launcher, self._backend = launcher, backend
-        kinds = [str(argument.type) for argument in schema.arguments[:-1]]  # the last names the backend
+        names = [argument.name for argument in schema.arguments[:-1]]  # the last names the backend
+        kinds = [str(argument.type) for argument in schema.arguments[:-1]]
         self._tensors = picker([i for i, kind in enumerate(kinds) if kind in ("Tensor", "Optional[Tensor]")])
         self._lists = picker([i for i, kind in enumerate(kinds) if kind == "List[Tensor]"])
-        self._values = picker([i for i, kind in enumerate(kinds) if "Tensor" not in kind])
+        self._free = [i for i, name in enumerate(names) if name in NUMBERS]
+        self._numbers = picker(self._free)
+        self._values = picker([i for i, kind in enumerate(kinds) if "Tensor" not in kind and i not in self._free])
         self._calls: dict[Hashable, Function | None] = {}  # None after the first
 
     def __call__(self, *arguments: Any) -> Any:
@@ -50,7 +54,7 @@ class Repeated:
         # calls with one key do the same in other memory
         key = self._backend.state(), values, *map(description, tensors, addresses)
         if call := self._calls.get(key):
-            return call(arguments, addresses)
+            return call(arguments, [*addresses, *self._numbers(arguments)])
         if key in self._calls:
             return self._record(key, arguments)
         if len(self._calls) >= MOST:
@@ -59,13 +63,13 @@ class Repeated:
         return self._launcher(*arguments)
 
     def _record(self, key: Hashable, arguments: tuple[Any, ...]) -> Any:
-        known = [alias(argument) for argument in arguments]
-        with Recording(sum(self._lists(known), self._tensors(known))) as recording:
+        known = [1.0 * each if i in self._free else alias(each) for i, each in enumerate(arguments)]
+        with Recording(sum(self._lists(known), self._tensors(known)), self._numbers(known)) as recording:
             results = self._launcher(*known)
         self._calls[key] = recording.repetition(results, self._backend) or self._call_launcher
         return results
 
-    def _call_launcher(self, arguments: tuple[Any, ...], _: list[int]) -> Any:
+    def _call_launcher(self, arguments: tuple[Any, ...], _: list[Any]) -> Any:
         return self._launcher(*arguments)
 
 
@@ -94,14 +98,17 @@ def alias(argument: Any) -> Any:
 
 
 class Made(NamedTuple):
-    """An argument of a launch that is made of the addresses of tensors."""
+    """An argument of a launch that is made of the addresses of tensors, or of numbers."""
 
     make: Function
-    tensors: tuple[Tensor, ...]
+    values: tuple[Any, ...]
 
 
 class Address(NamedTuple):
-    """That of a tensor: so many bytes behind an input's, or behind that of what was allocated, counted after the inputs."""
+    """That of a tensor: so many bytes behind an input's, or behind that of what was allocated, counted after the inputs.
+
+    Numbers that may change are inputs, too.
+    """
 
     base: int
     offset: int
@@ -110,12 +117,13 @@ class Address(NamedTuple):
 class Recording(TorchDispatchMode):
     """What is allocated and launched in its `with` block; `complete` where torch did nothing besides."""
 
-    def __init__(self, inputs: Sequence[Tensor | None]) -> None:
+    def __init__(self, tensors: Sequence[Tensor | None], numbers: Sequence[float] = ()) -> None:
         super().__init__()
         self.complete = True
-        self._inputs = len(inputs)
-        self._seen = list(inputs)  # kept, so that no other tensor gets the id of one
-        self._addresses = {id(tensor): Address(number, 0) for number, tensor in enumerate(inputs)}
+        inputs = [*tensors, *numbers]
+        self._inputs, self._numbers = len(inputs), range(len(tensors), len(inputs))
+        self._seen = inputs  # kept, so that no other tensor or number gets the id of one
+        self._addresses = {id(each): Address(place, 0) for place, each in enumerate(inputs)}
         self._allocated: list[Tensor] = []
         self._launches: list[tuple[Function, Sequence[Any]]] = []
 
@@ -164,12 +172,14 @@ class Recording(TorchDispatchMode):
             launches = [(start, pool.picker(arguments)) for start, arguments in self._launches]
         except KeyError:  # a tensor that was there before and is no input
             return None
+        if not pool.picked.issuperset(self._numbers):
+            return None  # something was computed from one of them
         allocate = [functools.partial(EMPTY[t.device.type], tuple(t.shape), t.stride(), t.dtype) for t in allocated]
         give = picker(numbers) if isinstance(results, tuple) else itemgetter(*numbers) if numbers else lambda _: None
 
-        def repeat(_: tuple[Any, ...], addresses: list[int]) -> Any:
+        def repeat(_: tuple[Any, ...], inputs: list[Any]) -> Any:
             made = [new() for new in allocate]
-            values = [*addresses, *map(backend.address, made), *pool.constants]
+            values = [*inputs, *map(backend.address, made), *pool.constants]
             for place, value in pool.computed:
                 values[place] = value(values)
             for start, arguments in launches:
@@ -185,13 +195,14 @@ def begin(tensor: Tensor) -> int:
 
 
 class Pool:
-    """The values that the arguments of launches are picked from: addresses, then `constants`, then for some places what is
-    `computed` from the values before.
+    """The values that the arguments of launches are picked from: addresses and numbers, then `constants`, of which some
+    are `computed` from the values before.
     """
 
     def __init__(self, bases: int, addresses: dict[int, Address]) -> None:
         self.constants: list[Any] = []
         self.computed: list[tuple[int, Function]] = []
+        self.picked: set[int] = set()  # of the bases
         self._bases, self._addresses = bases, addresses
 
     def picker(self, arguments: Sequence[Any]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -199,14 +210,12 @@ class Pool:
         return picker([self._place(argument) for argument in arguments])
 
     def _place(self, argument: Any) -> int:
-        if isinstance(argument, Tensor):
+        if isinstance(argument, Tensor) or (isinstance(argument, float) and id(argument) in self._addresses):
             base, offset = self._addresses[id(argument)]
+            self.picked.add(base)
             return self._computed(lambda values: values[base] + offset) if offset else base
         if isinstance(argument, Made):
-            make, pick = (
-                argument.make,
-                self.picker(argument.tensors),
-            )  # not the argument, whose tensors would stay alive
+            make, pick = argument.make, self.picker(argument.values)  # without the argument, which has tensors
             return self._computed(lambda values: make(*pick(values)))
         if isinstance(argument, tuple) and any(isinstance(item, Tensor) for item in argument):
             return self._computed(self.picker(argument))

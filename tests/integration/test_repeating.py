@@ -250,14 +250,26 @@ def test_settings_and_gradients_of_sgd_may_change(stand_in: Any, monkeypatch: py
     optimiser = SGD(parameters, lr=0.1, momentum=0.9)
     settings = {"lr": 0.2, "momentum": 0.8, "dampening": 0.1, "weight_decay": 1e-4, "nesterov": True, "maximize": True}
     rates = {"lr": torch.tensor(0.1)}, {"lr": torch.tensor(0.1, dtype=torch.float64)}
-    changes = ({}, *({name: value} for name, value in settings.items()), *rates, {"lr": 0.3})
+    changes = ({}, *({name: value} for name, value in settings.items()), *rates, {"lr": 0.3}, {"lr": 1})
     for change, missing in itertools.product(changes, (None, 0, 2)):
         optimiser.param_groups[0].update(change)
         for _ in range(4):  # of which the first may fill the momentum buffers
             for number, parameter in enumerate(parameters):
                 parameter.grad = None if number == missing else torch.randn_like(parameter)
             optimiser.step()
-    assert len(repetitions(repeated)) == 3 * len(changes)
+    assert len(repetitions(repeated)) == 3 * (len(changes) - 3)  # a number as the rate may be any
+
+
+def test_a_number_that_a_launcher_computes_with_is_not_repeated() -> None:
+    backend = Backend()
+
+    def launcher(params: tuple[Tensor, ...], *others: Any) -> None:
+        backend.launch(params[0], 2 * others[2])
+
+    repeated = Repeated(launcher, OPERATORS["sgd"]._schema, backend)
+    for rate in (0.1, 0.2, 0.3, 0.4):
+        repeated((x := torch.randn(3),), (x,), (), rate, None, 0.0, 0.0, 0.0, False, False, False)
+        assert backend.started[-1] == (x.data_ptr(), 2 * rate)
 
 
 def test_one_tensor_given_twice_is_known_by_its_place(stand_in: Any) -> None:
