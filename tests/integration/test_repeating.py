@@ -251,13 +251,14 @@ def test_settings_and_gradients_of_sgd_may_change(stand_in: Any, monkeypatch: py
     settings = {"lr": 0.2, "momentum": 0.8, "dampening": 0.1, "weight_decay": 1e-4, "nesterov": True, "maximize": True}
     rates = {"lr": torch.tensor(0.1)}, {"lr": torch.tensor(0.1, dtype=torch.float64)}
     changes = ({}, *({name: value} for name, value in settings.items()), *rates, {"lr": 0.3}, {"lr": 1})
+    changes += ({"lr": 0.3, "momentum": 0.3}, {"lr": 0.4})  # one object, then two
     for change, missing in itertools.product(changes, (None, 0, 2)):
         optimiser.param_groups[0].update(change)
         for _ in range(4):  # of which the first may fill the momentum buffers
             for number, parameter in enumerate(parameters):
                 parameter.grad = None if number == missing else torch.randn_like(parameter)
             optimiser.step()
-    assert len(repetitions(repeated)) == 3 * (len(changes) - 3)  # a number as the rate may be any
+    assert len(repetitions(repeated)) == 3 * (len(changes) - 4)  # a rate that is a number may be any
 
 
 def test_a_number_that_a_launcher_computes_with_is_not_repeated() -> None:
