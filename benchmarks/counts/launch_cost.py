@@ -53,13 +53,14 @@ class Row(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The whole step, its time over torch eager's; `ours` is repeated, but starts no kernels."""
+    """The whole step, its time over torch eager's; `ours` is repeated up to what starts a kernel, `launchers` so much of its primitives."""
 
     backend: str
     launches: int
     worked_out: float
     repeated: float
     ours: float
+    launchers: float
 
 
 class Watch(TorchDispatchMode):
@@ -104,9 +105,17 @@ def row(backend: str, name: str, arguments: tuple[Any, ...]) -> Row:
 def whole_step(backend: str, batch: int) -> Step:
     """The cost of the step; torch's has the same modules, at sizes that leave nothing to compute, and foreach as on a GPU."""
     take = training_step(batch)
-    ways = never_repeated(backend), primitive.Implementations("cpu"), never_started(take)
-    torchs, *times = medians([(primitive.on_cpu, torch_step()), *((way, take) for way in ways)])
-    return Step(backend, launches(take), *(time / torchs for time in times))
+    calls = [functools.partial(launcher_of(name), *arguments) for name, arguments in step(batch)]
+
+    def launchers() -> None:
+        for call in calls:
+            call()
+
+    worked_out, repeated = never_repeated(backend), primitive.Implementations("cpu")
+    ours = never_started(take, launchers)
+    ways = ((repeated, torch_step()), (worked_out, take), (repeated, take), (ours, take), (ours, launchers))
+    of_torch, *times = medians(ways)
+    return Step(backend, launches(take), *(time / of_torch for time in times))
 
 
 def never_repeated(backend: str) -> primitive.Implementations:
@@ -118,12 +127,16 @@ def never_repeated(backend: str) -> primitive.Implementations:
     return functions
 
 
-def never_started(take: Callable[[], Any]) -> primitive.Implementations:
-    """Functions that repeat what `take` calls, of which no launches were recorded."""
-    functions = primitive.Implementations("cpu")
-    with mock.patch.object(Recording, "launched"), mock.patch.object(primitive, "on_cpu", functions):
-        take()
-        take()
+def never_started(*calls: Callable[[], Any]) -> primitive.Implementations:
+    """Functions that repeat these calls up to what starts a kernel."""
+    functions, launched = primitive.Implementations("cpu"), Recording.launched
+
+    def unstarted(recording: Recording, start: Any, arguments: Any) -> None:
+        launched(recording, lambda *_: None, arguments)
+
+    with mock.patch.object(Recording, "launched", unstarted), mock.patch.object(primitive, "on_cpu", functions):
+        for call in 2 * calls:
+            call()
     return functions
 
 

@@ -135,9 +135,8 @@ def structure(numbers: tuple[int, ...], dtype: Any = np.int64) -> Structure:
     return np.array(numbers, dtype).view([("numbers", dtype, len(numbers))]).view(Structure)
 
 
-address = (
-    Tensor.data_ptr
-)  # where a kernel finds a tensor; every address goes through here, so that a simulator gets to know them
+# where a kernel finds a tensor; every address goes through here, so that a simulator gets to know them
+address = Tensor.data_ptr
 
 
 def addresses(values: Iterable[Any]) -> list[Any]:

@@ -34,4 +34,5 @@ def state() -> Hashable:
     return device, *fp32_precisions(), knobs.compilation.instrumentation_mode, knobs.runtime.debug
 
 
-address = Tensor.data_ptr  # where a kernel finds a tensor, in a call that is repeated; a simulator puts itself here
+# where a kernel finds a tensor, in a call that is repeated; a simulator puts itself here
+address = Tensor.data_ptr
