@@ -1,6 +1,7 @@
 """Launchers of sgd.cu: one launch for all parameters of a dtype, however many blocks each of them needs."""
 
 import functools
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ PARAMETERS = np.dtype(
     ],
     align=True,
 )
+BYTES = np.dtype((np.void, PARAMETERS.itemsize))  # the same without names, which CuPy would have described
 OPTIONS = np.dtype(
     [
         *((name, np.float64) for name in ("lr", "momentum", "dampening", "weight_decay")),
@@ -81,7 +83,7 @@ def sgd(
         for start in range(0, len(group), MOST):
             columns = tuple(zip(*group[start : start + MOST], strict=True))
             elements = tuple([param.numel() for param in columns[0]])
-            blocks = int(_blocks(elements)["first_block"][len(elements)])
+            blocks = sum([cdiv(n, THREADS * ELEMENTS) for n in elements])
             parameters = Made(functools.partial(_parameters, elements), sum(columns, ()))
             launch(columns[0][0], "sgd", "sgd", (blocks,), (THREADS,), lr_tensor, options, parameters, RATE=rate)
 
@@ -98,22 +100,23 @@ def _options(rule: tuple[float, ...], lr: float) -> Structure:
     return np.array((lr, *rule), OPTIONS).view(Structure)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4)
 def _parameters(elements: tuple[int, ...], *addresses: int) -> Structure:
     """The structure Parameters of sgd.cu, of the addresses of the parameters, of the gradients and of momentum buffers, if any.
 
-    torch's allocator gives the gradients of the next step the same memory, as a rule.
+    torch's allocator gives the gradients of the next step the same memory, as a rule; else it is made in few steps.
     """
-    made = _blocks(elements).copy()
-    rows = np.array(addresses).reshape(-1, len(elements))  # quicker than np.reshape of a tuple
-    made["addresses"][: len(rows), : len(elements)] = rows
-    return made
+    rows, rest = _parts(elements, len(addresses) // len(elements))
+    return np.frombuffer(rows.pack(*addresses) + rest, BYTES).view(Structure)
 
 
 @functools.lru_cache(maxsize=64)
-def _blocks(elements: tuple[int, ...]) -> Structure:
-    """The structure, which lacks addresses."""
+def _parts(elements: tuple[int, ...], columns: int) -> tuple[struct.Struct, bytes]:
+    """How the structure's rows of addresses are packed, of which so many are there; and what follows them."""
+    n = len(elements)
     made = np.zeros((), PARAMETERS)
-    made["elements"][: len(elements)] = elements
-    made["first_block"][1 : len(elements) + 1] = np.cumsum([cdiv(n, THREADS * ELEMENTS) for n in elements])
-    return made.view(Structure)
+    made["elements"][:n] = elements
+    made["first_block"][1 : n + 1] = np.cumsum([cdiv(each, THREADS * ELEMENTS) for each in elements])
+    missing = made["addresses"][columns:].nbytes
+    rows = struct.Struct("=" + f"{n}q{8 * (MOST - n)}x" * columns + f"{missing}x")
+    return rows, made.tobytes()[rows.size :]
