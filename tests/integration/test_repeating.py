@@ -368,6 +368,13 @@ def test_results_are_new_and_laid_out_as_the_launcher_s() -> None:
     assert len(repetitions(repeated)) == 1
 
 
+@pytest.mark.usefixtures("poisoned")
+def test_where_memory_is_poisoned_that_of_a_repeated_call_is() -> None:
+    repeated = Repeated(lambda x: torch.empty_like(x), OPERATORS["relu_forward"]._schema, Backend())
+    for _ in range(4):
+        assert repeated(torch.ones(3)).isnan().all()
+
+
 def test_addresses_of_views_follow_what_they_are_views_of() -> None:
     backend = Backend()
 
