@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import kernels
-from kernels.integration import repeating
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -120,18 +119,12 @@ def _poisoned(allocate: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
     return poisoned
 
 
-def _empty_strided(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """What torch fills, where it is asked to; on the device that tests run on."""
-    return torch.empty_strided(size, stride, dtype=dtype)
-
-
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch, backend: str) -> Iterator[None]:
     """Whatever a backend allocates starts as NaN, so that an element it did not write, or read too early, shows.
 
-    torch does so itself with its tensors where deterministic algorithms are asked for, but for those of the short way.
+    torch does so itself with its tensors where deterministic algorithms are asked for.
     """
-    monkeypatch.setattr(repeating, "EMPTY", dict.fromkeys(repeating.EMPTY, _empty_strided))
     for name in ("empty", "empty_like"):
         monkeypatch.setattr(np, name, _poisoned(getattr(np, name)))
     package = f"kernels.{backend}"

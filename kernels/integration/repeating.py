@@ -18,10 +18,6 @@ MOST = 1024  # calls of a launcher that are kept
 NUMBERS = ("lr",)  # arguments that launchers only pass on to kernels: others may come each time
 ALIGNMENT = 32  # bytes: no launcher and no compiler looks at more of an address
 aten = torch.ops.aten
-EMPTY = {  # for each type of device torch.empty_strided by a shorter way, which torch's Inductor takes: on the current GPU
-    "cpu": torch._C._dynamo.guards._empty_strided_cpu,  # type: ignore[attr-defined]
-    "cuda": torch._C._dynamo.guards._empty_strided_cuda,  # type: ignore[attr-defined]
-}
 ALLOCATIONS = (aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default, aten.new_empty.default)
 
 Function = Callable[..., Any]
@@ -174,7 +170,10 @@ class Recording(TorchDispatchMode):
             return None
         if not pool.picked.issuperset(self._numbers):
             return None  # something was computed from one of them
-        allocate = [functools.partial(EMPTY[t.device.type], tuple(t.shape), t.stride(), t.dtype) for t in allocated]
+        allocate = [
+            functools.partial(torch.empty_strided, tuple(t.shape), t.stride(), dtype=t.dtype, device=t.device)
+            for t in allocated
+        ]
         give = picker(numbers) if isinstance(results, tuple) else itemgetter(*numbers) if numbers else lambda _: None
 
         def repeat(_: tuple[Any, ...], inputs: list[Any]) -> Any:
