@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_for
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y, Sizes s, Strides of_x, WeightStrides of_weight,
     int64 of_bias
 ) {
-    __shared__ __align__(32) accum memory[MEMORY_SIZE];
+    __shared__ __align__(128) accum memory[MEMORY_SIZE];
     const unsigned group = blockIdx.x % s.groups;
     const Corner corner(blockIdx.x / s.groups, s.maps);
     const int64 m0 = corner.m, n0 = corner.n, pixels = int64(s.batch) * s.plane.divisor;
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_for
         x, s.input, Pixels(s, {-s.padding.h, -s.padding.w}, s.stride, of_x), pixels, n0,
         Taps(s.window, s.dilation, of_x.c, s.dilation.h * of_x.h, s.dilation.w * of_x.w)
     );
-    multiply<APART>(memory, a, b, terms, [&](int m, int n, Sums sums) {
+    store_sums<APART>(memory, multiply(memory, a, b, terms), [&](int m, int n, Sums sums) {
         if (m >= a.rows) return;
         const int64 map = first_map + m0 + m;
         if (bias) {
@@ -75,7 +75,7 @@ struct Class {
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_input_grad(
     const scalar* dy, const scalar* weight, scalar* dx, Sizes s, Strides of_dy, WeightStrides of_weight
 ) {
-    __shared__ __align__(32) accum memory[MEMORY_SIZE];
+    __shared__ __align__(128) accum memory[MEMORY_SIZE];
     const unsigned classes_h = min(s.window.h, s.tap_step.h), classes_w = min(s.window.w, s.tap_step.w);
     unsigned block = blockIdx.x;
     const unsigned group = block % s.groups;
@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_inp
         Taps(taps, {-s.dy_step.h, -s.dy_step.w}, of_dy.c, -s.dy_step.h * of_dy.h, -s.dy_step.w * of_dy.w)
     );
     const int64 plane = int64(s.input.h) * s.input.w, image = s.groups * s.channels * plane;
-    multiply<APART>(memory, a, b, terms, [&](int m, int n, const Sums& sums) {
+    store_sums<APART>(memory, multiply(memory, a, b, terms), [&](int m, int n, const Sums& sums) {
         if (m >= a.rows) return;
         store_pixels(dx + (int64(group) * s.channels + m0 + m) * plane, n0 + n, sums, [&](int64 pixel) {
             const Term at = Pixels(s, {h.number, w.number}, s.stride, {image, 0, s.input.w, 1})(unsigned(pixel));

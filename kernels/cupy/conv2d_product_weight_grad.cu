@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_wei
     const scalar* dy, const scalar* x, scalar* dweight, scalar* dbias, accum* partial, int64 length, int64 pixels_of_split,
     Sizes s, Strides of_dy, Strides of_x
 ) {
-    __shared__ __align__(32) accum memory[MEMORY_SIZE];
+    __shared__ __align__(128) accum memory[MEMORY_SIZE];
     const unsigned group = blockIdx.x % s.groups;
     const Corner corner(blockIdx.x / s.groups, s.maps);
     const int64 m0 = corner.m, n0 = corner.n, k0 = blockIdx.y * pixels_of_split, pixels = int64(s.batch) * s.plane.divisor;
@@ -52,7 +52,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_wei
         Pixels(s, {-s.padding.h, -s.padding.w}, s.stride, of_x), k0
     );
     partial += blockIdx.y * length * (partial != nullptr);
-    multiply<APART>(memory, a, b, min(pixels_of_split, pixels - k0), [&](int m, int n, const Sums& sums) {
+    const auto products = multiply(memory, a, b, min(pixels_of_split, pixels - k0));
+    store_sums<APART>(memory, products, [&](int m, int n, const Sums& sums) {
         if (m >= a.rows) return;
         const int64 place = (first_map + m0 + m) * columns + n0 + n;
 #pragma unroll

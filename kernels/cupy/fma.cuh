@@ -41,7 +41,7 @@ template <typename A, typename B> struct Fmas {
     }
 
     // Adds the products of a chunk, of which `depth` values of k are left.
-    __device__ __forceinline__ void add(const accum* tiles, int depth) {
+    __device__ __forceinline__ void add(const accum* tiles, int, int depth) {
         const int of_split = depth - 4 * split;
 #pragma unroll
         for (int quad = 0; quad < DEPTH; quad += 4 * WARP_SPLITS) {
@@ -58,9 +58,9 @@ template <typename A, typename B> struct Fmas {
         }
     }
 
-    // Puts the sums into memory (WARP_SPLITS, TILE, SUM_PITCH).
+    // Puts the sums into memory (WARP_SPLITS, SUM_ROWS, SUM_PITCH).
     __device__ __forceinline__ void put(accum* memory) const {
-        accum* first = memory + ((split * TILE + m) * SUM_PITCH + n);
+        accum* first = memory + ((split * SUM_ROWS + m % SUM_ROWS) * SUM_PITCH + n);
 #pragma unroll
         for (int i = 0; i < TM; i++) {
             accum* to = first + row_of<A, LANES_M, TM>(0, 0, i) * SUM_PITCH;

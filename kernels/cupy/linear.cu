@@ -105,23 +105,77 @@ template <bool K_INNER, int WIDTH, int SOURCES = 1> struct Operand : OperandTile
     }
 };
 
+// The same rows where they are copied as they are: instead of dy and y the launcher passes dz.
+template <bool K_INNER> struct Copied : OperandTile<K_INNER, 8> {
+    using Tile = OperandTile<K_INNER, 8>;
+    using Tile::inner, Tile::LINE_PITCH, Tile::outer, Tile::rows, Tile::STEP;
+    static constexpr int COPIES = Tile::LINES / STEP;  // of a thread, for a chunk
+
+    bool ones;
+    const scalar* from;
+    int64 step, advance_by;           // from a copy to the next one, and from a chunk
+    int to;                           // where in the tile the first copy goes
+    int bytes[K_INNER ? COPIES : 1];  // of a copy: none of a row that does not exist
+
+    template <int GIVEN>
+    __device__ __forceinline__ Copied(const Matrix (&sources)[GIVEN], int64 rows, int64 first_row, int64 first_k,
+                                      bool ones = false)
+        : Tile(rows, first_row), ones(ones && rows - first_row < TILE), to(outer * LINE_PITCH + Tile::in_line(outer, inner)) {
+        const int64 line_stride = K_INNER ? sources[0].row_stride : sources[0].k_stride;
+        from = sources[0].data + (K_INNER ? first_row : first_k) * line_stride + (K_INNER ? first_k : first_row) + inner +
+               outer * line_stride;
+        step = STEP * line_stride;
+        advance_by = DEPTH * (K_INNER ? 1 : line_stride);
+#pragma unroll
+        for (int c = 0; c < (K_INNER ? COPIES : 1); c++) bytes[c] = (K_INNER ? outer + c * STEP : inner) < this->rows ? 16 : 0;
+    }
+
+    // Copies the thread's part of a chunk; `depth` values of k are left, and beyond them are zeros.
+    __device__ __forceinline__ void copy(tiled* tile, int depth) const {
+        tile += to;
+        if (ones && inner == rows) {
+#pragma unroll
+            for (int c = 0; c < COPIES; c++) *reinterpret_cast<pack<tiled, 8>*>(tile + c * STEP * LINE_PITCH) = {narrow(1)};
+        } else {
+            const scalar* line = from;
+#pragma unroll
+            for (int c = 0; c < COPIES; c++, line += step) {
+                const bool exists = K_INNER ? inner < depth : outer + c * STEP < depth;
+                copy_async<16>(tile + c * STEP * LINE_PITCH, line, exists ? bytes[K_INNER ? c : 0] : 0);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void advance() { from += advance_by; }
+};
+
+template <bool K_INNER, int WIDTH, int SOURCES = 1>
+using Rows = typename either<COPIED, Copied<K_INNER>, Operand<K_INNER, WIDTH, SOURCES>>::type;
+
 struct Strides { int64 row, column; };
 
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT)
 linear_forward(const scalar* input, const scalar* weight, const scalar* bias, scalar* y, int64 batch, int64 outputs,
                int64 inputs, Strides input_strides, Strides weight_strides, int64 bias_stride, Strides y_strides) {
-    __shared__ __align__(32) accum memory[MEMORY_SIZE];
+    __shared__ __align__(128) accum memory[MEMORY_SIZE];
     const Corner corner(blockIdx.x, batch);
     const int64 m0 = corner.m, n0 = corner.n;
-    Operand<true, WIDTH_A> a({{input, input_strides.row, input_strides.column}}, batch, m0, 0);
-    Operand<true, WIDTH_B> b({{weight, weight_strides.row, weight_strides.column}}, outputs, n0, 0);
-    multiply(memory, a, b, inputs, [&](int m, int n, Sums z) {
-        if (m >= a.rows || n >= b.rows) return;
+    Rows<true, WIDTH_A> a({{input, input_strides.row, input_strides.column}}, batch, m0, 0);
+    Rows<true, WIDTH_B> b({{weight, weight_strides.row, weight_strides.column}}, outputs, n0, 0);
+    const auto sums = multiply(memory, a, b, inputs);
+    const auto add_bias = [&](Sums& to, int n) {
 #pragma unroll
-        for (int e = 0; e < 4; e++) {
-            if (bias && n + e < b.rows) z.at[e] += widen(bias[(n0 + n + e) * bias_stride]);
-            z.at[e] = phi(z.at[e]);
-        }
+        for (int e = 0; e < 4; e++)
+            if (bias && n + e < b.rows) to.at[e] += widen(bias[(n0 + n + e) * bias_stride]);
+    };
+    constexpr bool MANY_ROWS = TILE >= 64;  // of a thread, with the same columns
+    Sums biases = {};
+    if (MANY_ROWS) add_bias(biases, stored_column());
+    store_sums(memory, sums, [&](int m, int n, Sums z) {
+        if (m >= a.rows || n >= b.rows) return;
+        if (!MANY_ROWS) add_bias(z, n);
+#pragma unroll
+        for (int e = 0; e < 4; e++) z.at[e] = phi(MANY_ROWS ? z.at[e] + biases.at[e] : z.at[e]);
         store_quad(y + (m0 + m) * y_strides.row + (n0 + n) * y_strides.column, y_strides.column, b.rows - n, z);
     });
 }
@@ -137,14 +191,14 @@ linear_backward(const scalar* dy, const scalar* y, const scalar* input, const sc
                 scalar* dbias, accum* partial, int64 batch, int64 outputs, int64 inputs, int64 rows, int64 input_tiles,
                 int64 weight_tiles, Strides dy_strides, Strides y_strides, Strides input_strides, Strides weight_strides,
                 Strides dinput_strides) {
-    __shared__ __align__(32) accum memory[MEMORY_SIZE];
+    __shared__ __align__(128) accum memory[MEMORY_SIZE];
     if (blockIdx.x < input_tiles) {
         const Corner corner(blockIdx.x, batch);
         const int64 m0 = corner.m, n0 = corner.n;
-        Operand<true, WIDTH_A, SOURCES_OF_DZ> a(
+        Rows<true, WIDTH_A, SOURCES_OF_DZ> a(
             {{dy, dy_strides.row, dy_strides.column}, {y, y_strides.row, y_strides.column}}, batch, m0, 0);
-        Operand<false, WIDTH_B> b({{weight, weight_strides.column, weight_strides.row}}, inputs, n0, 0);
-        multiply(memory, a, b, outputs, [&](int m, int n, const Sums& sums) {
+        Rows<false, WIDTH_B> b({{weight, weight_strides.column, weight_strides.row}}, inputs, n0, 0);
+        store_sums(memory, multiply(memory, a, b, outputs), [&](int m, int n, const Sums& sums) {
             if (m >= a.rows || n >= b.rows) return;
             scalar* to = dinput + (m0 + m) * dinput_strides.row + (n0 + n) * dinput_strides.column;
             store_quad(to, dinput_strides.column, b.rows - n, sums);
@@ -155,10 +209,11 @@ linear_backward(const scalar* dy, const scalar* y, const scalar* input, const sc
     const Corner corner(block - split * unsigned(weight_tiles), outputs);
     const int64 m0 = corner.m, n0 = corner.n, k0 = split * rows;
     const int64 columns = dweight ? inputs : 0;
-    Operand<false, WIDTH_A, SOURCES_OF_DZ> a(
+    Rows<false, WIDTH_A, SOURCES_OF_DZ> a(
         {{dy, dy_strides.column, dy_strides.row}, {y, y_strides.column, y_strides.row}}, outputs, m0, k0);
-    Operand<false, WIDTH_B> b({{input, input_strides.column, input_strides.row}}, columns, n0, k0, dbias != nullptr);
-    multiply(memory, a, b, batch - k0 < rows ? batch - k0 : rows, [&](int m, int n, const Sums& sums) {
+    Rows<false, WIDTH_B> b({{input, input_strides.column, input_strides.row}}, columns, n0, k0, dbias != nullptr);
+    const auto products = multiply(memory, a, b, batch - k0 < rows ? batch - k0 : rows);
+    store_sums(memory, products, [&](int m, int n, const Sums& sums) {
         if (m >= a.rows) return;
         const auto store = [&](auto* weights, auto* bias) {
             if (n < b.rows) store_quad(weights + (m0 + m) * columns + n0 + n, 1, b.rows - n, sums);

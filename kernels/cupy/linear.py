@@ -4,20 +4,26 @@ from typing import Any
 
 from torch import Tensor
 
-from kernels.cupy.launch import launch, structure
+from kernels.cupy.activations import relu_backward, sigmoid_backward
+from kernels.cupy.launch import has_tensor_cores, launch, structure
 from kernels.cupy.splits import add_splits, partial_sums
 from kernels.ops.linear import new_rows
 from kernels.sizes import cdiv
 
 SHORTEST = 128  # rows of a split: no more time than it takes to add the splits up
+LONG = 1024  # rows of a split for the sake of larger tiles
 WARP_SPLITS = {
     16: (1, 2, 4),
     32: (1, 2, 2),
     64: (1, 1, 1),
+    128: (1, 1, 1),
 }  # sets of warps that split a sum, by tile: of up to 32 terms, of up to 255, of more
-WARPS = {16: 1, 32: 2, 64: 4}  # of a set
+WARPS = {16: 1, 32: 2, 64: 4, 128: 8}  # of a set
+WARPS_THAT_COPY = 4  # to a tile of 128, of linear layers: no registers hold what is fetched, so a warp has more sums
 WIDTHS = (4, 2, 1)  # values that are read at once
+COPIED = 8  # values that are copied at once to tiles of 128, on tensor cores
 ACTIVATIONS = {None: 0, "relu": 1, "sigmoid": 2, "step": 3}
+DZ = {"relu": relu_backward, "sigmoid": sigmoid_backward}  # of dy and y
 
 
 def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
@@ -26,8 +32,8 @@ def linear_forward(input: Tensor, weight: Tensor, bias: Tensor | None, activatio
     of_bias = 0 if bias is None else bias.stride(0)
     strides = (structure(input.stride()), structure(weight.stride()), of_bias, structure(y.stride()))
     (batch, outputs), inputs = y.shape, input.shape[1]
-    shape = tiles(batch, outputs, inputs)
     widths = width(input), width(weight)
+    shape = tiles(batch, outputs, inputs, copied=can_be_copied(input, widths))
     _launch("linear_forward", shape, widths, activation, input, weight, bias, y, batch, outputs, inputs, *strides)
     return y
 
@@ -64,12 +70,15 @@ def _backward(
     dweight = dy.new_empty((outputs, inputs) if need_weight else (0, 0))
     dbias = dy.new_empty((outputs if need_bias else 0,))
     columns = need_weight * inputs + need_bias
-    input_shape = tiles(batch, need_input * inputs, outputs, least=32 if batch > 16 else 16)
-    weight_shape = tiles(outputs, columns, SHORTEST, least=32)
+    widths = width(dy, y), width(input, weight)
+    copied = activation != "step" and can_be_copied(dy, widths)
+    input_shape = tiles(batch, need_input * inputs, outputs, least=32 if batch > 16 else 16, copied=copied)
+    weight_shape = tiles(outputs, columns, SHORTEST, least=32, copied=copied, splits=batch // LONG or 1)
     rows, splits = split(batch, weight_shape[2])
     partial = partial_sums(splits, dweight, dbias)
+    if y is not None and activation in DZ and max(input_shape[0], weight_shape[0]) >= 64 and has_tensor_cores(dy):
+        dy, y, activation = DZ[activation](dy, y), None, None  # each value of which is used in many tiles
     y = dy if y is None else y
-    widths = width(dy, y), width(input, weight)
     strides = [structure((0, 0) if matrix is None else matrix.stride()) for matrix in (dy, y, input, weight, dinput)]
 
     def start(tile: int, warp_splits: int, input_tiles: int, weight_tiles: int) -> None:
@@ -89,13 +98,17 @@ def _backward(
     return dinput, dweight, dbias
 
 
-def tiles(m: int, n: int, k: int, least: int = 16) -> tuple[int, int, int]:
+def tiles(m: int, n: int, k: int, least: int = 16, copied: bool = False, splits: int = 1) -> tuple[int, int, int]:
     """(edge of a tile, sets of warps that split its sums, tiles) for a product of m x n sums of k terms.
 
     Large tiles where enough of them are left for the processors of a chip; small ones share out a long sum over more warps.
+    The largest are for operands that are `copied`; their sums may be split.
     """
-    large = ((64, 256), (32, 24))
-    tile = next((tile for tile, enough in large if tile == least or m * n >= enough * tile**2), 16)
+    if copied and min(m, n) > 64 and m * n * splits >= 128 * 128**2:
+        tile = 128
+    else:
+        large = ((64, 256), (32, 24))
+        tile = next((tile for tile, enough in large if tile == least or m * n >= enough * tile**2), 16)
     return tile, WARP_SPLITS[tile][(k > 32) + (k > 255)], cdiv(m, tile) * cdiv(n, tile)
 
 
@@ -107,13 +120,18 @@ def split(batch: int, blocks: int) -> tuple[int, int]:
 
 
 def width(*matrices: Tensor | None) -> int:
-    """How many values of a row can be read at once, in all of the matrices that there are: 4, 2 or 1."""
-    return min((_width(matrix) for matrix in matrices if matrix is not None), default=4)
+    """How many values of a row are aligned together, in all of the matrices that there are: 8, 4, 2 or 1."""
+    return min((_width(matrix) for matrix in matrices if matrix is not None), default=COPIED)
+
+
+def can_be_copied(like: Tensor, widths: tuple[int, int]) -> bool:
+    """To shared memory, as it is: operands of those widths."""
+    return min(widths) == COPIED and has_tensor_cores(like)
 
 
 def _width(matrix: Tensor) -> int:
     row, column = matrix.stride()
-    bits = 4 | row | matrix.shape[1] | matrix.data_ptr() // matrix.element_size()
+    bits = COPIED | row | matrix.shape[1] | matrix.data_ptr() // matrix.element_size()
     return bits & -bits if column == 1 else 1
 
 
@@ -121,7 +139,9 @@ def _launch(
     kernel: str, shape: tuple[int, int, int], widths: tuple[int, int], activation: str | None, *arguments: Any
 ) -> None:
     tile, warp_splits, blocks = shape
-    threads = (32 * WARPS[tile] * warp_splits,)
+    if tile < 128:  # values are read
+        widths = min(WIDTHS[0], widths[0]), min(WIDTHS[0], widths[1])
+    threads = (32 * (WARPS_THAT_COPY if tile == 128 else WARPS[tile] * warp_splits),)
     constants: dict[str, Any] = {
         "TILE": tile,
         "WARP_SPLITS": warp_splits,

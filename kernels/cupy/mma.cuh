@@ -52,24 +52,25 @@ template <typename A, typename B> struct Mmas {
     unsigned a_from, b_from;  // where this lane's lines are, in bytes of shared memory
     FragmentSums sums[WARP_M][2 * WARP_N] = {};
 
-    __device__ __forceinline__ Mmas(const tiled* tiles, int split, int warp_m, int warp_n)
+    __device__ __forceinline__ Mmas(const tiled* chunks, int split, int warp_m, int warp_n)
         : split(split), m(warp_m * 16 * WARP_M), n(warp_n * 16 * WARP_N) {
-        const unsigned tile = unsigned(__cvta_generic_to_shared(tiles));
-        a_from = tile + line_of<A>(m, split * 16) * sizeof(tiled);
-        b_from = tile + (TILE_SIZE + line_of<B>(n, split * 16)) * sizeof(tiled);
+        const unsigned first = unsigned(__cvta_generic_to_shared(chunks));
+        a_from = kept(first + line_of<A>(m, split * 16) * sizeof(tiled));
+        b_from = kept(first + (TILE_SIZE + line_of<B>(n, split * 16)) * sizeof(tiled));
     }
 
     // Adds the products of a chunk, of which `depth` values of k are left. Beyond them are zeros.
-    __device__ __forceinline__ void add(const tiled*, int depth) {
+    __device__ __forceinline__ void add(const tiled*, int stage, int depth) {
+        const unsigned chunk = stage * CHUNK_SIZE * sizeof(tiled);
 #pragma unroll
         for (int k = 0; k < DEPTH; k += 16 * WARP_SPLITS) {
             if (k >= depth - 16 * split) break;
             Fragment as[WARP_M];
 #pragma unroll
-            for (int i = 0; i < WARP_M; i++) as[i] = load<A>(a_from + A::place(16 * i, k) * sizeof(tiled));
+            for (int i = 0; i < WARP_M; i++) as[i] = load<A>(chunk + A::further(a_from, 16 * i, k));
 #pragma unroll
             for (int j = 0; j < WARP_N; j++) {
-                const Fragment b = load<B>(b_from + B::place(16 * j, k) * sizeof(tiled));
+                const Fragment b = load<B>(chunk + B::further(b_from, 16 * j, k));
 #pragma unroll
                 for (int i = 0; i < WARP_M; i++) {
                     add_products(sums[i][2 * j], as[i], b.at[0], b.at[2], scalar());
@@ -79,10 +80,10 @@ template <typename A, typename B> struct Mmas {
         }
     }
 
-    // Puts the sums into memory (WARP_SPLITS, TILE, SUM_PITCH).
+    // Puts the sums into memory (WARP_SPLITS, SUM_ROWS, SUM_PITCH).
     __device__ __forceinline__ void put(accum* memory) const {
         const int lane = threadIdx.x % 32;
-        accum* to = memory + ((split * TILE + m + lane / 4) * SUM_PITCH + n + lane % 4 * 2);
+        accum* to = memory + ((split * SUM_ROWS + m % SUM_ROWS + lane / 4) * SUM_PITCH + n + lane % 4 * 2);
 #pragma unroll
         for (int i = 0; i < WARP_M; i++)
 #pragma unroll

@@ -5,6 +5,8 @@
 // TILING, the numbers of struct Tiling, is known to the compiler, so that addresses become constants. WINDOW 0 takes any
 // geometry: run-time bounds, one tap at a time, on global memory.
 
+#include "async_copy.cuh"
+
 constexpr int TAPS = WINDOW ? WINDOW : 1;                   // taps of a window's row that a thread takes at a time
 constexpr int PADDED = MAPS <= 2 ? 2 : (MAPS + 3) / 4 * 4;  // maps in shared memory: whole vectors, pairs at least
 constexpr int MOST_THREADS = 1024 / sizeof(accum);          // of a block
@@ -70,9 +72,7 @@ template <int N> __device__ __forceinline__ void copy(accum* to, const scalar* f
 #if __CUDA_ARCH__ >= 800
     if (sizeof(scalar) == sizeof(accum)) {
         constexpr int SIZE = N * sizeof(accum);
-        const unsigned address = __cvta_generic_to_shared(to);
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(SIZE),
-                     "r"(inside ? SIZE : 0) : "memory");
+        copy_async<SIZE>(to, from, inside ? SIZE : 0);
         return;
     }
 #endif

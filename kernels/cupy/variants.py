@@ -11,6 +11,7 @@ from kernels.ops.arguments import FLOATS
 
 Constants = dict[str, int | str]
 
+TILES = tuple(tile for tile in WARP_SPLITS if tile < 128)  # the largest are for tensor cores alone
 LANES = (1, 2, 4, 8, 16, 32, 256)  # that share a row
 NUMBERS = tuple(dtype for dtype in DTYPES if dtype != torch.bool)
 
@@ -25,7 +26,7 @@ VARIANTS: dict[str, tuple[tuple[torch.dtype, ...], list[Constants]]] = {
         FLOATS,
         [
             {"TILE": tile, "WARP_SPLITS": splits, "WIDTH_A": a, "WIDTH_B": b, "ACTIVATION": activation}
-            for tile, a, b, activation in itertools.product(WARP_SPLITS, WIDTHS, WIDTHS, ACTIVATIONS.values())
+            for tile, a, b, activation in itertools.product(TILES, WIDTHS, WIDTHS, ACTIVATIONS.values())
             for splits in sorted(set(WARP_SPLITS[tile]))
         ],
     ),

@@ -76,6 +76,12 @@ def test_sizes_in_half_precision(sizes: tuple[int, int, int], transposed: bool, 
     check(LINEAR_RELU, *(operand.requires_grad_() for operand in operands))
 
 
+@pytest.mark.large
+def test_large_layer_in_half_precision() -> None:
+    """For which kernels choose their largest tiles, and one chunk of a sum is whole."""
+    check(LINEAR, *(torch.randn(shape).half().requires_grad_() for shape in ((1416, 40), (1512, 40), (1512,))))
+
+
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32), ids=str)
 def test_nan_and_infinity_stay_in_their_rows(dtype: torch.dtype) -> None:
     """Also where they lie beside the end of a sum or of a batch."""
