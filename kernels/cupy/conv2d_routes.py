@@ -20,7 +20,7 @@ from kernels.cupy.conv2d_tiles import (
     weight_grad_plan,
 )
 from kernels.cupy.launch import Structure, structure
-from kernels.cupy.linear import SHORTEST, WARP_SPLITS, split
+from kernels.cupy.linear import LONG, SHORTEST, WARP_SPLITS, split
 from kernels.sizes import Pair, cdiv
 
 LEAST_ROWS = 12  # of a product: with fewer a tile's rows lie idle
@@ -32,9 +32,9 @@ MOST_WARPS = 8 * PROCESSORS  # that split a depthwise weight gradient
 LEAST_TILES_OF_LANE = 4  # that a lane of them adds up, at least
 COSTS = {64: 1.0, 32: 1.2, 16: 1.8}  # instructions for a sum of a product, by the edge of the tile
 # The same on the tensor cores, of which fetching is the most: each value serves a tile's edge of sums
-COSTS_OF_TENSOR_CORES = {64: 1.0, 32: 1.9, 16: 3.6}
+COSTS_OF_TENSOR_CORES = {128: 0.65, 64: 1.0, 32: 1.9, 16: 3.6}
 COST_OF_WINDOW = 3.3  # that of a sum by the code of its own that a window has, at least
-LEAST_TILES = {64: BLOCKS, 32: 24}  # for which that tile is taken
+LEAST_TILES = {128: PROCESSORS, 64: BLOCKS, 32: 24}  # for which that tile is taken
 
 
 class Tiles(NamedTuple):
@@ -125,9 +125,9 @@ def input_grad_product(s: Sizes, tensor_cores: bool) -> Product | None:
 def weight_grad_product(s: Sizes, tensor_cores: bool) -> Product | None:
     """The sum over all pixels may be split."""
     terms, pixels = s.channels * s.kh * s.kw, s.batch * s.out_height * s.out_width
-    least_tiles = {64: cdiv(BLOCKS * SHORTEST, pixels + 1), 32: 0}
+    least_tiles = {128: cdiv(PROCESSORS * LONG, pixels + 1), 64: cdiv(BLOCKS * SHORTEST, pixels + 1), 32: 0}
     tiles = tiles_of_product(s.maps, terms, s.groups, least_tiles, tensor_cores)
-    if not is_product(s, min(s.maps, terms), tiles.beats_window or tiles.edge == 64):
+    if not is_product(s, min(s.maps, terms), tiles.beats_window or tiles.edge >= 64):
         return None
     pixels_of_split, splits = split(pixels, tiles.number)
     plane, padded = (s.out_height, s.out_width), s.pad_h + s.pad_w > 0

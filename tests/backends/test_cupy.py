@@ -24,7 +24,7 @@ import kernels  # noqa: E402
 import kernels.functional as F  # noqa: E402
 from benchmarks.compile.built import TENSOR_CORES  # noqa: E402
 from benchmarks.exercise import training_step  # noqa: E402
-from kernels.cupy import conv2d_product, launch, linear, variants  # noqa: E402
+from kernels.cupy import conv2d, conv2d_product, conv2d_routes, launch, linear, variants  # noqa: E402
 from kernels.cupy.banks import placement, wavefronts  # noqa: E402
 from kernels.cupy.conv2d_routes import Depthwise, divisor, route  # noqa: E402
 from kernels.cupy.conv2d_tiles import forward_plan, input_grad_plan, weight_grad_plan  # noqa: E402
@@ -32,6 +32,7 @@ from kernels.cupy.elementwise import layout  # noqa: E402
 from kernels.cupy.linear import ACTIVATIONS, WARP_SPLITS, WIDTHS, tiles, width  # noqa: E402
 from kernels.cupy.sgd import OPTIONS, PARAMETERS  # noqa: E402
 from kernels.cupy.softmax import lanes_of  # noqa: E402
+from kernels.sizes import cdiv  # noqa: E402
 
 ARCHITECTURES = (75, 90, 120)
 CUPYS_OWN = ("-ftz=true", "--device-as-default-execution-space")
@@ -108,7 +109,7 @@ def test_cross_entropy_keeps_its_registers(probabilities: int, architecture: int
 
 @pytest.mark.parametrize("architecture", (75, 90))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
-@pytest.mark.parametrize("tile", sorted(WARP_SPLITS))
+@pytest.mark.parametrize("tile", variants.TILES)
 @pytest.mark.parametrize("file", ("conv2d_product", "conv2d_product_weight_grad"))
 def test_products_keep_their_sums_in_registers(file: str, tile: int, dtype: torch.dtype, architecture: int) -> None:
     """With what takes the most registers: offsets of 64 bits, padding, and nothing read or stored together."""
@@ -156,6 +157,69 @@ def test_depthwise_convolutions_keep_their_sums_in_registers(
     no_spills(file, dtype, 90, plan.constants | {"DENSE": 1})
 
 
+@pytest.mark.parametrize(
+    ("dtype", "architecture", "file"),
+    (
+        (torch.float16, 80, "conv2d_product"),
+        (torch.bfloat16, 90, "conv2d_product_weight_grad"),
+        (torch.float16, 100, "conv2d_product_weight_grad"),
+        (torch.bfloat16, 120, "conv2d_product"),
+    ),
+    ids=str,
+)
+def test_large_tiles_keep_their_sums_in_registers(dtype: torch.dtype, architecture: int, file: str) -> None:
+    """Of which a multiprocessor has two blocks where operands are copied. The compiler refuses more than 48 KB of shared memory."""
+    constants = {"TILE": 128, "WARP_SPLITS": 1}
+    copied = constants | {"WIDTH_A": linear.COPIED, "WIDTH_B": linear.COPIED, "ACTIVATION": ACTIVATIONS["sigmoid"]}
+    assert "cp.async.cg" in no_spills("linear", dtype, architecture, copied)
+    gathered = constants | {"WIDTH_A": 1, "WIDTH_B": 1, "WIDTH_C": 1, "INDEX": "int64", "PADDED": 1}
+    assert TENSOR_CORES.search(no_spills(file, dtype, architecture, gathered))
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
+@pytest.mark.parametrize(("kernel", "stride", "groups"), ((1, 1, 1), (3, 1, 2), (3, 2, 1)))
+def test_convolutions_in_large_tiles(
+    kernel: int, stride: int, groups: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that are too small for them: maps, channels and pixels fill none. The sums are exact in float32."""
+
+    def tiles(m: int, n: int, products: int, *_: Any) -> conv2d_routes.Tiles:
+        return conv2d_routes.Tiles(128, products * cdiv(m, 128) * cdiv(n, 128), 1.0, beats_window=True)
+
+    monkeypatch.setattr(conv2d_routes, "tiles_of_product", tiles)
+    monkeypatch.setattr(conv2d, "route", route.__wrapped__)  # whose cache shall not see it
+    with devices.running("cupy"):
+        if not launch.has_tensor_cores(torch.empty(0, dtype=dtype)):
+            pytest.skip("tiles of 128 are for tensor cores that take float16 and bfloat16: from sm_80 on")
+    exact_convolution((2, 20 * groups, 9, 8), (132 * groups, 20, kernel, kernel), dtype, stride=stride, groups=groups)
+
+
+def test_convolutions_in_large_tiles_cost_what_routes_believe() -> None:
+    """Instructions for a sum, those of padding counted in, of forward, input gradient and weight gradient: 0.65 on the whole."""
+    pytest.importorskip("pandas")
+    from benchmarks.counts.products import Convolution, count
+
+    layer = Convolution(1, 128, 14, 128, 3, {"padding": 1})
+    of_tiles = [[row for row in count(layer, edge) if row["multiply_adds"]] for edge in (64, 128)]
+    costs = [[row["warp_instructions"] / row["multiply_adds"] for row in rows] for rows in of_tiles]
+    ratios = [large / small for small, large in zip(*costs, strict=True)]
+    assert len(ratios) == 3 and all(0.5 < ratio < 0.8 for ratio in ratios)
+
+
+def exact_convolution(shape: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype, **options: int) -> None:
+    """y and all gradients are those of torch in float64, of numbers whose sums are exact in float32."""
+    with devices.running("cupy"), kernels.use_backend("cupy"):
+        inputs = [torch.randint(-1, 2, size).to(dtype).requires_grad_() for size in (shape, weight, weight[:1])]
+        y = F.conv2d(*inputs, **options)
+        dy = torch.randint(-1, 2, y.shape).to(dtype)
+        ours = [y, *torch.autograd.grad(y, inputs, dy)]
+        doubles = [each.detach().double().requires_grad_() for each in inputs]
+        y = torch.nn.functional.conv2d(*doubles, **options)
+        theirs = [y, *torch.autograd.grad(y, doubles, dy.double())]
+    for our, their in zip(ours, theirs, strict=True):
+        assert torch.equal(our, their.to(dtype))
+
+
 def test_products_whose_offsets_take_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """As they do for images that lie far apart in memory, of which there is too little here."""
     monkeypatch.setattr(conv2d_product, "span", lambda tensor: 1 << 40)
@@ -176,17 +240,8 @@ def test_windows_with_code_of_their_own_in_half_precision(
     kernel: int, padding: int, groups: int, dtype: torch.dtype
 ) -> None:
     """Enough of all for products; odd rows, and maps and channels that fill no tile. The sums are exact in float32."""
-    shapes = (2, 19 * groups, 20, 27 - padding), (21 * groups, 19, kernel, kernel), (21 * groups,)
-    with devices.running("cupy"), kernels.use_backend("cupy"):
-        inputs = [torch.randint(-1, 2, shape).to(dtype).requires_grad_() for shape in shapes]
-        y = F.conv2d(*inputs, padding=padding, groups=groups)
-        dy = torch.randint(-1, 2, y.shape).to(dtype)
-        ours = [y, *torch.autograd.grad(y, inputs, dy)]
-        doubles = [each.detach().double().requires_grad_() for each in inputs]
-        y = torch.nn.functional.conv2d(*doubles, padding=padding, groups=groups)
-        theirs = [y, *torch.autograd.grad(y, doubles, dy.double())]
-    for our, their in zip(ours, theirs, strict=True):
-        assert torch.equal(our, their.to(dtype))
+    shapes = (2, 19 * groups, 20, 27 - padding), (21 * groups, 19, kernel, kernel)
+    exact_convolution(*shapes, dtype, padding=padding, groups=groups)
 
 
 def test_limits_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +298,7 @@ def test_placement_of_pixels(rows: int, columns: int, images: int, window: int) 
     assert at.image * passes(at.image, at.pitch) ** 2 <= dense * passes(dense, 2 * at.width) ** 2
 
 
-@pytest.mark.parametrize(("tile", "splits"), sorted({(tile, n) for tile, of in WARP_SPLITS.items() for n in of}))
+@pytest.mark.parametrize(("tile", "splits"), sorted({(tile, n) for tile in variants.TILES for n in WARP_SPLITS[tile]}))
 def test_tiles_of_linear_layers_have_the_shared_memory_of_any_gpu(tile: int, splits: int) -> None:
     """The compiler refuses a kernel that declares more than 48 KB; float64 takes the most."""
     constants = {"TILE": tile, "WARP_SPLITS": splits, "WIDTH_A": 1, "WIDTH_B": 1, "ACTIVATION": 0}
@@ -267,7 +322,8 @@ def test_launchers_ask_for_listed_variants() -> None:
 
 def test_width_of_reads() -> None:
     matrix = torch.empty(4, 16)
-    assert width(matrix) == width(matrix[:, 4:12]) == width(matrix, None) == 4
+    assert width(matrix) == width(matrix[:, 8:]) == width(matrix, None) == linear.COPIED
+    assert width(matrix[:, 4:12]) == width(matrix[:, :12]) == width(matrix, matrix[:, 4:]) == 4
     assert width(matrix[:, :6]) == width(matrix[:, 2:10]) == width(matrix, matrix[:, :6]) == 2
     assert width(matrix[:, :5]) == width(matrix[:, 1:9]) == width(torch.empty(4, 3)) == width(matrix.T) == 1
 

@@ -1,6 +1,7 @@
 """Whatever shapes a user brings, CuPy's launchers stay within what every GPU takes from sm_75 on without being asked."""
 
 import math
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -175,9 +176,9 @@ def test_large_layers_in_half_precision_are_products(
     assert products(1, 6, 32, 5) == products(6, 16, 14, 5) == products(16, 16, 14, 3) == [False] * 3
 
 
-@pytest.mark.parametrize(("architecture", "tile"), ((75, 32), (80, 64)))
+@pytest.mark.parametrize(("architecture", "tile"), ((75, 32), (80, 128)))
 def test_tiles_are_those_for_the_gpu_s_way_to_multiply(launches: list[Launch], architecture: int, tile: int) -> None:
-    """80 maps fill three tiles of 32 rows; on the tensor cores two of 64 rows are less work."""
+    """80 maps fill three tiles of 32 rows; on the tensor cores one of 128 rows is less work."""
     launches.clear()
     x, weight = meta(64, 64, 56, 56, dtype=torch.float16), meta(80, 64, 1, 1, dtype=torch.float16)
     with on_architecture(architecture):
@@ -205,18 +206,56 @@ def test_blocks_of_depthwise_convolutions(launches: list[Launch]) -> None:
     outputs=st.integers(0, 5000) | st.sampled_from((1 << 20, 5 << 20)),
     activation=st.sampled_from((None, "relu", "sigmoid", "step")),
     dtype=st.sampled_from(DTYPES),
+    architecture=st.sampled_from((75, 80)),
 )
 @settings(max_examples=300)
 def test_linear(
-    launches: list[Launch], batch: int, inputs: int, outputs: int, activation: str | None, dtype: torch.dtype
+    launches: list[Launch],
+    batch: int,
+    inputs: int,
+    outputs: int,
+    activation: str | None,
+    dtype: torch.dtype,
+    architecture: int,
 ) -> None:
     assume(max(batch * inputs, inputs * outputs, outputs * batch) < 1 << 37)  # 256 GB of float16
     launches.clear()
     x, weight = meta(batch, inputs, dtype=dtype), meta(outputs, inputs, dtype=dtype)
-    y = K.linear_forward(x, weight, meta(outputs, dtype=dtype), activation)
-    K.linear_backward(y, y, x, weight, (True, True, True), activation)
+    with on_architecture(architecture):
+        y = K.linear_forward(x, weight, meta(outputs, dtype=dtype), activation)
+        K.linear_backward(y, y, x, weight, (True, True, True), activation)
     for each in launches:
         each.check()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "architecture", "expected"),
+    (
+        ((2048, 1024, 2048), torch.float16, 80, [128, 128]),
+        ((8192, 768, 768), torch.bfloat16, 90, [128, 128]),
+        ((2048, 1020, 2048), torch.float16, 80, [64, 64]),
+        ((2040, 1040, 1040), torch.float16, 80, [128, 128, 64]),
+        ((1 << 20, 512, 64), torch.float16, 80, [64, 128, 32]),
+        ((2048, 1024, 2048), torch.float16, 75, [64, 64]),
+        ((2048, 1024, 2048), torch.float32, 90, [64, 64]),
+    ),
+    ids=str,
+)
+def test_tiles_of_large_layers(
+    launches: list[Launch], sizes: tuple[int, int, int], dtype: torch.dtype, architecture: int, expected: list[int]
+) -> None:
+    """Of forward, and the gradients in one launch or in two; tiles of 128 need tensor cores, rows of whole eights and width."""
+    batch, inputs, outputs = sizes
+    launches.clear()
+    x, weight = meta(batch, inputs, dtype=dtype), meta(outputs, inputs, dtype=dtype)
+    with on_architecture(architecture):
+        y = K.linear_forward(x, weight, None, "relu")
+        K.linear_backward(y, y, x, weight, (True, True, True), "relu")
+    tiles = [re.findall(r"-DTILE=(\d+) .*-DWIDTH_A=(\d)", " ".join(each.options)) for each in launches]
+    assert [int(tile) for ((tile, _),) in filter(None, tiles)] == expected
+    assert all((tile == "128") == (width == "8") for ((tile, width),) in filter(None, tiles))
+    stored_first = [each.kernel for each in launches].count("relu_backward")
+    assert stored_first == (dtype.itemsize == 2 and architecture >= 80)
 
 
 @given(
