@@ -189,7 +189,10 @@ def count(backend: str, batch: int) -> list[Row]:
 
 
 def count_network(backend: str, batch: int, gpu: str) -> list[dict[str, Any]]:
-    """The second training step and the forward pass as one launch each, where the backend has them: a Row and more."""
+    """The second training step and the forward pass as one launch each, where the backend has them: a Row and more.
+
+    Products are TF32 where torch's switches allow it.
+    """
     if importlib.util.find_spec(f"kernels.{backend}.network") is None:
         return []
     launchers = importlib.import_module(f"kernels.{backend}.network")
@@ -245,9 +248,9 @@ def main(
     cases = [(name, n) for n in batch or (64, 1024) for name in backend or ("triton", "cupy")]
     out.mkdir(parents=True, exist_ok=True)
     write(pd.DataFrame([row for case in cases for row in count(*case)]), out / "lenet.csv")
-    write(
-        pd.DataFrame([row for gpu in GPUS for case in cases for row in count_network(*case, gpu)]), out / "network.csv"
-    )
+    with precision(tf32=False):
+        networks = pd.DataFrame([row for gpu in GPUS for case in cases for row in count_network(*case, gpu)])
+    write(networks, out / "network.csv")
 
 
 def write(counts: pd.DataFrame, file: Path) -> None:

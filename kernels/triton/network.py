@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton import knobs
+from triton.runtime import driver
 
 from kernels.integration.grid_counter import grid_counter
 from kernels.ops.network import Network, Update
@@ -38,7 +39,8 @@ from kernels.triton.network_phases import (
 )
 from kernels.triton.network_plan import WARPS, ConvolutionPlan, Cut, LinearPlan, cuts_of, parameters_of, plans_of
 
-PROGRAMS = 2  # on a multiprocessor, whose registers do for them: 2 WARPS 32 threads of 255
+PROGRAMS = 2  # on a multiprocessor, whose registers do for them: 2 WARPS 32 threads of REGISTERS
+REGISTERS = 255  # of a thread, which can have no more
 ROWS = 32  # of a tile of the loss
 BLOCK_S, BLOCK_E = 8, 128  # splits and elements that are added up at a time
 BLOCK_P = 1024  # pixels that are copied at a time
@@ -143,7 +145,7 @@ def network_step_kernel(  # type: ignore[no-untyped-def]
     if order_ptr is not None:
         copy_phase(images_ptr, order_ptr, batch_ptr, 0, tl.minimum(batch, total), IMAGE, BLOCK_P)
         wait_for_all(counter_ptr)
-    for step in range(steps):
+    for step in tl.range(steps, disable_licm=True):  # else the addresses of all phases lie in registers throughout
         first = tl.cast(step, tl.int64) * batch
         n = tl.minimum(batch, total - first).to(tl.int32)
         images = images_ptr + first * IMAGE if order_ptr is None else batch_ptr
@@ -261,7 +263,16 @@ def layers_of(
 
 
 def start(kernel: Any, like: Tensor, *arguments: Any) -> None:
-    launch(kernel, programs(like), *arguments, num_warps=WARPS, num_stages=1, launch_cooperative_grid=True)
+    launch(
+        kernel, programs(like), *arguments, num_warps=WARPS, num_stages=1, launch_cooperative_grid=True, **registers()
+    )
+
+
+def registers() -> dict[str, int]:
+    """The option by which NVIDIA's compiler gives a thread what it needs: it would rather spill and have a third block."""
+    if knobs.runtime.interpret or driver.active.get_current_target().backend != "cuda":
+        return {}
+    return {"maxnreg": REGISTERS}
 
 
 def programs(like: Tensor) -> int:

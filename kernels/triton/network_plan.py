@@ -11,9 +11,10 @@ from kernels.triton import linear, tiles
 from kernels.triton.conv2d import weight_strides
 
 WARPS = 4  # of a program
-# The loop over steps takes registers as well, so forward no warp has a split of a linear layer's sums, and there are
-GATHERING = 28  # maps that use a value gathered for the tensor cores, at least
+# A phase is as long as its longest tile, so forward no warp has a split of a linear layer's sums, and there are
 WEIGHT_SUMS = 60  # of a lane in a convolution's weight gradient
+# Products behind pooling for fewer maps take all registers even alone: for them there are
+LOOKING_UP = 28  # maps that use a value gathered there, at least
 
 
 class ConvolutionPlan(NamedTuple):
@@ -62,9 +63,10 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
     for weight, _, padding in network.convolutions:
         g = tiles.conv2d_geometry(weight.shape, size, (1, 1), tuple(padding), (1, 1), 1, pooled=True)
         turned = g.turned()
-        dot, input_dot = (tiles.dot_precision(each, dtype, GATHERING) for each in (g, turned))
+        dot = tiles.dot_precision(g, dtype, tiles.GATHERING)
+        weight_dot, input_dot = (tiles.dot_precision(each, dtype, LOOKING_UP) for each in (g, turned))
         of_group, o_stride, c_stride, *of_taps = weight_strides(weight, g)
-        weight_t = tiles.conv2d_weight_tile(g, dtype, dot, WARPS, False, True, WEIGHT_SUMS)
+        weight_t = tiles.conv2d_weight_tile(g, dtype, weight_dot, WARPS, False, True, WEIGHT_SUMS)
         input_t = tiles.conv2d_tile(turned, dtype, input_dot, WARPS, False, True)
         plans.append(
             ConvolutionPlan(
