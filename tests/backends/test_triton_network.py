@@ -81,16 +81,14 @@ def test_the_number_of_programs_changes_no_bit(loss: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="Triton interprets; run pytest --compiled")
-@settings(max_examples=2)
+@settings(max_examples=1)
 @given(
     st.sampled_from(("80", "90")), st.sampled_from(("float32", "tf32")), st.integers(1, 4),
     st.tuples(st.integers(3, 32), st.integers(3, 64)), st.sampled_from((3, 5)), st.integers(0, 2),
     st.sampled_from((20, 32, 45)), st.sampled_from(((), (100,), (120, 84))), st.integers(2, 20),
     st.sampled_from(("mse", "cross_entropy")), st.booleans(),
 )  # fmt: skip
-@example("80", "float32", 1, (6, 16), 5, 0, 32, (120, 84), 10, "mse", False)  # LeNet
-@example("90", "tf32", 1, (6, 16), 5, 0, 32, (120, 84), 10, "mse", False)
-@example("80", "tf32", 3, (33, 17), 5, 2, 24, (64,), 5, "mse", False)
+@example("90", "tf32", 1, (6, 16), 5, 0, 32, (120, 84), 10, "mse", False)  # LeNet
 def test_nothing_spills(
     target: str, precision: str, channels: int, maps: tuple[int, int], kernel: int, padding: int, size: int,
     hidden: tuple[int, ...], classes: int, loss: str, in_order: bool,
