@@ -24,8 +24,8 @@ from kernels.numpy.threads import even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair, cdiv
 
-LEAST_WORK = 1 << 18  # multiplications of a row of quads, from which the transforms take less than is saved
-LONG_RUN = 256  # quads of a row: longer ones save no more
+LEAST_WORK = 400_000  # multiplications of a row of quads, from which the transforms take less than is saved
+LONG_RUN = 512  # quads of a row: longer ones save no more
 QUADS = 512  # of a block, those of all its images: columns of the products
 SPLITS = 8  # of a weight gradient, at most: so many threads have work
 BUFFER = 512  # numbers: rows shorter than its buffers, by itself 8192, NumPy copies before it adds them
