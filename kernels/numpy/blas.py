@@ -16,6 +16,7 @@ SMALL_PRODUCT = 10**6 * any(
     getattr(library, "architecture", "").lower() in ("skylakex", "cooperlake", "sapphirerapids")
     for library in _libraries
 )
+SUMS_OF_TRANSPOSED = 1200  # results that such a product by a transposed matrix may have
 
 
 class _OneBlasThread:

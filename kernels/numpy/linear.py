@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy import activations
-from kernels.numpy.blas import SMALL_PRODUCT, STAYS_SINGLE
+from kernels.numpy.blas import SMALL_PRODUCT, STAYS_SINGLE, SUMS_OF_TRANSPOSED
 from kernels.numpy.elementwise import elementwise
 from kernels.numpy.threads import even_slices, for_each_product
 from kernels.numpy.workspaces import Array
@@ -16,7 +16,6 @@ from kernels.sizes import cdiv
 ROWS = 256  # of a tile, or more
 MULTIPLICATIONS = 1 << 23  # of a tile, at least: a tenth of a millisecond
 RUN = 128  # rows
-SUMS_OF_TRANSPOSED = 1200  # of a small product by a transposed matrix
 MOST_ROWS = 64  # of products in pieces
 NARROWEST = 4  # columns of a piece
 

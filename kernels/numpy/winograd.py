@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.numpy.arrays import staged
+from kernels.numpy.blas import SUMS_OF_TRANSPOSED
 from kernels.numpy.lowering import Geometry, Tile, by_window, edges, in_pieces, pieces_of, sum_of_pixels
 from kernels.numpy.threads import even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
@@ -26,7 +27,9 @@ from kernels.sizes import Pair, cdiv
 
 LEAST_WORK = 400_000  # multiplications of a row of quads, from which the transforms take less than is saved
 LONG_RUN = 512  # quads of a row: longer ones save no more
-QUADS = 512  # of a block, those of all its images: columns of the products
+QUADS = 1024  # of a block, those of all its images: columns of the products, at most
+BLOCK = 1 << 18  # numbers of a block's work array for an entry of the squares, at most
+COPIED = 1 << 20  # bytes that are copied at a time to have the batch innermost
 SPLITS = 8  # of a weight gradient, at most: so many threads have work
 BUFFER = 512  # numbers: rows shorter than its buffers, by itself 8192, NumPy copies before it adds them
 G = np.array(((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)))
@@ -162,7 +165,11 @@ def innermost(images: Array, name: str) -> Array:
     if images.shape[3] == 1 or images.strides[3] == images.itemsize:
         return images
     memory = scratch(name, images.shape, images.dtype)
-    np.copyto(memory, staged(images))
+
+    def copy(channels: slice) -> None:
+        np.copyto(memory[channels], staged(images[channels]))
+
+    for_each(even_slices(len(images), max(1, COPIED * len(images) // max(1, images.nbytes))), copy, 1)
     return memory
 
 
@@ -193,10 +200,11 @@ class Blocks(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def blocks(height: int, width: int, n: int) -> Blocks:
+def blocks(height: int, width: int, n: int, maps: int) -> Blocks:
     """Blocks of height x width quads of n images: as wide as can be, so that loops are long."""
-    columns = even(width, QUADS // n)
-    rows = even(height, QUADS // (n * columns))
+    quads = min(QUADS, BLOCK // maps)
+    columns = even(width, quads // n)
+    rows = even(height, quads // (n * columns))
     return Blocks((rows, columns), [(i, j) for i in range(0, height, rows) for j in range(0, width, columns)])
 
 
@@ -209,7 +217,7 @@ def filter_images(images: Quads, transforms: Array, bias: Array | None, padding:
     """Writes the quads y of O maps of images of C maps; whether all of it is finite."""
     maps, channels = transforms.shape[-2:]
     _, height, width, n = y[0][0].shape
-    size, places = blocks(height, width, n)
+    size, places = blocks(height, width, n, max(maps, channels))
 
     @short_buffers
     def fill(place: Place) -> Any:
@@ -223,7 +231,7 @@ def weight_grad(images: Quads, dy: Quads, padding: Pair) -> Array:
     """dweight (O, C, 3, 3) of images of C maps and the gradient of O maps: splits, whose sums are added in a fixed order."""
     maps, height, width, n = dy[0][0].shape
     channels, dtype = len(images[0][0]), dy[0][0].dtype
-    size, places = blocks(height, width, n)
+    size, places = blocks(height, width, n, max(maps, channels))
 
     @short_buffers
     def sums_of(at: slice) -> Array:
@@ -345,7 +353,9 @@ class WeightBlock:
 
     def __init__(self, channels: int, maps: int, size: Pair, n: int, dtype: Any) -> None:
         quads = size[0] * size[1] * n
-        self._squares = Squares(channels, size, n, dtype, 1)
+        pieces = pieces_of(quads, channels * maps) if channels * maps <= SUMS_OF_TRANSPOSED else 1
+        self._squares = Squares(channels, size, n, dtype, pieces)
+        self._pieces, self._products_of_pieces = pieces, scratch("pieces", (pieces, channels, maps), dtype)
         self._quads = scratch("quads", (2, 2, maps, *size, n), dtype)
         self._top, self._bottom = self._quads.reshape(2, 2, maps, quads)
         self._half = scratch("half of dy", (2, maps, quads), dtype)
@@ -358,7 +368,8 @@ class WeightBlock:
         self._load_dy(dy, place)
         for i, products in enumerate(self._products):
             for squares, entry, out in zip(self._squares.row(i), self._row_of_dy(i), products, strict=True):
-                np.matmul(squares[0], entry.T, out=out)
+                np.matmul(squares, in_pieces(entry, self._pieces).swapaxes(1, 2), out=self._products_of_pieces)
+                np.add.reduce(self._products_of_pieces, axis=0, out=out)
         return self._products
 
     def _load_dy(self, dy: Quads, place: Place) -> None:

@@ -29,7 +29,7 @@ def whole(*shape: int) -> torch.Tensor:
     return torch.randint(-3, 4, shape).float()
 
 
-@pytest.mark.parametrize("quads", (1, 40, 512))
+@pytest.mark.parametrize("quads", (1, 40, 1024))
 @pytest.mark.parametrize("padding", (0, (1, 2), (2, 0)))
 @pytest.mark.parametrize("size", ((4, 5), (6, 9), (11, 8)))
 @pytest.mark.parametrize("batch", (1, 5, 70))
