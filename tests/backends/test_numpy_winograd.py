@@ -31,8 +31,8 @@ def whole(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("quads", (1, 40, 1024))
 @pytest.mark.parametrize("padding", (0, (1, 2), (2, 0)))
-@pytest.mark.parametrize("size", ((4, 5), (6, 9), (11, 8)))
-@pytest.mark.parametrize("batch", (1, 5, 70))
+@pytest.mark.parametrize("size", ((4, 5), (11, 8)))
+@pytest.mark.parametrize("batch", (1, 70))
 @BOTH
 @pytest.mark.usefixtures("poisoned")
 def test_whole_numbers_are_exact(
