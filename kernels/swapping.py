@@ -69,12 +69,13 @@ def swap(model: torch.nn.Module) -> SwapReport:
     Tools that look for torch's own classes do not find them: quantization, `fuse_modules` and `torch.onnx.export(dynamo=False)`
     want `unswap` first, and `torch.onnx.export(dynamo=True)` our table, `kernels.onnx.TRANSLATIONS`.
 
-    On a CPU a LeNet with a batch of some dozen images gains, most others get slower: do not swap for speed what has narrow or
-    strided convolutions, attention, torch's operations between ours, or few images in a batch. Time over torch's at batch
-    32 (LeNet 64), one thread, AVX2, forward and backward / forward alone:
+    On a CPU a LeNet with a batch of some dozen images gains, and a wider network of that form takes about torch's time. Most
+    others get slower: do not swap for speed what has narrow or strided convolutions, attention, torch's operations between
+    ours, or few images in a batch. Time over torch's at batch 32 (LeNet 64), one thread, AVX2, forward and backward / forward
+    alone:
 
-    LeNet 0.52 / 0.69, MLP 1.22 / 1.17, VGG 1.02 / 1.15, ResNet 1.28 / 1.49, MobileNet 1.16 / 1.26,
-    UNet 1.45 / 1.38, DCGAN 1.21 / 1.19, ViT 1.32 / 1.39; with AVX-512 all but LeNet 1.2 to 1.6.
+    LeNet 0.77 / 0.63, MLP 0.96 / 1.01, VGG 0.98 / 0.88, ResNet 1.37 / 1.39, MobileNet 1.15 / 1.12,
+    UNet 1.51 / 1.39, DCGAN 1.21 / 1.18, ViT 1.18 / 1.37; with AVX-512 0.1 more or less.
 
     docs/drop-in.md has the measurement, and when not to swap.
     """
