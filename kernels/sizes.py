@@ -11,6 +11,11 @@ def cdiv(length: int, part: int) -> int:
     return -(-length // part)
 
 
+def even(length: int, most: int) -> int:
+    """The size of parts of at most `most`, but at least 1, that cover `length` and differ as little as possible."""
+    return max(1, cdiv(length, max(1, cdiv(length, max(1, most)))))
+
+
 def of_rows(lengths: Any) -> Any:
     """The sizes or strides of scores (N, C, ...) without those of the classes."""
     return lengths[:1] + lengths[2:]

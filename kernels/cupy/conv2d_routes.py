@@ -13,7 +13,6 @@ from kernels.cupy.conv2d_tiles import (
     Plan,
     Sizes,
     Windows,
-    even,
     forward_plan,
     forward_sizes,
     input_grad_plan,
@@ -21,7 +20,7 @@ from kernels.cupy.conv2d_tiles import (
 )
 from kernels.cupy.launch import Structure, structure
 from kernels.cupy.linear import LONG, SHORTEST, WARP_SPLITS, split
-from kernels.sizes import Pair, cdiv
+from kernels.sizes import Pair, cdiv, even
 
 LEAST_ROWS = 12  # of a product: with fewer a tile's rows lie idle
 DEPTHWISE_THREADS = 256  # of a block

@@ -8,7 +8,7 @@ import numpy as np
 
 from kernels.cupy.banks import placement
 from kernels.cupy.launch import Structure, structure
-from kernels.sizes import Pair, cdiv, output_size
+from kernels.sizes import Pair, cdiv, even, output_size
 
 WINDOWS = (3, 5, 7)  # square windows with unrolled code of their own, where stride and dilation are 1
 THREADS = 256  # of a block of float32, at most; half as many for float64
@@ -237,11 +237,6 @@ def cut(quads: Pair, most: int) -> tuple[int, int, int, int]:
     columns = even(quads[1], 32)
     rows = even(quads[0], most // columns)
     return rows, columns, cdiv(quads[0], rows), cdiv(quads[1], columns)
-
-
-def even(length: int, most: int) -> int:
-    """The size of chunks of at most `most` (but at least 1) that differ as little as possible."""
-    return max(1, cdiv(length, max(1, cdiv(length, max(1, most)))))
 
 
 def images_of_tile(quads: int, most: int, batch: int) -> int:

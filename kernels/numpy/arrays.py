@@ -11,11 +11,12 @@ from torch import from_numpy
 from kernels.integration.conversion import converted
 from kernels.integration.distributed import in_process_group
 from kernels.integration.tracebacks import shown_as
-from kernels.numpy.threads import SILENT
+from kernels.numpy.threads import SILENT, even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 WORTH_STAGING = 8  # images
+TOGETHER = 1 << 20  # bytes that are copied at a time, so that they and what is staged of them stay in the cache
 FEW_PLACES = 512  # bytes: images multiples of it apart share at most eight sets of a cache of 64
 BITS: dict[int, Any] = {4: np.dtype(np.int32), 8: np.dtype(np.int64)}  # by size, for the bits of a float
 ZERO = np.zeros((), np.float32)  # which ufuncs on floats take faster than the number
@@ -85,6 +86,16 @@ def staged(images: Array) -> Array:
     stage = memory[:, : c * h * w].reshape(n, c, h, w).transpose(1, 2, 3, 0)
     np.copyto(stage, images)
     return stage
+
+
+def copy_innermost(images: Array, memory: Array) -> Array:
+    """Copies images (C, H, W, n) to memory of that shape with the batch innermost, some channels at a time; the memory."""
+
+    def copy(channels: slice) -> None:
+        np.copyto(memory[channels], staged(images[channels]))
+
+    for_each(even_slices(len(images), max(1, TOGETHER * len(images) // max(1, images.nbytes))), copy, 1)
+    return memory
 
 
 def drop(values: Array, mask: Array, out: Array) -> Array:

@@ -64,7 +64,7 @@ def conv2d_input_grad(
     if is_quicker_as_forward(g, len(dy)):  # of dy with each window turned around
         turned = weight.reshape(groups, g.features, g.channels, *g.kernel)[..., ::-1, ::-1].swapaxes(1, 2)
         turned = turned.reshape(groups * g.channels, g.features, *g.kernel)
-        return conv2d_forward(dy, turned, None, stride, padding_of_gradient(g), dilation, groups)
+        return conv2d_forward(dy, turned, None, stride, g.padding_of_gradient, dilation, groups)
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
     dimages = dy.transpose(1, 2, 3, 0)
 
@@ -117,15 +117,9 @@ def conv2d_weight_grad(
 
 def is_quicker_as_forward(g: Geometry, n: int) -> bool:
     """Whether lowering dy is quicker than folding dx: dy has fewer maps, and no rows or columns of zeros around it."""
-    if g.stride != (1, 1) or min(padding_of_gradient(g)) < 0 or is_filtered(g, n):
+    if g.stride != (1, 1) or min(g.padding_of_gradient) < 0 or is_filtered(g, n):
         return False
     return g.channels == g.features == 1 or (g.channels > g.features and g.out == g.size)
-
-
-def padding_of_gradient(g: Geometry) -> Pair:
-    """The padding of dy with which windows that are turned around give dx, where the stride is 1."""
-    (kh, kw), (dh, dw), (ph, pw) = g.kernel, g.dilation, g.padding
-    return dh * (kh - 1) - ph, dw * (kw - 1) - pw
 
 
 def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:
@@ -167,7 +161,6 @@ def parts(g: Geometry, bytes_per_number: int) -> tuple[Part, ...]:
 def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
     """function(images) for each tile of a batch (N, ...)."""
     n = len(batch)
-    bytes_per_image = (
-        0 if is_filtered(g, n) else g.values_per_image * batch.itemsize
-    )  # blocks of any number stay in the cache
+    filtered = is_filtered(g, n)  # in blocks, which stay in the cache however many images there are
+    bytes_per_image = 0 if filtered else g.values_per_image * batch.itemsize
     return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)

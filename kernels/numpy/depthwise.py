@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kernels.numpy.arrays import ZERO, staged
-from kernels.numpy.lowering import Geometry
+from kernels.numpy.lowering import Geometry, edges
 from kernels.numpy.workspaces import Array, scratch
 
 BLOCK = 1 << 14  # elements of y, with which those of the images and of the products stay in the L2 cache
@@ -25,6 +25,7 @@ class DepthwiseTile:
         self.g = g
         self._padded = scratch("padded", (g.groups, *g.padded, n), dtype)
         self._inside = self._padded[:, ph : ph + h, pw : pw + w]
+        self._outside = edges(self._padded, slice(ph, ph + h), slice(pw, pw + w))
         self._y, self._dy = (scratch(name, (g.groups, *g.out, n), dtype) for name in ("y", "dy"))
         self._blocks = blocks(g.groups, g.out[0], g.out[1] * n)
         self._product = scratch("product", (max(self._y[block].size for block in self._blocks),), dtype)
@@ -75,8 +76,8 @@ class DepthwiseTile:
         return np.add.reduce(self._dy.reshape(self.g.groups, -1), axis=1)
 
     def _fill(self, images: Array) -> None:
-        if self.g.padding != (0, 0):
-            self._padded.fill(0)
+        for edge in self._outside:
+            edge.fill(0)
         self._inside[...] = staged(images)
 
     def _product_of(self, block: Block) -> Array:

@@ -11,7 +11,7 @@ from kernels.numpy.blas import SMALL_PRODUCT, STAYS_SINGLE, SUMS_OF_TRANSPOSED
 from kernels.numpy.elementwise import elementwise
 from kernels.numpy.threads import even_slices, for_each_product
 from kernels.numpy.workspaces import Array
-from kernels.sizes import cdiv
+from kernels.sizes import even
 
 ROWS = 256  # of a tile, or more
 MULTIPLICATIONS = 1 << 23  # of a tile, at least: a tenth of a millisecond
@@ -99,7 +99,7 @@ def width_of_pieces(n: int, k: int, m: int, innermost: bool) -> int:
     most = SMALL_PRODUCT // (n * k)
     if not innermost:
         most = min(most, SUMS_OF_TRANSPOSED // n)
-    return cdiv(m, cdiv(m, most)) if NARROWEST <= most < m else 0
+    return even(m, most) if NARROWEST <= most < m else 0
 
 
 def sum_of_rows(rows: Array) -> Array:

@@ -47,6 +47,12 @@ class Geometry:
         return self.size[0] + 2 * self.padding[0], self.size[1] + 2 * self.padding[1]
 
     @functools.cached_property
+    def padding_of_gradient(self) -> Pair:
+        """That of dy with which windows that are turned around give dx, where the stride is 1."""
+        (kh, kw), (dh, dw), (ph, pw) = self.kernel, self.dilation, self.padding
+        return dh * (kh - 1) - ph, dw * (kw - 1) - pw
+
+    @functools.cached_property
     def values_per_image(self) -> int:
         """What a tile's work arrays hold for each image."""
         padded = self.channels * self.padded[0] * self.padded[1]
@@ -181,7 +187,6 @@ class Lowering:
         (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = (
             g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
         )  # fmt: skip
-        self._with_padding = g.padding != (0, 0)
         self._padded = scratch("padded", (g.groups * g.channels, *g.padded, n), dtype)
         self._inside = self._padded[:, ph : ph + h, pw : pw + w]
         self._outside = edges(self._padded, slice(ph, ph + h), slice(pw, pw + w))
@@ -195,7 +200,7 @@ class Lowering:
     def fill(self, images: Array) -> None:
         """Fills the rows with what lies under the windows of images (C, H, W, n)."""
         columns = self._columns
-        if images.flags.c_contiguous and not self._with_padding:
+        if images.flags.c_contiguous and not self._outside:
             columns = view(images, 0, columns.shape, columns.strides)
         else:
             for edge in self._outside:

@@ -5,10 +5,9 @@ With a stride only every so many pixels count; the gradient of the others is zer
 
 import numpy as np
 
-from kernels.numpy.arrays import batch_innermost, staged
+from kernels.numpy.arrays import batch_innermost, copy_innermost
 from kernels.numpy.linear import linear_forward, linear_input_grad, linear_weight_grad
 from kernels.numpy.lowering import Geometry
-from kernels.numpy.threads import for_each, tiles
 from kernels.numpy.workspaces import Array
 from kernels.sizes import Pair
 
@@ -46,10 +45,7 @@ def pixels(images: Array, stride: Pair = (1, 1)) -> Array:
     """The pixels (H W N, C) of images (N, C, H, W) that count, each channel's together in memory: copied if they were not."""
     inside = images.transpose(1, 2, 3, 0)[:, :: stride[0], :: stride[1]]
     if not inside.flags.c_contiguous:
-        memory = np.empty(inside.shape, inside.dtype)
-        copied = tiles(inside.shape[3], inside[..., :1].nbytes)
-        for_each(copied, lambda at: np.copyto(memory[..., at], staged(inside[..., at])))
-        inside = memory
+        inside = copy_innermost(inside, np.empty(inside.shape, inside.dtype))
     return inside.reshape(len(inside), -1).T
 
 

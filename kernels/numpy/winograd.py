@@ -18,18 +18,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.numpy.arrays import staged
+from kernels.numpy.arrays import copy_innermost
 from kernels.numpy.blas import SUMS_OF_TRANSPOSED
 from kernels.numpy.lowering import Geometry, Tile, by_window, edges, in_pieces, pieces_of, sum_of_pixels
 from kernels.numpy.threads import even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
-from kernels.sizes import Pair, cdiv
+from kernels.sizes import Pair, cdiv, even
 
 LEAST_WORK = 400_000  # multiplications of a row of quads, from which the transforms take less than is saved
 LONG_RUN = 512  # quads of a row: longer ones save no more
 QUADS = 1024  # of a block, those of all its images: columns of the products, at most
 BLOCK = 1 << 18  # numbers of a block's work array for an entry of the squares, at most
-COPIED = 1 << 20  # bytes that are copied at a time to have the batch innermost
 SPLITS = 8  # of a weight gradient, at most: so many threads have work
 BUFFER = 512  # numbers: rows shorter than its buffers, by itself 8192, NumPy copies before it adds them
 G = np.array(((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)))
@@ -85,8 +84,7 @@ class WinogradTile:
 
     def write_input_grad(self, filters: Filters, dx: Array) -> None:
         """Writes dx (C, H, W, n) of the gradient."""
-        padding = 2 - self.g.padding[0], 2 - self.g.padding[1]
-        if not filter_images(self._quads_of_dy(), filters.transforms, None, padding, quads_of(dx)):
+        if not filter_images(self._quads_of_dy(), filters.transforms, None, self.g.padding_of_gradient, quads_of(dx)):
             self._lowered_with_dy().write_input_grad(Tile.flipped_matrix(filters.weight, self.g), dx)
 
     def weight_split(self, images: Array) -> Array:
@@ -164,13 +162,7 @@ def innermost(images: Array, name: str) -> Array:
     """The images (C, H, W, n), copied where a batch is not innermost in memory."""
     if images.shape[3] == 1 or images.strides[3] == images.itemsize:
         return images
-    memory = scratch(name, images.shape, images.dtype)
-
-    def copy(channels: slice) -> None:
-        np.copyto(memory[channels], staged(images[channels]))
-
-    for_each(even_slices(len(images), max(1, COPIED * len(images) // max(1, images.nbytes))), copy, 1)
-    return memory
+    return copy_innermost(images, scratch(name, images.shape, images.dtype))
 
 
 def quads_of(images: Array) -> Quads:
@@ -181,7 +173,6 @@ def quads_of(images: Array) -> Quads:
 def short_buffers(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, in which NumPy takes rows of BUFFER numbers and more as they lie in memory."""
 
-    @functools.wraps(function)
     def call(*arguments: Any) -> Any:
         before = np.setbufsize(BUFFER)
         try:
@@ -206,11 +197,6 @@ def blocks(height: int, width: int, n: int, maps: int) -> Blocks:
     columns = even(width, quads // n)
     rows = even(height, quads // (n * columns))
     return Blocks((rows, columns), [(i, j) for i in range(0, height, rows) for j in range(0, width, columns)])
-
-
-def even(length: int, most: int) -> int:
-    """A length shared out as evenly as can be, at most so many each, at least 1."""
-    return cdiv(length, cdiv(length, max(1, min(length, most))))
 
 
 def filter_images(images: Quads, transforms: Array, bias: Array | None, padding: Pair, y: Quads) -> bool:

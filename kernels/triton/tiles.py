@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sizes import Pair, cdiv, output_size
+from kernels.sizes import Pair, cdiv, even, output_size
 from kernels.triton.precision import sums_in_tensor_memory, tensor_core_precision
 
 PROGRAMS = 128  # of a weight gradient, about: one for each multiprocessor
@@ -329,11 +329,6 @@ def under(
 def divisor(length: int, most: int) -> int:
     """The largest divisor of `length` up to `most`; 1 for nothing."""
     return next((part for part in range(min(length, most), 0, -1) if length % part == 0), 1)
-
-
-def even(length: int, most: int) -> int:
-    """The size, at most `most`, of tiles that cover `length`, as few and as small as possible."""
-    return cdiv(length, cdiv(length, most))
 
 
 def power_of_2(length: int, least: int, most: int) -> int:
