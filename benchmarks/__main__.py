@@ -14,7 +14,7 @@ import typer
 import kernels
 from benchmarks import ceilings, memory, report, timing
 from benchmarks.case import BATCHES, OURS
-from benchmarks.command import RESULTS
+from benchmarks.command import RESULTS, new_folder
 from benchmarks.environment import environment
 from benchmarks.report import console
 from kernels.backend import AUTOMATIC, NAMES, resolve
@@ -63,7 +63,9 @@ def main(
     batch: Annotated[list[int] | None, typer.Option(help="a batch size; repeat it for several", min=1)] = None,
     seconds: Annotated[float, typer.Option(help="time for the contenders of one computation together")] = 2.0,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="where the tensors are")] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="folder for the results; benchmarks/results/DEVICE")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=new_folder, help="folder for the results; benchmarks/results/DEVICE")
+    ] = None,
 ) -> None:
     """Measures our kernels against torch's, values first; the exit status is 1 where one of ours is wrong."""
     torch.manual_seed(0)

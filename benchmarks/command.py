@@ -1,9 +1,9 @@
 """How the commands beside `python -m benchmarks` start: what is missing or unknown is one line, and the exit status 2."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,30 @@ def run(command: Callable[..., Any]) -> None:
             raise
         print(f"error: this needs {error.name}, which is not installed", file=sys.stderr)
         sys.exit(2)
+
+
+def new_folder(path: Path | None) -> Path | None:
+    """The callback of --out: makes the folder before the work begins."""
+    if path is not None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise typer.BadParameter(f"{path}: {error.strerror}") from error
+    return path
+
+
+Out = Annotated[Path, typer.Option(callback=new_folder, help="folder for the CSV file")]
+
+
+def part_of_one(names: Iterable[str]) -> Callable[[str], str]:
+    """The callback of --only, which refuses what no name contains."""
+
+    def check(part: str) -> str:
+        if not any(part in name for name in names):
+            raise typer.BadParameter(f"{part!r} is in none of: {'; '.join(names)}")
+        return part
+
+    return check
 
 
 def one_of(allowed: tuple[str, ...]) -> Callable[[list[str] | None], list[str] | None]:

@@ -16,7 +16,7 @@ import pandas as pd
 import typer
 from rich.table import Table
 
-from benchmarks.command import BACKENDS, one_of
+from benchmarks.command import BACKENDS, new_folder, one_of
 from benchmarks.compile.built import Built, by_kernel, by_target
 from benchmarks.exercise import geometries, operations
 from benchmarks.report import console
@@ -53,13 +53,15 @@ def main(
     backend: Annotated[list[str] | None, typer.Option(callback=one_of(BACKENDS), help="repeat it for several")] = None,
     arch: Annotated[list[str] | None, typer.Option(callback=one_of(TARGETS), help="CuPy has NVIDIA's only")] = None,
     precision: Annotated[list[str] | None, typer.Option(callback=one_of(PRECISIONS), help="CuPy has no tf32")] = None,
-    out: Annotated[Path | None, typer.Option(help="a folder for the tables, as CSV files: adds to those there")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(callback=new_folder, help="a folder for the tables, as CSV files: adds to those there"),
+    ] = None,
 ) -> None:
     """Prints the worst of each kernel; the exit status is 1 where one does not fit, or spills on NVIDIA's GPUs."""
     rows = [row for name in backend or BACKENDS for row in build(name, arch, precision)]
     kernels = by_kernel(rows)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         kernels = merged(kernels, out / "kernels.csv")
     for name, summary in {"kernels": kernels, "targets": by_target(kernels)}.items():
         table = Table(*summary.columns, title=name)

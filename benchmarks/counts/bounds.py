@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.bench_lenet import torch_lenet
-from benchmarks.command import RESULTS, run
+from benchmarks.command import RESULTS, Out, run
 from benchmarks.counts.counters import distinct_bytes, multiply_adds
 from benchmarks.report import console
 
@@ -151,7 +151,7 @@ def main(
     counters: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="the folder where python -m benchmarks.counts wrote")
     ] = COUNTERS,
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = COUNTERS,
+    out: Out = COUNTERS,
 ) -> None:
     """Prints the bounds, and writes them to OUT/bounds.csv."""
     operations, network = (pd.read_csv(counters / name) for name in ("lenet.csv", "network.csv"))
@@ -167,7 +167,6 @@ def main(
     for values in frame.itertuples(index=False):
         table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
     console.print(table)
-    out.mkdir(parents=True, exist_ok=True)
     frame.to_csv(out / "bounds.csv", index=False, float_format="%.4g")
 
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import kernels
 import kernels.flops
 from benchmarks.bench_lenet import torch_lenet
-from benchmarks.command import BACKENDS, RESULTS, one_of
+from benchmarks.command import BACKENDS, RESULTS, Out, one_of
 from benchmarks.exercise import training_step
 from benchmarks.report import console
 from kernels.check.run import precision
@@ -242,11 +242,10 @@ def main(
         list[str] | None, typer.Option(callback=one_of(BACKENDS), help="triton or cupy; both by default")
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="a batch size; repeat it for several")] = None,
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "counters",
+    out: Out = RESULTS / "counters",
 ) -> None:
     """Prints a row an operation, and writes them to OUT/lenet.csv; those of the network as one launch to OUT/network.csv."""
     cases = [(name, n) for n in batch or (64, 1024) for name in backend or ("triton", "cupy")]
-    out.mkdir(parents=True, exist_ok=True)
     write(pd.DataFrame([row for case in cases for row in count(*case)]), out / "lenet.csv")
     with precision(tf32=False):
         networks = pd.DataFrame([row for gpu in GPUS for case in cases for row in count_network(*case, gpu)])

@@ -19,7 +19,6 @@ import sys
 import time
 import timeit
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 from unittest import mock
 
@@ -30,7 +29,7 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from benchmarks.command import BACKENDS, RESULTS, one_of, run
+from benchmarks.command import BACKENDS, RESULTS, Out, one_of, run
 from benchmarks.exercise import training_step
 from benchmarks.report import console
 from kernels.integration import primitive
@@ -236,7 +235,7 @@ def main(
     ] = None,
     batch: Annotated[int, typer.Option(help="images of the step")] = 64,
     profiled: Annotated[list[str] | None, typer.Option("--profile", help="a primitive to profile instead")] = None,
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "launch_cost",
+    out: Out = RESULTS / "launch_cost",
 ) -> None:
     """Prints a row for each primitive of the step, and one for all of it; writes them to OUT/lenet.csv and OUT/step.csv."""
     torch.set_num_threads(1)  # torch's step would wait for the others, and they for a busy processor
@@ -252,7 +251,6 @@ def main(
                 steps.append(whole_step(name, batch))
     if profiled:
         return
-    out.mkdir(parents=True, exist_ok=True)
     for each, file in ((rows, "lenet.csv"), (steps, "step.csv")):
         table = Table(*each[0]._fields)
         for values in each:

@@ -6,7 +6,6 @@ Columns as in `python -m benchmarks.counts`; images are few, and a smaller batch
 """
 
 import itertools
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -16,7 +15,7 @@ from torch import Tensor
 
 import kernels
 import kernels.functional as F
-from benchmarks.command import BACKENDS, RESULTS, one_of, run
+from benchmarks.command import BACKENDS, RESULTS, Out, one_of, part_of_one, run
 from benchmarks.counts.counters import Row, Watch, ideals, simulator, write
 from kernels.check.run import precision
 
@@ -98,8 +97,8 @@ def main(
     backend: Annotated[
         list[str] | None, typer.Option(callback=one_of(BACKENDS), help="triton or cupy; cupy by default")
     ] = None,
-    only: Annotated[str, typer.Option(help="layers whose name contains this")] = "",
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "counters",
+    only: Annotated[str, typer.Option(callback=part_of_one(LAYERS), help="layers whose name contains this")] = "",
+    out: Out = RESULTS / "counters",
 ) -> None:
     """Prints a row an operation, and writes them to OUT/layers.csv."""
     names = [name for name in LAYERS if only in name]
@@ -108,7 +107,6 @@ def main(
         for each, name, dtype in itertools.product(backend or ["cupy"], names, DTYPES)
         for row in count(each, LAYERS[name], dtype)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     write(pd.DataFrame(rows), out / "layers.csv")
 
 

@@ -5,7 +5,6 @@
 Columns as in `python -m benchmarks.counts`. LeNet's layers have 64 images; the larger ones few: their bytes grow with the images.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import pandas as pd
@@ -14,7 +13,7 @@ import typer
 
 import kernels
 import kernels.nn as nn
-from benchmarks.command import BACKENDS, RESULTS, one_of, run
+from benchmarks.command import BACKENDS, RESULTS, Out, one_of, run
 from benchmarks.counts.counters import Row, Watch, ideals, simulator, write
 
 
@@ -53,10 +52,9 @@ def main(
     backend: Annotated[
         list[str] | None, typer.Option(callback=one_of(BACKENDS), help="triton or cupy; both by default")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "counters",
+    out: Out = RESULTS / "counters",
 ) -> None:
     """Prints a row an operation, and writes them to OUT/poolings.csv."""
-    out.mkdir(parents=True, exist_ok=True)
     rows = [
         {"pooling": name} | row._asdict()
         for each in backend or BACKENDS

@@ -9,7 +9,6 @@ of the tensor cores are those of padded tiles, too. The convolutions have few im
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 from unittest import mock
 
@@ -18,7 +17,7 @@ import torch
 import typer
 
 import kernels
-from benchmarks.command import RESULTS, run
+from benchmarks.command import RESULTS, Out, part_of_one, run
 from benchmarks.counts.counters import simulator, write
 from benchmarks.counts.layers import Convolution, Linear
 from kernels.sizes import cdiv
@@ -72,8 +71,8 @@ def count(layer: Convolution | Linear, edge: int) -> list[dict[str, Any]]:
 
 
 def main(
-    only: Annotated[str, typer.Option(help="layers whose name contains this")] = "",
-    out: Annotated[Path, typer.Option(help="folder for the CSV file")] = RESULTS / "counters",
+    only: Annotated[str, typer.Option(callback=part_of_one(LAYERS), help="layers whose name contains this")] = "",
+    out: Out = RESULTS / "counters",
 ) -> None:
     """Prints a row a launch, and writes them to OUT/products.csv."""
     rows = [
@@ -83,7 +82,6 @@ def main(
         for edge in TILES
         for row in count(layer, edge)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     write(pd.DataFrame(rows), out / "products.csv")
 
 

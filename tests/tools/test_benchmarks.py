@@ -169,6 +169,27 @@ def test_bounds_take_the_largest_of_memory_arithmetic_and_issue_slots(tmp_path):
     assert network["RTX 4090, us"] < 8 * 1e6 / (128 * 4 * 2.5e3), "its grid was not counted"
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    (
+        (("--out", "FILE/results"), "'--out': FILE/results: Not a directory"),
+        (("--only", "9x9"), "'--only': '9x9' is in none of: "),
+    ),
+)
+def test_what_an_option_cannot_be_is_said_before_the_work(option, said, tmp_path, monkeypatch, capsys):
+    from benchmarks.command import run
+    from benchmarks.counts import layers
+
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr("sys.argv", ["layers", *(each.replace("FILE", str(file)) for each in option)])
+    monkeypatch.setattr(layers, "count", None)
+    with pytest.raises(SystemExit) as stop:
+        run(layers.main)
+    assert stop.value.code == 2
+    assert f"Error: Invalid value for {said.replace('FILE', str(file))}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("missing", ("ptxsim", "something else"))
 def test_a_missing_package_is_one_line(missing, monkeypatch, capsys):
     from benchmarks.command import run
