@@ -11,6 +11,11 @@ def relu_forward(input: Tensor) -> Tensor:
     return elementwise("activations", "relu_forward", torch.empty_like(input), input)
 
 
+def relu_(input: Tensor) -> None:
+    """input = max(input, 0)."""
+    elementwise("activations", "relu_forward", input, input)
+
+
 def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
     """dy where y is not <= 0, else 0."""
     return elementwise("activations", "relu_backward", torch.empty_like(dy), dy, y)

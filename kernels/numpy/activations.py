@@ -1,8 +1,9 @@
-"""Activations in NumPy: each fills `out`, which may be the input, as a ufunc does."""
+"""Activations in NumPy: each fills `out`, which may be the input, as a ufunc does; `relu_` its input, of any size."""
 
 import numpy as np
 
 from kernels.numpy.arrays import ZERO, drop
+from kernels.numpy.elementwise import fill
 from kernels.numpy.workspaces import Array
 
 RANGE = {dtype: (np.zeros((), dtype), np.full((), np.inf, dtype)) for dtype in map(np.dtype, ("float32", "float64"))}
@@ -14,6 +15,11 @@ def relu_forward(input: Array, out: Array) -> None:
         input.clip(*RANGE[input.dtype], out=out)
     else:
         np.maximum(input, 0, out=out)
+
+
+def relu_(input: Array) -> None:
+    """input = max(input, 0)."""
+    fill(relu_forward, input, input)
 
 
 def relu_backward(dy: Array, y: Array, out: Array) -> None:

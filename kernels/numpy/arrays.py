@@ -25,7 +25,8 @@ ZERO = np.zeros((), np.float32)  # which ufuncs on floats take faster than the n
 def on_arrays(function: Callable[..., Any], sums: int = 0) -> Callable[..., Any]:
     """Lets a function whose first parameters are arrays take and return tensors there.
 
-    float16 and bfloat16 are computed in float32, and so many of the last results, the `sums`, stay in it.
+    float16 and bfloat16 are computed in float32, and so many of the last results, the `sums`, stay in it. A function
+    without results writes to its first argument.
     """
     hints = get_type_hints(function)
     count = sum(Array in (hint, *get_args(hint)) for name, hint in hints.items() if name not in ("out", "return"))
@@ -35,14 +36,20 @@ def on_arrays(function: Callable[..., Any], sums: int = 0) -> Callable[..., Any]
     def call_on_arrays(*arguments: Any) -> Any:
         dtype = arguments[0].dtype
         if dtype in LOW_PRECISION:
-            results = call_on_arrays(*map(_raised, arguments[:count]), *arguments[count:])
+            raised = [*map(_raised, arguments[:count])]
+            results = call_on_arrays(*raised, *arguments[count:])
+            if results is None:
+                arguments[0].copy_(raised[0])
+                return None
             if not isinstance(results, tuple):
                 return _lowered(results, dtype)
             lowered = len(results) - sums
             return *(_lowered(r, dtype) for r in results[:lowered]), *results[lowered:]
         to_array = _free_to_resize if in_process_group() else _array
         results = SILENT.copy().run(function, *map(to_array, arguments[:count]), *arguments[count:])
-        return tuple(map(from_numpy, results)) if type(results) is tuple else from_numpy(results)
+        if type(results) is tuple:
+            return tuple(map(from_numpy, results))
+        return None if results is None else from_numpy(results)
 
     return call_on_arrays
 

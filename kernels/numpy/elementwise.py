@@ -23,16 +23,21 @@ def elementwise(function: Callable[..., None]) -> Callable[..., Array]:
     @functools.wraps(function)
     def fill_new_array(*inputs: Array) -> Array:
         out = new_like(inputs[0])
-        arrays = (*inputs, out)
-        if out.size < 2 * TILE or any(array.strides != out.strides for array in arrays):
-            function(*arrays)
-            return out
-        flat = [array.ravel(order="K") for array in arrays]
-        if not all(np.shares_memory(f, a) for f, a in zip(flat, arrays, strict=True)):
-            function(*arrays)
-        else:
-            tiles = [slice(i, i + TILE) for i in range(0, out.size, TILE)]
-            for_each(tiles, lambda tile: function(*(f[tile] for f in flat)))
+        fill(function, *inputs, out)
         return out
 
     return fill_new_array
+
+
+def fill(function: Callable[..., None], *arrays: Array) -> None:
+    """function(*inputs, out), in tiles where the arrays lie alike in memory."""
+    *_, out = arrays
+    if out.size < 2 * TILE or any(array.strides != out.strides for array in arrays):
+        function(*arrays)
+        return
+    flat = [array.ravel(order="K") for array in arrays]
+    if not all(np.shares_memory(f, a) for f, a in zip(flat, arrays, strict=True)):
+        function(*arrays)
+        return
+    tiles = [slice(i, i + TILE) for i in range(0, out.size, TILE)]
+    for_each(tiles, lambda tile: function(*(f[tile] for f in flat)))

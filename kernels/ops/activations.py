@@ -17,6 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from kernels.backend import chosen
 from kernels.integration.autograd import Function, constant_in, differentiable, tangent_may_come, total
+from kernels.integration.memory_format import is_batch_innermost
 from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_tensors
 
@@ -28,6 +29,14 @@ def relu_forward(input, backend):  # type: ignore[no-untyped-def]
     Its code: relu_forward in kernels/{numpy,triton,cupy}/activations.py.
     """
     return torch.empty_like(input)
+
+
+@primitive("(Tensor(a!) input, str backend) -> ()")
+def relu_(input, backend):  # type: ignore[no-untyped-def]
+    """input = max(input, 0).
+
+    Its code: relu_ in kernels/{numpy,triton,cupy}/activations.py.
+    """
 
 
 @primitive("(Tensor dy, Tensor y, str backend) -> Tensor")
@@ -109,15 +118,8 @@ class ReluInPlace(torch.autograd.Function):
     """y = max(input, 0) in input's memory: autograd would give what copy_ overwrites a gradient of zeros, and add it."""
 
     @staticmethod
-    def takes(input: Tensor) -> bool:
-        """Whether autograd records, nothing else watches, and input is neither a leaf nor a view, as which copy_ is right."""
-        if is_compiling() or tangent_may_come() or not torch.is_grad_enabled():
-            return False
-        return input.requires_grad and not input.is_leaf and not input._is_view()
-
-    @staticmethod
     def forward(ctx: Any, input: Tensor, backend: str) -> Tensor:
-        input.copy_(relu_forward(input, backend))
+        relu_(input, backend)
         ctx.mark_dirty(input)
         ctx.save_for_backward(input)
         ctx.backend = backend
@@ -205,10 +207,26 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     _check_real("relu", input)
     if input.dtype == torch.bool:
         raise NotImplementedError("relu: expected input to be of a number dtype, got torch.bool")
-    if inplace and ReluInPlace.takes(input):
+    if not inplace:
+        return phi_relu(input, chosen())
+    if not is_overwritable(input):
+        return input.copy_(phi_relu(input, chosen()))
+    if torch.is_grad_enabled() and input.requires_grad:
         return ReluInPlace.apply(input, chosen())
-    y = phi_relu(input, chosen())
-    return input.copy_(y) if inplace else y
+    relu_(input, chosen())
+    return input
+
+
+def is_overwritable(input: Tensor) -> bool:
+    """Whether only autograd may watch, and input is memory of its own without gaps, neither a leaf's nor a view's.
+
+    Of all others torch knows, in `copy_`, what happens when they are written to, or why they must not be.
+    """
+    if is_compiling() or tangent_may_come() or input._is_view() or (input.requires_grad and input.is_leaf):
+        return False
+    if input.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    return input.is_contiguous() or (input.dim() == 4 and is_batch_innermost(input))
 
 
 def sigmoid(input: Tensor) -> Tensor:

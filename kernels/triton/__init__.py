@@ -3,6 +3,7 @@
 from triton import knobs
 from triton.runtime import driver
 
+from kernels.triton.activations import relu_ as relu_
 from kernels.triton.activations import relu_backward as relu_backward
 from kernels.triton.activations import relu_forward as relu_forward
 from kernels.triton.activations import sigmoid_backward as sigmoid_backward

@@ -53,6 +53,10 @@ def relu_forward(input: Tensor) -> Tensor:
     return map1(relu, input)
 
 
+def relu_(input: Tensor) -> None:
+    map1(relu, input, out=input)
+
+
 def relu_backward(dy: Tensor, y: Tensor) -> Tensor:
     return map2(relu_grad, dy, y)
 

@@ -61,9 +61,9 @@ def map2_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptrs, f(raised(tl.load(a_ptrs, mask)), raised(tl.load(b_ptrs, mask))), mask)
 
 
-def map1(f: Any, x: Tensor) -> Tensor:
-    """f(x), element by element, in the memory order of x."""
-    y = torch.empty_like(x)
+def map1(f: Any, x: Tensor, out: Tensor | None = None) -> Tensor:
+    """f(x), element by element, in the memory order of x, or in `out`, which may be x."""
+    y = torch.empty_like(x) if out is None else out
     if n := x.numel():
         launch(map1_kernel, cdiv(n, BLOCK), x, y, n, *addressing(x, y), f, BLOCK)
     return y

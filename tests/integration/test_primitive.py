@@ -71,6 +71,7 @@ def arguments(n: int) -> dict[str, list[dict[str, Any]]]:
             for activation in (None, "relu")
         ],
         "relu_forward": [{"input": image}],
+        "relu_": [{"input": image}],
         "relu_backward": [{"dy": drows, "y": y}],
         "sigmoid_forward": [{"input": image}],
         "sigmoid_backward": [{"dy": drows, "y": y}],

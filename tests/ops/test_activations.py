@@ -71,10 +71,35 @@ def test_derivatives(function: Any) -> None:
         assert gradgradcheck(lambda x: torch.autograd.grad(function(x).pow(2).sum(), x, create_graph=True), input)
 
 
-def test_relu_in_place() -> None:
-    ours, theirs = (torch.randn(4, 5, generator=generator_of(1)) for _ in range(2))
-    assert F.relu(ours, inplace=True) is ours
-    assert torch.equal(ours, torch.relu_(theirs))
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "batch innermost": lambda x: x.permute(1, 2, 3, 0).clone(memory_format=torch.contiguous_format).permute(3, 0, 1, 2),
+    "with gaps": lambda x: x.repeat(1, 1, 1, 2)[..., ::2],
+    "empty": lambda x: x[:0].clone(),
+}
+
+
+@pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode, torch.enable_grad))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.int32), ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_relu_in_place(layout: str, dtype: torch.dtype, mode: Any) -> None:
+    with mode():
+        values = torch.randn(2, 3, 4, 5, generator=generator_of(1)) * 3
+        values[0, 0, 0, 0], values[1, 2, 3, 4] = math.nan, -math.inf
+        ours, theirs = (LAYOUTS[layout](values.to(dtype)) for _ in range(2))
+        version, address = 0 if mode is torch.inference_mode else ours._version, ours.data_ptr()
+        assert F.relu(ours, inplace=True) is ours
+        assert torch.equal(ours.nan_to_num(7), torch.relu_(theirs).nan_to_num(7)) and ours.data_ptr() == address
+        assert mode is torch.inference_mode or ours._version > version
+
+
+def test_relu_in_place_is_refused_where_torch_refuses_it() -> None:
+    with torch.inference_mode():
+        inference = torch.ones(3)
+    for input, message in ((inference, "inference"), (torch.ones(1).expand(3), "single memory location")):
+        for relu in (F.relu, torch.nn.functional.relu):
+            with pytest.raises(RuntimeError, match=message):
+                relu(input, inplace=True)
 
 
 def test_autograd_through_relu_in_place() -> None:
