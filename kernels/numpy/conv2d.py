@@ -1,35 +1,23 @@
-"""Convolution in NumPy: a batch goes tile by tile through the steps of `Tile`, `WinogradTile` or `DepthwiseTile`; what has
-windows of one pixel is a fully connected layer.
-
-Many groups are cut into parts: tiles of all their maps would hold few images, and the innermost loops be short.
+"""Convolution in NumPy: some rows of some images at a time go through the steps of `Tile`, or images through those of
+`WinogradTile`; what has windows of one pixel is a fully connected layer.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kernels.numpy.arrays import batch_innermost
-from kernels.numpy.depthwise import DepthwiseTile
+from kernels.numpy.bands import Band, Part, bands_of_x, bands_of_y, parts, whole
 from kernels.numpy.lowering import Geometry, Tile, geometry
 from kernels.numpy.pointwise import is_pointwise, pointwise_forward, pointwise_input_grad, pointwise_weight_grad
-from kernels.numpy.threads import TILE, even_slices, for_each_product, tiles
+from kernels.numpy.threads import TILE, for_each_product, tiles
 from kernels.numpy.winograd import WinogradTile, is_filtered
 from kernels.numpy.workspaces import Array, workspace
 from kernels.sizes import Pair
 
 EMPTY = np.empty(0)
-LARGE_IMAGE = 1 << 22  # numbers in the work arrays of one image
-PART_BYTES = 4 << 20  # of the work arrays of a tile of a part
-
-
-class Part(NamedTuple):
-    """Some groups of a convolution, and which maps of its input and of its output they are."""
-
-    g: Geometry
-    inputs: slice
-    outputs: slice
 
 
 def conv2d_forward(
@@ -42,15 +30,15 @@ def conv2d_forward(
     memory, y = batch_innermost((input.shape[0], weight.shape[0], *g.out), input.dtype)
     images = input.transpose(1, 2, 3, 0)
 
-    def convolve_tile(part: Part, kind: Any, matrix: Any, at: slice) -> None:
-        tile = workspace(kind, part.g, at.stop - at.start, input.dtype)
+    def convolve_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
+        tile = workspace(kind, band.g, at.stop - at.start, input.dtype)
         part_of_bias = None if bias is None else bias[part.outputs]
-        tile.write_y(images[part.inputs, ..., at], matrix, part_of_bias, memory[part.outputs, ..., at])
+        tile.write_y(images[part.inputs, band.x, :, at], matrix, part_of_bias, memory[part.outputs, band.y, :, at])
 
     for part in parts(g, min(TILE, len(input)) * input.itemsize):
         kind = kind_of_tile(part.g, len(input))
         matrix = kind.matrix(weight[part.outputs], part.g)
-        for_each_tile(part.g, input, functools.partial(convolve_tile, part, kind, matrix))
+        for_each_tile(part.g, bands_of_y, input, functools.partial(convolve_tile, part, kind, matrix))
     return y
 
 
@@ -63,20 +51,20 @@ def conv2d_input_grad(
         return pointwise_input_grad(dy, weight, g)
     if is_quicker_as_forward(g, len(dy)):  # of dy with each window turned around
         turned = weight.reshape(groups, g.features, g.channels, *g.kernel)[..., ::-1, ::-1].swapaxes(1, 2)
-        turned = turned.reshape(groups * g.channels, g.features, *g.kernel)
+        turned = np.ascontiguousarray(turned.reshape(groups * g.channels, g.features, *g.kernel))  # else no BLAS
         return conv2d_forward(dy, turned, None, stride, g.padding_of_gradient, dilation, groups)
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
     dimages = dy.transpose(1, 2, 3, 0)
 
-    def write_tile(part: Part, kind: Any, matrix: Any, at: slice) -> None:
-        tile = workspace(kind, part.g, at.stop - at.start, dy.dtype)
-        tile.take_dy(dimages[part.outputs, ..., at])
-        tile.write_input_grad(matrix, memory[part.inputs, ..., at])
+    def write_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
+        tile = workspace(kind, band.g, at.stop - at.start, dy.dtype)
+        tile.take_dy(dimages[part.outputs, band.y, :, at])
+        tile.write_input_grad(matrix, memory[part.inputs, band.x, :, at])
 
     for part in parts(g, min(TILE, len(dy)) * dy.itemsize):
         kind = kind_of_tile(part.g, len(dy))
         matrix = kind.flipped_matrix(weight[part.outputs], part.g)
-        for_each_tile(part.g, dy, functools.partial(write_tile, part, kind, matrix))
+        for_each_tile(part.g, bands_of_x, dy, functools.partial(write_tile, part, kind, matrix))
     return dx
 
 
@@ -90,20 +78,21 @@ def conv2d_weight_grad(
     dilation: Pair,
     groups: int,
 ) -> tuple[Array, Array]:
-    """dweight (O, C/groups, KH, KW), and dbias (O) or an empty array; each tile's split of the sums in a fixed order."""
+    """dweight (O, C/groups, KH, KW), and dbias (O) or an empty array; the splits of the sums in a fixed order."""
     shape = (dy.shape[1], input.shape[1] // groups, *kernel_size)
     g = geometry(input.shape[2:], shape, stride, padding, dilation, groups)
     if is_pointwise(g):
         return pointwise_weight_grad(dy, input, with_bias, g)
     images, dimages = input.transpose(1, 2, 3, 0), dy.transpose(1, 2, 3, 0)
 
-    def sum_tile(part: Part, at: slice) -> tuple[Array, Array]:
-        tile = workspace(kind_of_tile(part.g, len(dy)), part.g, at.stop - at.start, dy.dtype)
-        tile.take_dy(dimages[part.outputs, ..., at])
-        return tile.weight_split(images[part.inputs, ..., at]), tile.bias_split() if with_bias else EMPTY
+    def sum_tile(part: Part, kind: Any, band: Band, at: slice) -> tuple[Array, Array]:
+        tile = workspace(kind, band.g, at.stop - at.start, dy.dtype)
+        tile.take_dy(dimages[part.outputs, band.y, :, at])
+        return tile.weight_split(images[part.inputs, band.x, :, at]), tile.bias_split() if with_bias else EMPTY
 
     def sums(part: Part) -> tuple[Array, Array]:
-        splits = for_each_tile(part.g, dy, functools.partial(sum_tile, part))
+        kind = kind_of_tile(part.g, len(dy))
+        splits = for_each_tile(part.g, bands_of_y, dy, functools.partial(sum_tile, part, kind))
         count = part.g.groups * part.g.features
         dweight = sum_of_splits([split for split, _ in splits], (count, *shape[1:]), dy.dtype)
         return dweight, sum_of_splits([split for _, split in splits], (count if with_bias else 0,), dy.dtype)
@@ -129,38 +118,20 @@ def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Ar
     return np.ascontiguousarray(functools.reduce(np.add, splits))
 
 
-def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[DepthwiseTile] | type[WinogradTile]:
-    """How n images are convolved. A depthwise one is lowered too, unless the rows of a single image would leave the cache."""
-    if is_depthwise(g):
-        return DepthwiseTile
+def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[WinogradTile]:
+    """How n images are convolved."""
     return WinogradTile if is_filtered(g, n) else Tile
 
 
-def is_depthwise(g: Geometry) -> bool:
-    """Whether a convolution is a depthwise one of large images."""
-    return g.channels == g.features == 1 and g.values_per_image > LARGE_IMAGE
-
-
-@functools.lru_cache(maxsize=256)
-def parts(g: Geometry, bytes_per_number: int) -> tuple[Part, ...]:
-    """The parts of a convolution, where a tile takes so many bytes for each number of an image."""
-    most = max(1, g.groups * PART_BYTES // max(1, g.values_per_image * bytes_per_number))
-    if most >= g.groups or is_depthwise(g):
-        return (Part(g, slice(None), slice(None)),)
-    return tuple(
-        Part(
-            geometry(g.size, (count * g.features, g.channels, *g.kernel), g.stride, g.padding, g.dilation, count),
-            slice(at.start * g.channels, at.stop * g.channels),
-            slice(at.start * g.features, at.stop * g.features),
-        )
-        for at in even_slices(g.groups, most)
-        for count in (at.stop - at.start,)
-    )
-
-
-def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
-    """function(images) for each tile of a batch (N, ...)."""
+def for_each_tile(
+    g: Geometry, cut: Callable[[Geometry, int], tuple[Band, ...]], batch: Array, function: Callable[[Band, slice], Any]
+) -> list[Any]:
+    """function(band, images) for each band that `cut` makes of each tile of a batch (N, ...)."""
     n = len(batch)
-    filtered = is_filtered(g, n)  # in blocks, which stay in the cache however many images there are
-    bytes_per_image = 0 if filtered else g.values_per_image * batch.itemsize
-    return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)
+    if is_filtered(g, n):  # in blocks, which stay in the cache however many images and rows there are
+        of_batch, bands = tiles(n, 0), whole(g)
+    else:
+        of_batch = tiles(n, g.values(1) * batch.itemsize)
+        bands = cut(g, max((at.stop - at.start for at in of_batch), default=1) * batch.itemsize)
+    items = [(band, at) for at in of_batch for band in bands]
+    return for_each_product(items, lambda item: function(*item), n * g.multiplications_per_row)

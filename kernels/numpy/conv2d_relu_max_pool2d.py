@@ -4,15 +4,16 @@ The bias is added after pooling, four times less often: max(a) + b = max(a + b).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kernels.numpy import max_pool2d
 from kernels.numpy.arrays import BITS, ZERO, batch_innermost, staged
-from kernels.numpy.conv2d import EMPTY, for_each_tile, sum_of_splits
+from kernels.numpy.conv2d import EMPTY, sum_of_splits
 from kernels.numpy.lowering import Geometry, Tile, geometry
-from kernels.numpy.threads import both
+from kernels.numpy.threads import both, for_each_product, tiles
 from kernels.numpy.winograd import WinogradTileOfWindows, is_filtered
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair
@@ -74,6 +75,14 @@ def conv2d_relu_max_pool2d_backward(
     dweight = sum_of_splits([split for split, _ in splits], weight.shape if need_weight else (0,), dy.dtype)
     dbias = sum_of_splits([split for _, split in splits], weight.shape[:1] if need_bias else (0,), dy.dtype)
     return dinput, dweight, dbias
+
+
+def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
+    """function(images) for each tile of a batch (N, ...)."""
+    n = len(batch)
+    filtered = is_filtered(g, n)  # in blocks, which stay in the cache however many images there are
+    bytes_per_image = 0 if filtered else g.values(g.out[0]) * batch.itemsize
+    return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)
 
 
 def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[WinogradTileOfWindows]:

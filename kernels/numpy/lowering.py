@@ -9,15 +9,17 @@ dy's rows, and adding KW shifted columns folds its result (H, C KW, OW N) back.
 
 import functools
 import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels.numpy.arrays import ZERO, staged
 from kernels.numpy.blas import SMALL_PRODUCT
 from kernels.numpy.workspaces import Array, scratch
-from kernels.sizes import Pair, output_size
+from kernels.sizes import Pair, cdiv, output_size
 
 RUN = 128  # rows that are summed one by one
 SHORTEST_PIECE = 64  # columns of a product that is cut into small ones
@@ -28,6 +30,7 @@ WIDE = 16  # rows to transpose, at least
 class Geometry:
     """Sizes of a convolution, without the batch; `out` may be smaller than what the input allows.
 
+    `padding` is above, to the left and to the right of an image; below there are as many rows of zeros as `out` needs.
     `geometry` makes one for each set of sizes, so identity is equality, which costs nothing as a key.
     """
 
@@ -41,10 +44,14 @@ class Geometry:
     dilation: Pair
     out: Pair
 
-    @functools.cached_property
-    def padded(self) -> Pair:
-        """The size of a padded image."""
-        return self.size[0] + 2 * self.padding[0], self.size[1] + 2 * self.padding[1]
+    @property
+    def span(self) -> int:
+        """Rows under a window."""
+        return self.dilation[0] * (self.kernel[0] - 1) + 1
+
+    def height(self, rows: int) -> int:
+        """Rows under the windows of so many rows of y."""
+        return (rows - 1) * self.stride[0] + self.span
 
     @functools.cached_property
     def padding_of_gradient(self) -> Pair:
@@ -52,11 +59,10 @@ class Geometry:
         (kh, kw), (dh, dw), (ph, pw) = self.kernel, self.dilation, self.padding
         return dh * (kh - 1) - ph, dw * (kw - 1) - pw
 
-    @functools.cached_property
-    def values_per_image(self) -> int:
-        """What a tile's work arrays hold for each image."""
-        padded = self.channels * self.padded[0] * self.padded[1]
-        return self.groups * (padded * (self.kernel[1] + 1) + self.features * self.out[0] * self.out[1])
+    def values(self, rows: int) -> int:
+        """What work arrays hold for so many rows of one image's y."""
+        lowered = self.channels * (self.size[1] + 2 * self.padding[1] + self.kernel[1] * self.out[1])
+        return self.groups * (self.height(rows) * lowered + rows * self.features * self.out[1])
 
     @functools.cached_property
     def multiplications_per_row(self) -> int:
@@ -94,20 +100,18 @@ class Tile:
     """
 
     def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
-        (oh, ow), stride = g.out, g.stride[0]
+        oh, ow = g.out
         self.g = g
         pieces = pieces_of(ow * n, g.multiplications_per_row // ow)
         self._lowering = Lowering(g, n, dtype, pieces)
         y = scratch("y", (g.groups, g.features, oh, ow * n), dtype)
         self._y_pieces, self.y = in_pieces(y.transpose(0, 2, 1, 3), pieces), y.reshape(-1, oh, ow, n)
-        dy_rows = scratch("dy", (g.groups, (oh - 1) * stride + 1, g.features, ow, n), dtype)
-        self.dy = dy_rows[:, ::stride]  # with rows of zeros between
-        self._zero_rows = [dy_rows[:, i::stride] for i in range(1, stride)]
+        self.dy = scratch("dy", (g.groups, oh, g.features, ow, n), dtype)
         self._dy_columns = in_pieces(self.dy.reshape(g.groups, oh, g.features, ow * n), pieces).swapaxes(3, 4)
         self._transposed = None
         if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT * pieces:
             self._transposed = scratch("dy transposed", self._dy_columns.shape, dtype)
-        self._folding = Folding(g, n, dtype, dy_rows.reshape(*dy_rows.shape[:3], ow * n), pieces)
+        self._folding = Folding(g, n, dtype, self.dy.reshape(g.groups, oh, g.features, ow * n), pieces)
 
     @staticmethod
     def matrix(weight: Array, g: Geometry) -> Array:
@@ -119,8 +123,9 @@ class Tile:
 
     @staticmethod
     def flipped_matrix(weight: Array, g: Geometry) -> Array:
-        """The weights as (groups, 1, 1, C KW, KH O), KH backwards: under a row of dx lie dy's rows in the opposite order."""
-        matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)[:, :, :, ::-1]
+        """The weights as (groups, 1, 1, C KW, KH O), KH in the order of its shares."""
+        order = [p for share in shares(g, 0) for p in share.places]
+        matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)[:, :, :, order]
         return matrix.transpose(0, 2, 4, 3, 1).reshape(
             g.groups, 1, 1, g.channels * g.kernel[1], g.kernel[0] * g.features
         )
@@ -151,8 +156,6 @@ class Tile:
 
     def write_input_grad(self, matrix: Array, dx: Array) -> None:
         """Writes dx (C, H, W, n) of `dy` by the flipped weight matrix."""
-        for rows in self._zero_rows:
-            rows.fill(0)
         self._folding.fold(matrix, by_group(dx, self.g))
 
     def weight_split(self, images: Array) -> Array:
@@ -187,10 +190,11 @@ class Lowering:
         (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = (
             g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
         )  # fmt: skip
-        self._padded = scratch("padded", (g.groups * g.channels, *g.padded, n), dtype)
-        self._inside = self._padded[:, ph : ph + h, pw : pw + w]
-        self._outside = edges(self._padded, slice(ph, ph + h), slice(pw, pw + w))
-        height = (oh - 1) * sh + dh * (kh - 1) + 1
+        height = g.height(oh)
+        top, bottom = min(ph, height), min(ph + h, height)
+        self._padded = scratch("padded", (g.groups * g.channels, height, w + 2 * pw, n), dtype)
+        self._inside = self._padded[:, top:bottom, pw : pw + w]
+        self._outside = edges(self._padded, slice(top, bottom), slice(pw, pw + w))
         self._rows = scratch("rows", (g.groups, height, g.channels, kw, ow, n), dtype)
         channel, row, column, item = self._padded.strides
         strides = (g.channels * channel, row, channel, dw * column, sw * column, item)
@@ -205,51 +209,96 @@ class Lowering:
         else:
             for edge in self._outside:
                 edge.fill(0)
-            self._inside[...] = staged(images)
+            self._inside[...] = staged(images[:, : self._inside.shape[1]])
         self._rows[...] = columns
 
 
-class Folding:
-    """From the rows (groups, H, O, OW n) of dy to dx, by a product for each run of rows under the same rows of windows.
+class Share(NamedTuple):
+    """What every so-many-th row of x, its stride, has of the windows: these rows are a convolution of dy without a stride.
 
-    The product's rows (groups, H, C KW, OW n) have gaps of zeros between them. So one strided view shifts each to the
-    columns of dx to which it belongs, and its sum over KW is dx.
+    Row h of x meets row p of the windows where h + padding - p dilation is a multiple of the stride; then dy's row there is
+    the quotient. It is the same with columns.
+    """
+
+    places: range  # in the window, from the last to the first: so they lie on dy's rows one after the other
+    dilation: int  # from one to the next, in rows of dy
+    first: int  # row of x
+    length: int  # how many rows of x
+    top: int  # the row of dy that meets the first row of x in the first place
+
+    @property
+    def stop(self) -> int:
+        """The row of dy after the one that meets the last row of x in the last place."""
+        return self.top + self.dilation * (len(self.places) - 1) + self.length
+
+    def runs(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
+        """(i, count, first, last) for each run of x's rows, from the i-th on, that meets rows of dy in these places only."""
+        meets = functools.partial(inside, dilation=self.dilation, k=len(self.places), rows=rows)
+        for (first, last), run in itertools.groupby(range(self.length), lambda i: meets(self.top + i)):
+            i, *others = run
+            yield i, 1 + len(others), first, last
+
+
+def shares(g: Geometry, axis: int) -> list[Share]:
+    """The shares of the windows' rows (axis 0) or columns (1); a row of x that no window reaches is in none."""
+    length, k, stride, padding, dilation = (pair[axis] for pair in (g.size, g.kernel, g.stride, g.padding, g.dilation))
+    step = stride // math.gcd(stride, dilation)
+    found = []
+    for p in range(min(step, k)):
+        places, first = range(p, k, step)[::-1], (p * dilation - padding) % stride
+        top = (first + padding - places[0] * dilation) // stride
+        found.append(Share(places, dilation * step // stride, first, max(0, cdiv(length - first, stride)), top))
+    return found
+
+
+class Folding:
+    """From the rows (groups, OH, O, OW n) of dy to dx, by products of each share of the windows' rows.
+
+    The products' rows (groups, H, C KW, OW n) have gaps of zeros between them. So one strided view of a share of the windows'
+    columns shifts each to the columns of dx to which it belongs, and the sum over the share is every SW-th column of dx.
     """
 
     def __init__(self, g: Geometry, n: int, dtype: Any, dy_rows: Array, pieces: int) -> None:
-        (h, w), (kh, kw), (_, sw), (ph, pw), (dh, dw), (_, ow) = (
-            g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
-        )  # fmt: skip
-        reach, pitch = dw * (kw - 1), w + 2 * pw
-        memory = scratch("wide rows", ((reach + g.groups * h * g.channels * kw * pitch) * n,), dtype)
-        rows = memory[reach * n :].reshape(g.groups, h, g.channels * kw, pitch * n)
+        h, kw, (sh, sw), (oh, ow), columns = g.size[0], g.kernel[1], g.stride, g.out, shares(g, 1)
+        before = max(0, *(-share.top for share in columns))
+        pitch = max(ow + before, *(share.stop for share in columns))
+        memory = scratch("wide rows", ((before + g.groups * h * g.channels * kw * pitch) * n,), dtype)
+        rows = memory[before * n :].reshape(g.groups, h, g.channels * kw, pitch * n)
+        self._zeros = [memory[: before * n], rows[..., ow * n :]]
+        self._products, offset = [], 0
+        reached = set()
+        for share in shares(g, 0):
+            product = rows[:, share.first :: sh, :, : ow * n]
+            for i, count, first, last in share.runs(oh):
+                windows = Windows(
+                    dy_rows, share.top + i + first * share.dilation, last - first, 1, share.dilation, count, pieces
+                )
+                matrix = slice(offset + first * g.features, offset + last * g.features)
+                self._products.append((matrix, windows, in_pieces(product[:, i : i + count], pieces)))
+            offset += len(share.places) * g.features
+            reached.add(share.first)
+        self._zeros += [rows[:, i::sh] for i in range(sh) if i not in reached]
         group, row, line, item = rows.strides
-        strides = (group, row, kw * line, line - dw * n * item, n * item, item)
-        self._shifted = view(memory, (reach + pw) * n * item, (g.groups, h, g.channels, kw, w, n), strides)
-        self._gaps = [memory[: reach * n], rows[..., ow * n :]]
-        self._product, self._spread = rows[..., : ow * n], None
-        if sw > 1:  # there are gaps between the columns, too
-            self._gaps = [memory]
-            self._product = scratch("product", self._product.shape, dtype)
-            self._spread = rows.reshape(*rows.shape[:3], pitch, n)[:, :, :, : (ow - 1) * sw + 1 : sw]
-        self._products = []
-        top = ph - (kh - 1) * dh  # the row of dy under the first row of the first window
-        for (first, last), run in itertools.groupby(range(h), lambda i: inside(top + i, dh, kh, dy_rows.shape[1])):
-            i, *others = run
-            count = 1 + len(others)
-            windows = Windows(dy_rows, top + i + first * dh, last - first, 1, dh, count, pieces)
-            columns = slice(first * g.features, last * g.features)
-            self._products.append((columns, windows, in_pieces(self._product[:, i : i + count], pieces)))
+        self._shifted = []
+        for share in columns:
+            last, *others = share.places
+            between = (others[0] - last) * line if others else 0
+            strides = (group, row, kw * line, share.dilation * n * item + between, n * item, item)
+            shape = (g.groups, h, g.channels, len(share.places), share.length, n)
+            shifted = view(memory, (before + share.top) * n * item + last * line, shape, strides)
+            self._shifted.append((shifted, slice(share.first, None, sw)))
+        self._unreached = [slice(j, None, sw) for j in range(sw) if all(j != share.first for share in columns)]
 
     def fold(self, matrix: Array, dx: Array) -> None:
         """Fills dx (groups, H, C, W, n) by the flipped weight matrix."""
+        for zeros in self._zeros:
+            zeros.fill(0)
         for columns, windows, product in self._products:
             np.matmul(matrix[..., columns], windows(), out=product)
-        for gap in self._gaps:
-            gap.fill(0)
-        if self._spread is not None:
-            self._spread[...] = self._product.reshape(self._spread.shape)
-        np.add.reduce(self._shifted, axis=3, out=dx)
+        for shifted, columns in self._shifted:
+            np.add.reduce(shifted, axis=3, out=dx[..., columns, :])
+        for columns in self._unreached:
+            dx[..., columns, :] = 0
 
 
 def inside(row: int, dilation: int, k: int, rows: int) -> Pair:
@@ -311,6 +360,8 @@ def by_window(images: Array) -> Array:
 
 def view(array: Array, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
     """A view of the contiguous array's memory; offset and strides are in bytes."""
+    if 0 in shape:
+        return np.empty(shape, array.dtype)
     return np.ndarray(shape, array.dtype, array, offset, strides)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 Array = np.ndarray[Any, np.dtype[Any]]
-KEPT_WORKSPACES = 64
+KEPT_WORKSPACES = 256
 KEPT_BYTES = 32 << 20  # larger work arrays are not kept
 
 

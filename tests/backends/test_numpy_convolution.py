@@ -8,7 +8,7 @@ import torch
 from judge import CONV2D, check, exact
 
 import kernels.functional as F
-from kernels.numpy import conv2d, lowering, workspaces
+from kernels.numpy import bands, lowering, workspaces
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,8 @@ def anew(backend: str) -> Iterator[None]:
 
 
 def forget() -> None:
-    conv2d.parts.cache_clear()
+    for remembering in (bands.parts, bands.bands_of_x, bands.bands_of_y):
+        remembering.cache_clear()
     lowering.pieces_of.cache_clear()
     workspaces._kept.workspaces.clear()
 
@@ -42,16 +43,36 @@ def test_windows_of_one_pixel(batch: int, geometry: dict[str, Any], order: Any) 
     check_exactly((batch, 4, 5, 7), (6, 4 // geometry.get("groups", 1), 1, 1), order, **geometry)
 
 
-@pytest.mark.parametrize("part_bytes", (1, 1 << 14))
-@pytest.mark.parametrize("geometry", ({"padding": (0, 1)}, {"stride": 2}, {"dilation": (1, 2), "padding": 2}), ids=str)
-@pytest.mark.parametrize(("maps", "weight"), ((6, (6, 1, 3, 2)), (6, (12, 2, 2, 3))), ids=str)
-@pytest.mark.parametrize("batch", (1, 9, 70))
+GEOMETRIES = (
+    {"padding": (0, 1)},
+    {"stride": 2, "padding": (3, 1)},
+    {"stride": (3, 4), "padding": 1},
+    {"stride": (4, 2), "dilation": (2, 3), "padding": 2},
+    {"dilation": (1, 2), "padding": 2},
+)
+
+
+@pytest.mark.parametrize("of_a_band", (1, 1 << 14))
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize(("maps", "weight"), ((6, (6, 1, 3, 2)), (6, (12, 2, 2, 3)), (3, (4, 3, 3, 3))), ids=str)
+@pytest.mark.parametrize("batch", (1, 70))
 @pytest.mark.usefixtures("poisoned")
-def test_parts_of_the_groups(
-    monkeypatch: pytest.MonkeyPatch, batch: int, maps: int, weight: Any, geometry: dict[str, Any], part_bytes: int
+def test_parts_of_the_groups_and_bands_of_the_rows(
+    monkeypatch: pytest.MonkeyPatch, batch: int, maps: int, weight: Any, geometry: dict[str, Any], of_a_band: int
 ) -> None:
-    monkeypatch.setattr(conv2d, "PART_BYTES", part_bytes)
-    check_exactly((batch, maps, 6, 7), weight, groups=maps // weight[1], **geometry)
+    """Some rows of x are in no window, some windows in the padding alone."""
+    monkeypatch.setattr(bands, "BYTES", of_a_band)
+    check_exactly((batch, maps, 12, 13), weight, groups=maps // weight[1], **geometry)
+
+
+@pytest.mark.parametrize("cut", (bands.bands_of_x, bands.bands_of_y))
+def test_bands_cover_all_rows_once(cut: Any) -> None:
+    g = lowering.geometry((32, 32), (16, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+    found = cut(g, 4 * 32)
+    rows = [band.x if cut is bands.bands_of_x else band.y for band in found]
+    assert 2 < len(found) < 32 and rows[0].start == 0 and rows[-1].stop == 32
+    assert [at.start for at in rows[1:]] == [at.stop for at in rows[:-1]]
+    assert len({band.g for band in found}) < len(found)
 
 
 @pytest.mark.parametrize(
@@ -72,11 +93,11 @@ def test_input_gradient_as_a_convolution_of_dy(maps: int, weight: tuple[int, ...
 def test_how_many_parts() -> None:
     def groups(maps: int, size: int, bytes_per_number: int) -> list[int]:
         g = lowering.geometry((size, size), (maps, 1, 3, 3), (1, 1), (1, 1), (1, 1), maps)
-        cut = conv2d.parts(g, bytes_per_number)
+        cut = bands.parts(g, bytes_per_number)
         assert [part.inputs.start for part in cut[1:]] == [part.inputs.stop for part in cut[:-1]]
         return [part.g.groups for part in cut]
 
-    assert groups(96, 16, 4 * 32) == [19, 19, 19, 19, 20]
+    assert groups(96, 16, 4 * 32) == [16] * 6
     assert groups(4, 16, 4 * 32) == [4]
     assert groups(3, 512, 4 * 32) == [1, 1, 1]
 
