@@ -1,7 +1,8 @@
 """Sizes that every operation and backend computes in the same way."""
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 Pair = tuple[int, int]  # one number for the height, one for the width
 
@@ -14,6 +15,42 @@ def cdiv(length: int, part: int) -> int:
 def even(length: int, most: int) -> int:
     """The size of parts of at most `most`, but at least 1, that cover `length` and differ as little as possible."""
     return max(1, cdiv(length, max(1, cdiv(length, max(1, most)))))
+
+
+class Share(NamedTuple):
+    """Rows of a convolution's windows that the same rows of x meet. There the input gradient is a convolution of dy with
+    these rows of the windows, without a stride.
+
+    Row h of x meets row p of the windows where h + padding - p dilation is a multiple of the stride; then dy's row there is
+    the quotient. It is the same with columns.
+    """
+
+    places: range  # in the window, from the last to the first: so they lie on dy's rows one after the other
+    dilation: int  # from one to the next, in rows of dy
+    first: int  # row of x; the others follow it at distances of the stride
+    length: int  # how many rows of x
+    top: int  # the row of dy that meets the first row of x in the first place
+
+    @property
+    def taps(self) -> slice:
+        """The places as a slice of the windows' rows, the first one first."""
+        return slice(self.places[-1], self.places[0] + 1, max(1, -self.places.step))
+
+    @property
+    def bottom(self) -> int:
+        """The row of dy that meets the first row of x in the last place."""
+        return self.top + self.dilation * (len(self.places) - 1)
+
+
+def shares(length: int, k: int, stride: int, padding: int, dilation: int) -> list[Share]:
+    """The shares of windows of k rows over `length` rows; a row that no window reaches is in none."""
+    step = stride // math.gcd(stride, dilation)
+    found = []
+    for p in range(min(step, k)):
+        places, first = range(p, k, step)[::-1], (p * dilation - padding) % stride
+        top = (first + padding - places[0] * dilation) // stride
+        found.append(Share(places, dilation * step // stride, first, max(0, cdiv(length - first, stride)), top))
+    return found
 
 
 def of_rows(lengths: Any) -> Any:

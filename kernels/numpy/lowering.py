@@ -9,17 +9,16 @@ dy's rows, and adding KW shifted columns folds its result (H, C KW, OW N) back.
 
 import functools
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kernels.numpy.arrays import ZERO, staged
 from kernels.numpy.blas import SMALL_PRODUCT
 from kernels.numpy.workspaces import Array, scratch
-from kernels.sizes import Pair, cdiv, output_size
+from kernels.sizes import Pair, Share, output_size, shares
 
 RUN = 128  # rows that are summed one by one
 SHORTEST_PIECE = 64  # columns of a product that is cut into small ones
@@ -58,6 +57,10 @@ class Geometry:
         """That of dy with which windows that are turned around give dx, where the stride is 1."""
         (kh, kw), (dh, dw), (ph, pw) = self.kernel, self.dilation, self.padding
         return dh * (kh - 1) - ph, dw * (kw - 1) - pw
+
+    def shares(self, axis: int) -> list[Share]:
+        """Of the windows' rows (axis 0) or columns (1)."""
+        return shares(*(pair[axis] for pair in (self.size, self.kernel, self.stride, self.padding, self.dilation)))
 
     def values(self, rows: int) -> int:
         """What work arrays hold for so many rows of one image's y."""
@@ -124,7 +127,7 @@ class Tile:
     @staticmethod
     def flipped_matrix(weight: Array, g: Geometry) -> Array:
         """The weights as (groups, 1, 1, C KW, KH O), KH in the order of its shares."""
-        order = [p for share in shares(g, 0) for p in share.places]
+        order = [p for share in g.shares(0) for p in share.places]
         matrix = weight.reshape(g.groups, g.features, g.channels, *g.kernel)[:, :, :, order]
         return matrix.transpose(0, 2, 4, 3, 1).reshape(
             g.groups, 1, 1, g.channels * g.kernel[1], g.kernel[0] * g.features
@@ -213,42 +216,12 @@ class Lowering:
         self._rows[...] = columns
 
 
-class Share(NamedTuple):
-    """What every so-many-th row of x, its stride, has of the windows: these rows are a convolution of dy without a stride.
-
-    Row h of x meets row p of the windows where h + padding - p dilation is a multiple of the stride; then dy's row there is
-    the quotient. It is the same with columns.
-    """
-
-    places: range  # in the window, from the last to the first: so they lie on dy's rows one after the other
-    dilation: int  # from one to the next, in rows of dy
-    first: int  # row of x
-    length: int  # how many rows of x
-    top: int  # the row of dy that meets the first row of x in the first place
-
-    @property
-    def stop(self) -> int:
-        """The row of dy after the one that meets the last row of x in the last place."""
-        return self.top + self.dilation * (len(self.places) - 1) + self.length
-
-    def runs(self, rows: int) -> Iterator[tuple[int, int, int, int]]:
-        """(i, count, first, last) for each run of x's rows, from the i-th on, that meets rows of dy in these places only."""
-        meets = functools.partial(inside, dilation=self.dilation, k=len(self.places), rows=rows)
-        for (first, last), run in itertools.groupby(range(self.length), lambda i: meets(self.top + i)):
-            i, *others = run
-            yield i, 1 + len(others), first, last
-
-
-def shares(g: Geometry, axis: int) -> list[Share]:
-    """The shares of the windows' rows (axis 0) or columns (1); a row of x that no window reaches is in none."""
-    length, k, stride, padding, dilation = (pair[axis] for pair in (g.size, g.kernel, g.stride, g.padding, g.dilation))
-    step = stride // math.gcd(stride, dilation)
-    found = []
-    for p in range(min(step, k)):
-        places, first = range(p, k, step)[::-1], (p * dilation - padding) % stride
-        top = (first + padding - places[0] * dilation) // stride
-        found.append(Share(places, dilation * step // stride, first, max(0, cdiv(length - first, stride)), top))
-    return found
+def runs(share: Share, rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """(i, count, first, last) for each run of x's rows, from the i-th on, that meets rows of dy in these places only."""
+    meets = functools.partial(inside, dilation=share.dilation, k=len(share.places), rows=rows)
+    for (first, last), run in itertools.groupby(range(share.length), lambda i: meets(share.top + i)):
+        i, *others = run
+        yield i, 1 + len(others), first, last
 
 
 class Folding:
@@ -259,17 +232,17 @@ class Folding:
     """
 
     def __init__(self, g: Geometry, n: int, dtype: Any, dy_rows: Array, pieces: int) -> None:
-        h, kw, (sh, sw), (oh, ow), columns = g.size[0], g.kernel[1], g.stride, g.out, shares(g, 1)
+        h, kw, (sh, sw), (oh, ow), columns = g.size[0], g.kernel[1], g.stride, g.out, g.shares(1)
         before = max(0, *(-share.top for share in columns))
-        pitch = max(ow + before, *(share.stop for share in columns))
+        pitch = max(ow + before, *(share.bottom + share.length for share in columns))
         memory = scratch("wide rows", ((before + g.groups * h * g.channels * kw * pitch) * n,), dtype)
         rows = memory[before * n :].reshape(g.groups, h, g.channels * kw, pitch * n)
         self._zeros = [memory[: before * n], rows[..., ow * n :]]
         self._products, offset = [], 0
         reached = set()
-        for share in shares(g, 0):
+        for share in g.shares(0):
             product = rows[:, share.first :: sh, :, : ow * n]
-            for i, count, first, last in share.runs(oh):
+            for i, count, first, last in runs(share, oh):
                 windows = Windows(
                     dy_rows, share.top + i + first * share.dilation, last - first, 1, share.dilation, count, pieces
                 )

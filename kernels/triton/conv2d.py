@@ -12,8 +12,8 @@ A program of the forward pass computes a tile of y: some places, which are a few
             sums[output, map] += weight[map, c, kh, kw] values[row of output at kh]
     y = sums + bias
 
-The input gradient is the same function, in which dy is the source, C and O change places, and the stride spreads the rows
-of dy. A program of the weight gradient computes a tile of dweight, some maps and taps. The places of the whole batch are
+The input gradient is the same function, in which dy is the source, and C and O change places. With a stride it has parts, each of the
+pixels that meet the same rows and columns of the windows. A program of the weight gradient computes a tile of dweight, some maps and taps. The places of the whole batch are
 split among programs, and each takes its split in chunks of a place for each lane:
 
     sums[map, tap] = 0
@@ -26,6 +26,9 @@ split among programs, and each takes its split in chunks of a place for each lan
 On the tensor cores both are products of matrices: in float16 and bfloat16, and in float32 where torch allows TF32, if enough
 maps use what is gathered for them. The sums of forward are in windows.py, what a program takes is decided in tiles.py.
 """
+
+import math
+from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -73,9 +76,9 @@ def convolve(  # type: ignore[no-untyped-def]
     for m in tl.static_range(len(sums[0])):
         o, mask, bias = output_map(m, bias_ptr, bias_stride, group, first_o, row, mask_m, G, T)
         plane = image * (G.groups * G.features) + group * G.features + o
-        out = out_ptr + plane * (G.out[0] * G.out[1]) + row * G.out[1] + column
+        out = out_ptr + plane * G.steps[0] + row * G.steps[1] + column * G.steps[2]
         for i in tl.static_range(ROWS):
-            tl.store(out + i * G.out[1], (sums[i][m] + bias).to(out_ptr.dtype.element_ty), mask=mask)
+            tl.store(out + i * G.steps[1], (sums[i][m] + bias).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n", "chunks", "weight_programs"], do_not_specialize_on_alignment=["dbias_ptr"])
@@ -345,41 +348,61 @@ def backward(
 
     Without the weight dinput is empty, without the input the others are.
     """
-    n, o, turned, pooled = dy.shape[0], g.groups * g.features, g.turned(), positions is not None
     dinput, dweight, dbias = dy.new_empty((0, 0, 0, 0)), dy.new_empty((0,)), dy.new_empty((0,))
+    parts: Sequence[tiles.Gradient | None] = (None,)
+    if input is not None:
+        o = g.groups * g.features
+        dweight, dbias = dy.new_empty((o, g.channels, *g.kernel)), dy.new_empty((o if with_bias else 0,))
+    if weight is not None:
+        parts = tiles.input_gradients(g)
+        shape = (dy.shape[0], g.groups * g.channels, *g.size)
+        all_reached = sum(math.prod(part.g.out) for part in parts if part) == math.prod(g.size)
+        dinput = dy.new_empty(shape) if all_reached else dy.new_zeros(shape)
+    gradients = dinput, dweight, dbias
+    first, *others = parts or (None,)
+    launch_gradients(dy, positions, input, weight, g, first, *gradients)  # the weight's too, as they share dy
+    for part in others:
+        launch_gradients(dy, positions, None, weight, g, part, *gradients)
+    return gradients
+
+
+def launch_gradients(
+    dy: Tensor, positions: Tensor | None, input: Tensor | None, weight: Tensor | None, g: Geometry,
+    part: tiles.Gradient | None, dinput: Tensor, dweight: Tensor, dbias: Tensor,
+) -> None:  # fmt: skip
+    """Fills a part of dinput, if there is one, and with the input the gradients of weight and bias."""
+    n, pooled = dy.shape[0], positions is not None
     least = tiles.LOOKING_UP if pooled else tiles.GATHERING
     weight_dot = None if input is None else tiles.dot_precision(g, dy.dtype, least)
-    input_dot = None if weight is None else tiles.dot_precision(turned, dy.dtype, least)
+    input_dot = None if part is None else tiles.dot_precision(part.g, dy.dtype, least)
     warps = tiles.warps(weight_dot, input_dot)
     weight_tile = input_tile = strides = None
     partials: tuple[Tensor | None, Tensor | None] = (None, None)
     splits = chunks = weight_programs = input_programs = 0
     if input is not None:
-        dweight, dbias = dy.new_empty((o, g.channels, *g.kernel)), dy.new_empty((o if with_bias else 0,))
         weight_tile = tiles.conv2d_weight_tile(
             g, dy.dtype, weight_dot, warps, tiles.far_apart(g, dy, input), pooled, strides=tiles.known_strides(dy, input)
         )  # fmt: skip
         splits, chunks, weight_programs = tiles.conv2d_weight_splits(n, g, weight_tile)
         partials = partial_sums(dweight, dbias, splits)
-    if weight is not None:
-        dinput = dy.new_empty((n, g.groups * g.channels, *g.size))
+    if part is not None and weight is not None:
         (dy_strides,) = tiles.known_strides(dy)
         input_tile = tiles.conv2d_tile(
-            turned, dy.dtype, input_dot, warps, tiles.far_apart(g, dy), pooled, strides=dy_strides
+            part.g, dy.dtype, input_dot, warps, tiles.far_apart(g, dy), pooled, strides=dy_strides
         )  # fmt: skip
-        input_programs = tiles.conv2d_programs(n, turned, input_tile)
+        input_programs = tiles.conv2d_programs(n, part.g, input_tile)
+        weight, dinput = weight[(..., *part.taps)], dinput[(..., *part.pixels)]
         group_stride, o_stride, c_stride, *tap_strides = weight_strides(weight, g)
         strides = (group_stride, c_stride, o_stride, *tap_strides)
     if weight_programs + input_programs:
         launch(
             conv2d_backward_kernel, weight_programs + input_programs,
             dy, positions, input, weight, dinput, *partials, n, chunks, weight_programs,
-            dy.stride(), () if input is None else input.stride(), g, weight_tile, turned, input_tile,
-            strides, num_warps=warps, num_stages=1,
+            dy.stride(), () if input is None else input.stride(), g, weight_tile,
+            None if part is None else part.g, input_tile, strides, num_warps=warps, num_stages=1,
         )  # fmt: skip
     if input is not None:
         add_splits(partials[0], dweight, dbias, splits)
-    return dinput, dweight, dbias
 
 
 def weight_strides(weight: Tensor, g: Geometry) -> tuple[int, ...]:

@@ -62,15 +62,15 @@ def plans_of(network: Network, images: Tensor) -> tuple[ConvolutionPlan | Linear
     size, dtype = tuple(images.shape[2:]), images.dtype
     for weight, _, padding in network.convolutions:
         g = tiles.conv2d_geometry(weight.shape, size, (1, 1), tuple(padding), (1, 1), 1, pooled=True)
-        turned = g.turned()
+        (part,) = tiles.input_gradients(g)
         dot = tiles.dot_precision(g, dtype, tiles.GATHERING)
-        weight_dot, input_dot = (tiles.dot_precision(each, dtype, LOOKING_UP) for each in (g, turned))
+        weight_dot, input_dot = (tiles.dot_precision(each, dtype, LOOKING_UP) for each in (g, part.g))
         of_group, o_stride, c_stride, *of_taps = weight_strides(weight, g)
         weight_t = tiles.conv2d_weight_tile(g, dtype, weight_dot, WARPS, False, True, WEIGHT_SUMS)
-        input_t = tiles.conv2d_tile(turned, dtype, input_dot, WARPS, False, True)
+        input_t = tiles.conv2d_tile(part.g, dtype, input_dot, WARPS, False, True)
         plans.append(
             ConvolutionPlan(
-                True, g, tiles.pooled_tile(g, dtype, dot, WARPS, False), contiguous((g.channels, *g.size)), contiguous((g.features, g.out[0] // 2, g.out[1] // 2)), weight_strides(weight, g), weight_t, turned,
+                True, g, tiles.pooled_tile(g, dtype, dot, WARPS, False), contiguous((g.channels, *g.size)), contiguous((g.features, g.out[0] // 2, g.out[1] // 2)), weight_strides(weight, g), weight_t, part.g,
                 input_t if plans else None, (of_group, c_stride, o_stride, *of_taps),
             )
         )  # fmt: skip

@@ -4,6 +4,7 @@ The numbers of programs and splits follow from the batch; whatever a kernel is c
 """
 
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sizes import Pair, cdiv, even, output_size
+from kernels.sizes import Pair, cdiv, even, output_size, shares
 from kernels.triton.precision import sums_in_tensor_memory, tensor_core_precision
 
 PROGRAMS = 128  # of a weight gradient, about: one for each multiprocessor
@@ -43,7 +44,7 @@ STAGES = 3  # chunks on their way; one of what lies behind pooling, which is wor
 class Geometry(NamedTuple):
     """A convolution without its batch: from a source (N, groups channels, *size) to an output (N, groups features, *out).
 
-    With u = i stride + k dilation - padding, output i takes at tap k the source at u / spread, where that is whole.
+    Output i takes at tap k the source at i stride + k dilation - padding.
     """
 
     groups: int
@@ -53,17 +54,17 @@ class Geometry(NamedTuple):
     out: Pair
     kernel: Pair
     stride: Pair
-    spread: Pair
     dilation: Pair
     padding: Pair
+    steps: tuple[int, int, int]  # in memory, from a plane of the output to the next, from a row and from a column
 
-    def turned(self) -> "Geometry":
-        """That of the input gradient, which goes from the output to the source."""
-        dilation, padding = (-self.dilation[0], -self.dilation[1]), (-self.padding[0], -self.padding[1])
-        return Geometry(
-            self.groups, self.channels, self.features, self.out, self.size, self.kernel, self.spread, self.stride,
-            dilation, padding,
-        )  # fmt: skip
+
+class Gradient(NamedTuple):
+    """The part of an input gradient that the windows' rows and columns of two shares give: a convolution of dy."""
+
+    g: Geometry
+    taps: tuple[slice, slice]  # rows and columns of the windows
+    pixels: tuple[slice, slice]  # rows and columns of the gradient
 
 
 class Tile(NamedTuple):
@@ -127,8 +128,30 @@ def conv2d_geometry(
     out = output_size(size, kernel, stride, padding, dilation)
     if pooled:
         out = (out[0] // 2 * 2, out[1] // 2 * 2)
-    pairs = (size, out, kernel, stride, (1, 1), dilation, padding)
+    pairs = (size, out, kernel, stride, dilation, padding, (out[0] * out[1], out[1], 1))
     return Geometry(groups, o // groups, c, *map(tuple, pairs))  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=256)
+def input_gradients(g: Geometry) -> tuple[Gradient, ...]:
+    """The parts of the input gradient of a convolution; a pixel that no window reaches is in none."""
+    rows, columns = (
+        shares(*lengths) for lengths in zip(g.size, g.kernel, g.stride, g.padding, g.dilation, strict=True)
+    )
+    steps = (math.prod(g.size), g.stride[0] * g.size[1], g.stride[1])
+    return tuple(
+        Gradient(
+            Geometry(
+                g.groups, g.channels, g.features, g.out, (of_rows.length, of_columns.length),
+                (len(of_rows.places), len(of_columns.places)), (1, 1), (-of_rows.dilation, -of_columns.dilation),
+                (-of_rows.bottom, -of_columns.bottom), steps,
+            ),
+            (of_rows.taps, of_columns.taps),
+            (slice(of_rows.first, None, g.stride[0]), slice(of_columns.first, None, g.stride[1])),
+        )
+        for of_rows, of_columns in itertools.product(rows, columns)
+        if of_rows.length and of_columns.length
+    )  # fmt: skip
 
 
 def dot_precision(g: Geometry, dtype: torch.dtype, least: int) -> str | None:
@@ -140,7 +163,7 @@ def dot_precision(g: Geometry, dtype: torch.dtype, least: int) -> str | None:
     block_k, flat = dot_chunk(g, DOT_BYTES // dtype.itemsize)
     of_chunks = g.channels * (math.prod(g.kernel) if flat else 1)
     served = g.features / cdiv(g.features, DOT_MAPS) * of_chunks / (cdiv(of_chunks, block_k) * block_k)
-    if served < least * g.spread[0]:  # direct sums may leave out the rows between the spread ones
+    if served < least:
         return None
     return tensor_core_precision(dtype, torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
 
@@ -173,12 +196,10 @@ def conv2d_tile(
     rows = None  # of the source, where it is known when compiling which of them a place takes
     if outputs is None:
         # as many rows as leave none over; a taller place loads less for each output
-        few = double or g.spread[0] > 1  # neighbours share few rows
-        outputs = (divisor(g.out[0], 1 if dot else MOST_ROWS // 3 if few else MOST_ROWS), 1)
+        outputs = (divisor(g.out[0], 1 if dot else MOST_ROWS // 3 if double else MOST_ROWS), 1)
         if not dot and not inside[0] and g.out[0] <= COLUMN and block_kh == g.kernel[0]:
             outputs, inside = (g.out[0], 1), (True, inside[1])
-            rows = range(0, g.size[0] * g.spread[0], g.spread[0])
-            sums //= math.prod(g.spread)  # as few as meet the source
+            rows = range(g.size[0])
     row_shifts, row_of = under(outputs[0], g.stride[0], block_kh, g.dilation[0], g.padding[0], rows)
     most_maps = max(min(MOST_MAPS, sums // math.prod(outputs)), 1)
     block_o = power_of_2(g.features, 16, DOT_MAPS) if dot else even(g.features, most_maps)
@@ -307,10 +328,10 @@ def conv2d_weight_splits(n: int, g: Geometry, t: WeightTile) -> tuple[int, int, 
 
 
 def all_inside(g: Geometry) -> tuple[bool, bool]:
-    """Whether all rows, and all columns, under the windows are the source's: none beyond its edges, nor between them."""
+    """Whether all rows, and all columns, under the windows are the source's, and none beyond its edges."""
     rows, columns = (
-        spread == 1 and min(0, (k - 1) * d) >= p and (o - 1) * s + max(0, (k - 1) * d) - p < n
-        for o, n, k, s, spread, d, p in zip(g.out, g.size, *g[5:], strict=True)
+        min(0, (k - 1) * d) >= p and (o - 1) * s + max(0, (k - 1) * d) - p < n
+        for o, n, k, s, d, p in zip(g.out, g.size, g.kernel, g.stride, g.dilation, g.padding, strict=True)
     )
     return rows, columns
 

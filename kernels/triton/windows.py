@@ -64,9 +64,9 @@ def numbers(SIZE: tl.constexpr, VECTORS: tl.constexpr):  # type: ignore[no-untyp
 
 @triton.jit
 def inside(v, mask, AXIS: tl.constexpr, G: tl.constexpr, T: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The mask less the rows or columns v that are not the source's, or lie between its spread ones."""
+    """The mask less the rows or columns v that are not the source's."""
     if not T.inside[AXIS]:
-        mask &= (v >= 0) & (v < G.size[AXIS] * G.spread[AXIS]) & (v % G.spread[AXIS] == 0)
+        mask &= (v >= 0) & (v < G.size[AXIS])
     return mask
 
 
@@ -125,8 +125,8 @@ def direct_sums(  # type: ignore[no-untyped-def]
                     for r in tl.static_range(SHIFTS):
                         v = row * G.stride[0] + (kh0 * G.dilation[0] + T.row_shifts[r])
                         value = load_source(
-                            src_ptr, positions_ptr, strides, image, channel, v // G.spread[0], u // G.spread[1],
-                            inside(v, mask_j, 0, G, T), G.groups * G.channels, SIZE,
+                            src_ptr, positions_ptr, strides, image, channel, v, u, inside(v, mask_j, 0, G, T),
+                            G.groups * G.channels, SIZE,
                         )  # fmt: skip
                         of_column += (value.to(T.dtype),)
                     values += (of_column,)
@@ -142,23 +142,6 @@ def direct_sums(  # type: ignore[no-untyped-def]
                     added += (of_maps,)
                 sums = added
     return sums
-
-
-@triton.jit
-def under_first_tap(index, AXIS: tl.constexpr, G: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The row or column of the source under the first tap of outputs `index`, and how far beyond it among the spread ones."""
-    first = index * G.stride[AXIS] - G.padding[AXIS]
-    return first // G.spread[AXIS], first % G.spread[AXIS]
-
-
-@triton.jit
-def from_first_tap(k, AXIS: tl.constexpr, G: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How many rows or columns of the source tap k lies from the first, and which outputs it meets: those so far beyond."""
-    if G.spread[AXIS] == 1:
-        return k * G.dilation[AXIS], 0
-    else:
-        back = k * -G.dilation[AXIS]
-        return -(back // G.spread[AXIS]), back % G.spread[AXIS]
 
 
 @triton.jit
@@ -179,13 +162,12 @@ def outputs_of(first, n, G: tl.constexpr, T: tl.constexpr):  # type: ignore[no-u
 
 @triton.jit
 def pixels_of(outputs, src_ptr, strides, group, G: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What the loads for `outputs` share: (pointers, image, row, column, how far beyond these, mask) at the first tap."""
+    """What the loads for `outputs` share: (pointers, image, row, column, mask) at the first tap."""
     image, row, column, mask = outputs
-    row, beyond_row = under_first_tap(row, 0, G)
-    column, beyond_column = under_first_tap(column, 1, G)
+    row, column = row * G.stride[0] - G.padding[0], column * G.stride[1] - G.padding[1]
     pointers = src_ptr + image * strides[0] + group.to(tl.int64) * G.channels * strides[1]
     pointers += row * strides[2] + column * strides[3]
-    return pointers, image, row, column, beyond_row, beyond_column, mask
+    return pointers, image, row, column, mask
 
 
 @triton.jit
@@ -196,18 +178,13 @@ def gather(  # type: ignore[no-untyped-def]
 
     One tap for all is cheap: from the pixel's pointer on it adds a number that is the same everywhere.
     """
-    pointers, image, row, column, beyond_row, beyond_column, mask = at
+    pointers, image, row, column, mask = at
     SIZE: tl.constexpr = G.size
-    down, met_row = from_first_tap(kh, 0, G)
-    right, met_column = from_first_tap(kw, 1, G)
+    down, right = kh * G.dilation[0], kw * G.dilation[1]
     if not T.inside[0]:
         mask &= (row + down >= 0) & (row + down < G.size[0])
     if not T.inside[1]:
         mask &= (column + right >= 0) & (column + right < G.size[1])
-    if G.spread[0] > 1:
-        mask &= beyond_row == met_row
-    if G.spread[1] > 1:
-        mask &= beyond_column == met_column
     if mask_k is not None:
         mask = mask & mask_k
     if positions_ptr is None:
