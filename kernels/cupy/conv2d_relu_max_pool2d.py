@@ -38,7 +38,6 @@ def conv2d_relu_max_pool2d_backward(
     need_input, need_weight, need_bias = needed
     geometry = *sizes(input.shape, weight.shape, stride, padding, dilation), groups, dy.element_size()
     dinput = dy.new_empty(input.shape if need_input else (0, 0, 0, 0))
-    dweight = dbias = dy.new_empty(0)
     if need_input:
         arguments = dy, positions, weight, dinput
         strides = flipped_strides(weight, groups)
@@ -47,6 +46,7 @@ def conv2d_relu_max_pool2d_backward(
         images = [dy, positions, input]
         plan = weight_grad_plan(*geometry, pooled=True)
         dweight, dbias = weight_grad(plan, f"{FILE}_weight_grad", images, weight.shape, need_bias)
-    elif need_bias:
-        dbias = dy.masked_fill(positions == 255, 0).sum((0, 2, 3))
+    else:
+        dweight = dy.new_empty(0)
+        dbias = dy.masked_fill(positions == 255, 0).sum((0, 2, 3)) if need_bias else dy.new_empty(0)
     return dinput, dweight, dbias

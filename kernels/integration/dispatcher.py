@@ -44,8 +44,10 @@ def needs_dispatcher(arguments: Sequence[Any]) -> bool:
 
 def are_read_otherwise(arguments: Sequence[Any]) -> bool:
     """Whether a tensor is negated when it is read, or is zero whatever its memory has: a GPU's kernel would not know."""
-    tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-    return any(map(Tensor.is_neg, tensors)) or any(map(Tensor._is_zerotensor, tensors))
+    for argument in arguments:
+        if isinstance(argument, Tensor) and (argument.is_neg() or argument._is_zerotensor()):
+            return True
+    return False
 
 
 def has_plain_memory(arguments: Sequence[Any]) -> bool:

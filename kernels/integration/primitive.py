@@ -44,11 +44,11 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 
         @shown_as(name)
         def unwatched(*arguments: Any) -> Any:
-            tensors = flat(arguments) if has_lists else arguments
+            first = arguments[0][0] if has_lists else arguments[0]
             try:
-                return (on_cpu if tensors[0].is_cpu else on_cuda)[name, arguments[-1]](*arguments[:-1])
+                return (on_cpu if first.is_cpu else on_cuda)[name, arguments[-1]](*arguments[:-1])
             except (RuntimeError, TypeError):  # which torch raises where there is no memory to look at
-                if has_plain_memory(tensors):
+                if has_plain_memory(flat(arguments) if has_lists else arguments):
                     raise
             return operator(*arguments)
 

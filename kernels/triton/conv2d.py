@@ -28,7 +28,6 @@ maps use what is gathered for them. The sums of forward are in windows.py, what 
 """
 
 import math
-from collections.abc import Sequence
 
 import triton
 import triton.language as tl
@@ -348,16 +347,12 @@ def backward(
 
     Without the weight dinput is empty, without the input the others are.
     """
-    dinput, dweight, dbias = dy.new_empty((0, 0, 0, 0)), dy.new_empty((0,)), dy.new_empty((0,))
-    parts: Sequence[tiles.Gradient | None] = (None,)
-    if input is not None:
-        o = g.groups * g.features
-        dweight, dbias = dy.new_empty((o, g.channels, *g.kernel)), dy.new_empty((o if with_bias else 0,))
-    if weight is not None:
-        parts = tiles.input_gradients(g)
-        shape = (dy.shape[0], g.groups * g.channels, *g.size)
-        all_reached = sum(math.prod(part.g.out) for part in parts if part) == math.prod(g.size)
-        dinput = dy.new_empty(shape) if all_reached else dy.new_zeros(shape)
+    o, parts = g.groups * g.features, () if weight is None else tiles.input_gradients(g)
+    shape = (0, 0, 0, 0) if weight is None else (dy.shape[0], g.groups * g.channels, *g.size)
+    all_reached = weight is None or sum(math.prod(part.g.out) for part in parts) == math.prod(g.size)
+    dinput = dy.new_empty(shape) if all_reached else dy.new_zeros(shape)
+    dweight = dy.new_empty((0,) if input is None else (o, g.channels, *g.kernel))
+    dbias = dy.new_empty((o if with_bias and input is not None else 0,))
     gradients = dinput, dweight, dbias
     first, *others = parts or (None,)
     launch_gradients(dy, positions, input, weight, g, first, *gradients)  # the weight's too, as they share dy

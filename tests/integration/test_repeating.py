@@ -7,6 +7,7 @@ import contextlib
 import gc
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -404,15 +405,34 @@ def test_a_repeated_call_only_allocates_and_launches(name: str, call: tuple[Any,
 
 
 class Watch(TorchDispatchMode):
-    """Keeps what torch is asked for."""
+    """Keeps what torch is asked for, and where the tensors lie that it gives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[Any] = set()
+        self.addresses: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen.add(func)
-        return func(*args, **kwargs or {})
+        result = func(*args, **kwargs or {})
+        self.addresses.append(result.data_ptr())
+        return result
+
+
+@pytest.mark.parametrize("name", ("linear_backward", "conv2d_relu_max_pool2d_backward"))
+def test_a_training_step_allocates_nothing_that_nobody_gets(name: str, stand_in: Any) -> None:
+    """Each tensor is a result, or a kernel gets it."""
+    package, launches = stand_in
+    _, repeated = launcher_of(package, name)
+    for call in (positional(name, each) for each in arguments(3)[name]):
+        repeated(*call)
+        repeated(*call)
+        launches.made.clear()
+        with Watch() as watch:
+            results = repeated(*call)
+        of_kernels = [value for value in flat([values for _, values in launches.made]) if is_address(value)]
+        others = Counter(address for address in watch.addresses if address not in of_kernels)
+        assert others <= Counter(result.data_ptr() for result in results)  # 0 where there are no elements
 
 
 @pytest.mark.parametrize("name", ("linear_backward", "conv2d_relu_max_pool2d_backward", "sgd"))
