@@ -52,10 +52,15 @@ class Row(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The whole step, its time over torch eager's; `ours` is repeated up to what starts a kernel, `launchers` so much of its primitives."""
+    """The whole step, its time over torch eager's; `ours` is repeated up to what starts a kernel, `launchers` so much of its primitives.
+
+    The calls are those of `ours`, and those of `launchers` among them.
+    """
 
     backend: str
     launches: int
+    calls: int
+    calls_of_launchers: int
     worked_out: float
     repeated: float
     ours: float
@@ -72,7 +77,7 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = func(*args, **kwargs or {})
         if func.namespace == "lenet_kernels":
-            self.seen.append((func._opname, args))
+            self.seen.append((func._opname, tuple(map(primitive.as_tuple, args))))
         return results
 
 
@@ -88,7 +93,7 @@ def launcher_of(name: str) -> Callable[..., Any]:
     """A primitive's function in the backend that its last argument names, as a call takes it past torch's dispatcher."""
 
     def launch(*arguments: Any) -> Any:
-        return primitive.on_cpu[name, arguments[-1]](*map(primitive.as_tuple, arguments[:-1]))
+        return primitive.on_cpu[name, arguments[-1]](*arguments[:-1])
 
     return launch
 
@@ -114,7 +119,8 @@ def whole_step(backend: str, batch: int) -> Step:
     ours = never_started(take, launchers)
     ways = ((repeated, torch_step()), (worked_out, take), (repeated, take), (ours, take), (ours, launchers))
     of_torch, *times = medians(ways)
-    return Step(backend, launches(take), *(time / of_torch for time in times))
+    counts = count(take, ours), sum(count(call, ours) for call in calls)
+    return Step(backend, launches(take), *counts, *(time / of_torch for time in times))
 
 
 def never_repeated(backend: str) -> primitive.Implementations:
