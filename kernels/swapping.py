@@ -17,6 +17,7 @@ Class = type[torch.nn.Module]
 REPLACEMENTS: dict[Class, Class] = {
     torch.nn.BatchNorm2d: nn.BatchNorm2d,
     torch.nn.Conv2d: nn.Conv2d,
+    torch.nn.ConvTranspose2d: nn.ConvTranspose2d,
     torch.nn.CrossEntropyLoss: nn.CrossEntropyLoss,
     torch.nn.Linear: nn.Linear,
     torch.nn.MSELoss: nn.MSELoss,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.check.operations import LAYOUTS
+from kernels.sizes import output_size
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BATCHES = {"numpy": (0, 1, 2, 3, 33, 70, 260)}  # more than a tile of images, and more than two threads' tiles
@@ -66,6 +67,19 @@ def convolutions(draw: Any, values: tuple[float, ...] = (), least_output: int = 
     weight = draw(leaves((groups * features, channels, *kernel), dtype, values))
     bias = draw(st.none() | leaves((groups * features,), dtype, values))
     return (input, weight, bias), {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+
+
+@st.composite
+def transposed_convolutions(draw: Any, values: tuple[float, ...] = ()) -> tuple[tuple, dict[str, Any]]:
+    """Arguments of conv_transpose2d: those that lead back from a convolution's output to the size of its input."""
+    (images, weight, _), kwargs = draw(convolutions(values))
+    windows = weight.shape[2:], kwargs["stride"], kwargs["padding"], kwargs["dilation"]
+    size = output_size(images.shape[-2:], *windows)
+    input = draw(leaves((*images.shape[:-3], weight.shape[0], *size), weight.dtype, values))
+    bias = draw(st.none() | leaves((images.shape[-3],), weight.dtype, values))
+    lengths = zip(images.shape[-2:], size, *windows, strict=True)
+    beyond = tuple(n + 2 * p - (o - 1) * s - d * (k - 1) - 1 for n, o, k, s, p, d in lengths)
+    return (input, weight, bias), {"output_padding": beyond} | kwargs
 
 
 POOLABLE = (-math.inf, -1.0, 0.0, 1.0, 2.0)

@@ -166,6 +166,13 @@ def multilinear(operation: Operation, call: Call, dy: Any) -> Sizes:
     return list(zip(terms, call.change(_magnitude).differentiate(operation.torch, _magnitude(dy)), strict=True))
 
 
+def _conv_transpose2d_sizes(operation: Operation, call: Call, dy: Any) -> Sizes:
+    """The bias is added to a sum that was rounded."""
+    (terms, magnitude), *gradients = multilinear(operation, call, dy)
+    (dtype,) = call.output_dtypes(operation.torch)
+    return [(terms, magnitude * rounded_between(dtype)), *gradients]
+
+
 def bounded_by(function: Callable[..., Any]) -> Callable[[Operation, Call, Any], Sizes]:
     """The sizes of a multilinear function that sums at least the operation's terms."""
     return lambda operation, call, dy: multilinear(operation._replace(torch=function), call, dy)
@@ -262,6 +269,7 @@ CONV2D = Operation(ours.conv2d, theirs.conv2d, multilinear, has_formulas=True)
 CONV2D_RELU_MAX_POOL2D = Operation(
     ours.conv2d_relu_max_pool2d, then_relu_max_pool2d, bounded_by(_then_sum_pool2d), has_formulas=True
 )
+CONV_TRANSPOSE2D = Operation(ours.conv_transpose2d, theirs.conv_transpose2d, _conv_transpose2d_sizes, has_formulas=True)
 MAX_POOL2D = Operation(ours.max_pool2d, theirs.max_pool2d, routed, has_formulas=True)
 LINEAR = Operation(ours.linear, theirs.linear, multilinear)
 LINEAR_RELU = Operation(ours.linear_relu, _then_relu, bounded_by(theirs.linear))

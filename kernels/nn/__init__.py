@@ -1,7 +1,7 @@
 """Mirrors torch.nn: our modules are subclasses of torch's; every other name is torch's own."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from kernels.ops.linear import ACTIVATIONS, activated_linear
 __all__ = [
     "BatchNorm2d",
     "Conv2d",
+    "ConvTranspose2d",
     "CrossEntropyLoss",
     "Linear",
     "LinearReLU",
@@ -62,6 +63,20 @@ class Conv2d(_torch.Conv2d):
             input = _torch.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return convolve(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
+class ConvTranspose2d(_torch.ConvTranspose2d):
+    """torch.nn.ConvTranspose2d on our kernels."""
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """conv_transpose2d of input, by the output_padding with which the result has the size (H, W), where one is given."""
+        if self.padding_mode != "zeros":
+            raise ValueError(f"ConvTranspose2d: expected padding_mode to be 'zeros', got {self.padding_mode!r}")
+        windows: Any = self.stride, self.padding, self.kernel_size, 2, self.dilation
+        output_padding: Any = self._output_padding(input, output_size, *windows)  # type: ignore[arg-type]
+        return functional.conv_transpose2d(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
 
 
 class BatchNorm2d(_torch.BatchNorm2d):

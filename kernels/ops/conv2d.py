@@ -104,7 +104,7 @@ class Conv2dInputGrad(Function):
         if ctx.needs_input_grad[0]:
             ddy = convolve(ddx, weight, None, *ctx.geometry)
         if ctx.needs_input_grad[1]:
-            dweight, _ = weight_grad(dy, ddx, weight.shape[2:], False, *ctx.geometry)
+            dweight = in_memory_order(weight_grad(dy, ddx, weight.shape[2:], False, *ctx.geometry)[0], weight)
         return ddy, dweight, None, *[None] * len(ctx.geometry)
 
     @staticmethod
@@ -253,8 +253,13 @@ def prepare(  # type: ignore[no-untyped-def]
         padding = pair(name, "padding", padding, 0)
     shapes = input.shape, weight.shape, None if bias is None else bias.shape
     geometry, size, lopsided = checked_geometry(name, *shapes, stride, padding, dilation, groups)
+    return as_batch(input, lopsided), geometry, size
+
+
+def as_batch(input: Tensor, beyond: tuple[int, int, int, int] | None) -> Tensor:
+    """The input as images (N, C, H, W), with as many zeros beyond them as torch's pad is told."""
     images = input if input.dim() == 4 else input.unsqueeze(0)
-    return torch_functional.pad(images, lopsided) if lopsided else images, geometry, size
+    return torch_functional.pad(images, beyond) if beyond else images
 
 
 @remembered
@@ -269,25 +274,10 @@ def checked_geometry(
     groups: int,
 ) -> tuple[tuple[Pair, Pair, Pair, int], Pair, tuple[int, int, int, int] | None]:
     """The geometry, (OH, OW), and how the input is padded where 'same' is lopsided; RuntimeError for what does not fit."""
-    if len(weight_shape) != 4:
-        raise RuntimeError(f"{name}: expected weight to be 4D (O, C/groups, KH, KW), got shape {tuple(weight_shape)}")
-    if len(input_shape) not in (3, 4):
-        raise RuntimeError(
-            f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W), got shape {tuple(input_shape)}"
-        )
-    if groups <= 0:
-        raise RuntimeError(f"{name}: expected groups to be at least 1, got {groups}")
+    check_dimensions(name, "(O, C/groups, KH, KW)", input_shape, weight_shape, groups)
     c_out, c_group, kh, kw = weight_shape
-    if c_out % groups or c_out == 0:
-        raise RuntimeError(f"{name}: expected weight.shape[0] to be a multiple of groups={groups}, got {c_out}")
-    c, h, w = input_shape[-3:]
-    if c != c_group * groups:
-        raise RuntimeError(
-            f"{name}: expected input to have weight.shape[1] * groups = {c_group * groups} channels,"
-            f" got {c} (input {tuple(input_shape)}, weight {tuple(weight_shape)})"
-        )
-    if bias_shape is not None and bias_shape != (c_out,):
-        raise RuntimeError(f"{name}: expected bias to have shape ({c_out},), got {tuple(bias_shape)}")
+    h, w = input_shape[-2:]
+    check_maps(name, "weight.shape[1] * groups", c_group * groups, c_out, input_shape, weight_shape, bias_shape)
     if c_group and (kh < 1 or kw < 1):
         raise RuntimeError(f"{name}: expected weight to have no empty dimension, got shape {tuple(weight_shape)}")
     lopsided = None
@@ -295,11 +285,7 @@ def checked_geometry(
         padding, lopsided = _named_padding(name, padding, (kh, kw), stride, dilation)
         if lopsided:
             h, w = h + lopsided[3], w + lopsided[1]
-    if (h == 0 or w == 0) and 0 not in input_shape[:-2]:
-        raise RuntimeError(
-            f"{name}: expected input to have no empty dimension but the batch or the channels, got shape"
-            f" {tuple(input_shape)}"
-        )
+    check_pixels(name, (h, w), input_shape)
     check_padding(name, (h, w), padding)
     stride = bounded(stride, (h, w), padding)
     size = output_size((h, w), (kh, kw), stride, padding, dilation)
@@ -310,6 +296,53 @@ def checked_geometry(
         )
     dilation = (dilation[0] if kh > 1 else 1, dilation[1] if kw > 1 else 1)  # of one element it may be any number
     return (stride, padding, dilation, groups), size, lopsided
+
+
+def check_dimensions(
+    name: str, form: str, input_shape: Sequence[int], weight_shape: Sequence[int], groups: int
+) -> None:
+    """RuntimeError where input or weight, whose dimensions are named in `form`, has too many or few, or no such groups."""
+    if len(weight_shape) != 4:
+        raise RuntimeError(f"{name}: expected weight to be 4D {form}, got shape {tuple(weight_shape)}")
+    if len(input_shape) not in (3, 4):
+        raise RuntimeError(
+            f"{name}: expected input to be 3D (C, H, W) or 4D (N, C, H, W), got shape {tuple(input_shape)}"
+        )
+    if groups <= 0:
+        raise RuntimeError(f"{name}: expected groups to be at least 1, got {groups}")
+    if weight_shape[0] % groups or weight_shape[0] == 0:
+        raise RuntimeError(
+            f"{name}: expected weight.shape[0] to be a multiple of groups={groups}, got {weight_shape[0]}"
+        )
+
+
+def check_maps(
+    name: str,
+    source: str,
+    channels: int,
+    maps: int,
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias_shape: Sequence[int] | None,
+) -> None:
+    """RuntimeError where the input has not these channels, which are `source`, or the bias not a number for each map."""
+    if input_shape[-3] != channels:
+        raise RuntimeError(
+            f"{name}: expected input to have {source} = {channels} channels,"
+            f" got {input_shape[-3]} (input {tuple(input_shape)}, weight {tuple(weight_shape)})"
+        )
+    if bias_shape is not None and bias_shape != (maps,):
+        raise RuntimeError(f"{name}: expected bias to have shape ({maps},), got {tuple(bias_shape)}")
+
+
+def check_pixels(name: str, size: Pair, input_shape: Sequence[int]) -> None:
+    """RuntimeError where there are images, of this size, but without pixels."""
+    h, w = size
+    if (h == 0 or w == 0) and 0 not in input_shape[:-2]:
+        raise RuntimeError(
+            f"{name}: expected input to have no empty dimension but the batch or the channels, got shape"
+            f" {tuple(input_shape)}"
+        )
 
 
 def _named_padding(
