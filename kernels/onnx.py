@@ -2,7 +2,8 @@
 
     torch.onnx.export(model, inputs, dynamo=True, custom_translation_table=kernels.onnx.TRANSLATIONS)
 
-Each function translates the primitive of its name and takes its arguments. Gradients have no translation.
+Each function translates the primitive of its name and takes its arguments. Gradients have no translation, but for that of
+a convolution's input, which is a transposed convolution.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from onnxscript import opset18
 
 from kernels.ops.conv2d_relu_max_pool2d import WINDOWS
 from kernels.ops.max_pool2d import position_dtype
-from kernels.sizes import output_size
+from kernels.sizes import output_size, spanned_size
 
 Ints = Sequence[int]
 op: Any = opset18
@@ -24,6 +25,19 @@ def conv2d_forward(
     input: Any, weight: Any, bias: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int, backend: str
 ) -> Any:
     return op.Conv(input, weight, bias, strides=stride, pads=[*padding, *padding], dilations=dilation, group=groups)
+
+
+def conv2d_input_grad(
+    dy: Any, weight: Any, input_size: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int, backend: str
+) -> Any:
+    """Where sizes are not fixed it is not known how far the image reaches beyond the last window: as far as one can, cut."""
+    options = {"strides": stride, "dilations": dilation, "group": groups}
+    if all(isinstance(n, int) for n in (*dy.shape[2:], *input_size)):
+        spanned = spanned_size(dy.shape[2:], weight.shape[2:], stride, padding, dilation)
+        beyond = [n - reached for n, reached in zip(input_size, spanned, strict=True)]
+        return op.ConvTranspose(dy, weight, pads=[*padding, *padding], output_padding=beyond, **options)
+    whole = op.ConvTranspose(dy, weight, pads=[*padding, 0, 0], output_padding=[s - 1 for s in stride], **options)
+    return op.Slice(whole, [0, 0], op.Concat(*(op.Reshape(n, [1]) for n in input_size), axis=0), [2, 3])
 
 
 def max_pool2d_forward(
@@ -138,6 +152,7 @@ TRANSLATIONS = {
     getattr(torch.ops.lenet_kernels, function.__name__).default: function
     for function in (
         conv2d_forward,
+        conv2d_input_grad,
         max_pool2d_forward,
         conv2d_relu_max_pool2d_forward,
         linear_forward,

@@ -85,6 +85,19 @@ def output_size(
     return oh, ow
 
 
+def spanned_size(
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Pair:
+    """(H, W) of the smallest image in which windows of the number (OH, OW) = size lie: `output_size` backwards."""
+    lengths = zip(size, kernel_size, stride, padding, dilation, strict=True)
+    h, w = ((n - 1) * s - 2 * p + d * (k - 1) + 1 for n, k, s, p, d in lengths)
+    return h, w
+
+
 def _output_length(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
     length = (n + 2 * p - d * (k - 1) - 1 + (s - 1 if ceil_mode else 0)) // s + 1
     return length - 1 if ceil_mode and (length - 1) * s >= n + p else length

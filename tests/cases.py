@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.backend import chosen
 from kernels.check.operations import LAYOUTS
-from kernels.sizes import output_size
+from kernels.sizes import output_size, spanned_size
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BATCHES = {"numpy": (0, 1, 2, 3, 33, 70, 260)}  # more than a tile of images, and more than two threads' tiles
@@ -77,8 +77,7 @@ def transposed_convolutions(draw: Any, values: tuple[float, ...] = ()) -> tuple[
     size = output_size(images.shape[-2:], *windows)
     input = draw(leaves((*images.shape[:-3], weight.shape[0], *size), weight.dtype, values))
     bias = draw(st.none() | leaves((images.shape[-3],), weight.dtype, values))
-    lengths = zip(images.shape[-2:], size, *windows, strict=True)
-    beyond = tuple(n + 2 * p - (o - 1) * s - d * (k - 1) - 1 for n, o, k, s, p, d in lengths)
+    beyond = tuple(n - reached for n, reached in zip(images.shape[-2:], spanned_size(size, *windows), strict=True))
     return (input, weight, bias), {"output_padding": beyond} | kwargs
 
 

@@ -65,6 +65,16 @@ def conv2d_relu_max_pool2d(tensor: Inputs) -> list[Tensor]:
     return convolutions(tensor, F.conv2d_relu_max_pool2d)
 
 
+def conv_transpose2d(tensor: Inputs) -> list[Tensor]:
+    """Groups and every geometry; rows and columns that no window reaches, which hold the bias alone."""
+
+    def grouped(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv_transpose2d(input, weight, bias, (3, 1), (0, 1), (2, 1), 2, (1, 2))
+
+    inputs = tensor(tensor.images, 4, 4, 5, layout="channels_last"), tensor(4, 3, 2, 3, layout="sliced"), tensor(6)
+    return tensor.differentiated(grouped, *inputs, dy="batch_innermost")
+
+
 def convolutions(tensor: Inputs, function: Callable[..., Any]) -> list[Tensor]:
     """Groups and every geometry; more maps than tensor cores want."""
     n = tensor.images
@@ -270,6 +280,7 @@ class Operation(NamedTuple):
 OPERATIONS = {
     "conv2d": Operation(conv2d, exact=True, tf32=True),
     "conv2d_relu_max_pool2d": Operation(conv2d_relu_max_pool2d, exact=True, tf32=True),
+    "conv_transpose2d": Operation(conv_transpose2d, exact=True, tf32=True),
     "max_pool2d": Operation(max_pool2d, exact=True),
     "linear": Operation(linear, exact=True, tf32=True),
     "linear + relu": Operation(linear_relu, exact=True, tf32=True),

@@ -73,9 +73,10 @@ class ConvTranspose2d(_torch.ConvTranspose2d):
         if self.padding_mode != "zeros":
             raise ValueError(f"ConvTranspose2d: expected padding_mode to be 'zeros', got {self.padding_mode!r}")
         windows: Any = self.stride, self.padding, self.kernel_size, 2, self.dilation
-        output_padding: Any = self._output_padding(input, output_size, *windows)  # type: ignore[arg-type]
+        stride, padding, *_ = windows
+        output_padding = self._output_padding(input, output_size, *windows)  # type: ignore[arg-type]
         return functional.conv_transpose2d(
-            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+            input, self.weight, self.bias, stride, padding, output_padding, self.groups, self.dilation
         )
 
 

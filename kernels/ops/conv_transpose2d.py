@@ -8,7 +8,6 @@ So there is no primitive here: that gradient is one, and its derivatives are the
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 from torch.compiler import is_compiling
@@ -19,7 +18,7 @@ from kernels.integration.autocast import low_precision
 from kernels.integration.memory_format import is_channels_last, to_channels_last
 from kernels.ops.arguments import LARGE, MOST_PIXELS, bounded, check_layer, pair, remembered, whole
 from kernels.ops.conv2d import as_batch, check_dimensions, check_maps, check_pixels, input_grad
-from kernels.sizes import Pair
+from kernels.sizes import Pair, spanned_size
 
 NAME = "conv_transpose2d"
 
@@ -41,9 +40,8 @@ def conv_transpose2d(
     ValueError as torch does.
     """
     if has_torch_function_variadic(input, weight, bias) and not is_compiling():
-        tensors = (input, weight, bias)
-        options = (stride, padding, output_padding, groups, dilation)
-        return handle_torch_function(conv_transpose2d, tensors, *tensors, *options)
+        arguments = (input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return handle_torch_function(conv_transpose2d, arguments[:3], *arguments)
     input, weight, bias = low_precision(input, weight, bias)
     check_layer(NAME, input, weight, bias)
     shapes = input.shape, weight.shape, None if bias is None else bias.shape
@@ -58,7 +56,7 @@ def conv_transpose2d(
     images = as_batch(input, beyond)
     y = input_grad(images, weight, size, *geometry, chosen())
     if bias is not None:
-        y = y + bias[:, None, None]
+        y = y + bias.view(-1, 1, 1)
     if is_channels_last(images) or is_channels_last(weight):
         y = to_channels_last(y)
     return y if input.dim() == 4 else y.squeeze(0)
@@ -80,30 +78,30 @@ def checked_geometry(
     Where output_padding is a whole stride and more, the convolution has windows beyond those whose gradient the input is.
     """
     check_dimensions(NAME, "(C, O/groups, KH, KW)", input_shape, weight_shape, groups)
-    c_in, c_group, *kernel_size = weight_shape
+    c_in, c_group, kh, kw = weight_shape
+    h, w = input_shape[-2:]
     check_maps(NAME, "weight.shape[0]", c_in, c_group * groups, input_shape, weight_shape, bias_shape)
-    if 0 in weight_shape:
+    if 0 in (c_group, kh, kw):
         raise RuntimeError(f"{NAME}: expected weight to have no empty dimension, got shape {tuple(weight_shape)}")
-    check_pixels(NAME, tuple(input_shape[-2:]), input_shape)
-    for o, s, d in zip(output_padding, stride, dilation, strict=True):
-        if o >= s and o >= d:
-            raise RuntimeError(
-                f"{NAME}: expected output_padding to be less than stride {stride} or dilation {dilation}, got {output_padding}"
-            )
-    lengths: Any = zip(input_shape[-2:], kernel_size, stride, padding, output_padding, dilation, strict=True)
-    h, w = size = tuple((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, o, d in lengths)
+    check_pixels(NAME, (h, w), input_shape)
+    if any(o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)):
+        raise RuntimeError(
+            f"{NAME}: expected output_padding to be less than stride {stride} or dilation {dilation}, got {output_padding}"
+        )
+    oh, ow = spanned_size((h, w), (kh, kw), stride, padding, dilation)
+    size = oh + output_padding[0], ow + output_padding[1]
     if min(size) < 1:
         raise RuntimeError(
             f"{NAME}: expected padding to leave an output, got input {tuple(input_shape)}, weight {tuple(weight_shape)},"
             f" stride {stride}, padding {padding}, dilation {dilation}: output size would be {size}"
         )
-    (ph, pw), most = padding, max(*stride, *padding, *dilation)
-    if most >= LARGE and (h + 2 * ph) * (w + 2 * pw) > MOST_PIXELS:  # torch.compile gets no condition on the size, as there
+    whole_h, whole_w = (n + 2 * p for n, p in zip(size, padding, strict=True))
+    if max(*stride, *padding, *dilation) >= LARGE and whole_h * whole_w > MOST_PIXELS:  # as check_padding
         raise RuntimeError(
             f"{NAME}: expected stride, padding and dilation to give at most {MOST_PIXELS} pixels an image,"
             f" got {stride}, {padding} and {dilation}"
         )
     bottom, right = (o // s for o, s in zip(output_padding, stride, strict=True))
-    dilation = tuple(d if k > 1 else 1 for d, k in zip(dilation, kernel_size, strict=True))  # of one element any number
+    dilation = (dilation[0] if kh > 1 else 1, dilation[1] if kw > 1 else 1)  # of one element it may be any number
     geometry = bounded(stride, size, padding), padding, dilation, groups
     return geometry, size, (0, right, 0, bottom) if bottom or right else None

@@ -265,6 +265,7 @@ EXOTIC = {
 CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "conv2d": (F.conv2d, ((1, 2, 4, 4), (3, 2, 2, 2), (3,))),
     "conv2d_relu_max_pool2d": (F.conv2d_relu_max_pool2d, ((1, 2, 4, 4), (3, 2, 2, 2), (3,))),
+    "conv_transpose2d": (F.conv_transpose2d, ((1, 2, 4, 4), (2, 3, 2, 2))),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), ((1, 2, 4, 4),)),
     "linear": (F.linear, ((2, 3), (4, 3), (4,))),
     "mse_loss": (F.mse_loss, ((2, 3), (2, 3))),

@@ -50,6 +50,21 @@ def test_numbers_parameters_and_flags_stay() -> None:
     assert not any(module.training for module in net.modules())
 
 
+def test_a_transposed_convolution() -> None:
+    net, x = (
+        torch.nn.Sequential(torch.nn.ConvTranspose2d(2, 3, 3, 2), torch.nn.LazyConvTranspose2d(1, 2)),
+        torch.randn(2, 2, 4, 5),
+    )
+    assert [left.name for left in kernels.swap(net).left] == ["1"]
+    expected = torch.nn.ConvTranspose2d.forward(net[0], x)
+    with Calls() as calls:
+        torch.testing.assert_close(net[0](x), expected)
+    assert calls.names == ["conv2d_input_grad"]
+    assert [module.name for module in kernels.unswap(net).replaced] == ["0"] and type(
+        net[0]
+    ) is torch.nn.ConvTranspose2d
+
+
 def test_an_optimiser_made_before_keeps_working() -> None:
     nets = model(), model()
     optimisers = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9) for net in nets]

@@ -26,9 +26,10 @@ def calls(device: str, dtype: torch.dtype) -> dict[str, tuple[Any, list[Tensor]]
         return torch.randn(shape, dtype=dtype, device=device, requires_grad=torch.is_grad_enabled())
 
     x, w, b, r, m = tensor(2, 3, 6, 6), tensor(4, 3, 3, 3), tensor(4), tensor(3, 5), tensor(2, 5)
-    t, classes = tensor(3, 5), torch.arange(3, device=device)
+    v, c, t, classes = tensor(3, 2, 3, 3), tensor(2), tensor(3, 5), torch.arange(3, device=device)
     return {
         "conv2d": (lambda f: f.conv2d(x, w, b), [x, w, b]),
+        "conv_transpose2d": (lambda f: f.conv_transpose2d(x, v, c), [x, v, c]),
         "linear": (lambda f: f.linear(r, m), [r, m]),
         "max_pool2d": (lambda f: f.max_pool2d(x, 2), [x]),
         "relu": (lambda f: f.relu(x), [x]),

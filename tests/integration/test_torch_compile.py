@@ -95,6 +95,7 @@ def test_the_optimiser_step_compiles() -> None:
 
 OPERATIONS = {
     "conv2d": lambda x: nn.functional.conv2d(x, torch.ones(3, 2, 3, 3), stride=2, padding=1),
+    "conv_transpose2d": lambda x: nn.functional.conv_transpose2d(x, torch.ones(2, 3, 3, 2), torch.ones(3), 2, 1, 1),
     "max_pool2d": lambda x: nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True, return_indices=True)[0],
     "relu": lambda x: nn.functional.relu(x * 1, inplace=True),
     "sigmoid": nn.functional.sigmoid,

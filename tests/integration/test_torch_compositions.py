@@ -36,6 +36,10 @@ theirs = SimpleNamespace(
 OPERATIONS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "conv2d": (lambda F, x, w, b: F.conv2d(x, w, b, **GEOMETRY), ((2, 4, 6, 5), (6, 2, 3, 2), (6,))),
     "conv2d_without_bias": (lambda F, x, w: F.conv2d(x, w), ((2, 2, 4, 4), (3, 2, 3, 2))),
+    "conv_transpose2d": (
+        lambda F, x, w, b: F.conv_transpose2d(x, w, b, **GEOMETRY),
+        ((2, 4, 2, 3), (4, 2, 2, 2), (4,)),
+    ),
     "conv2d_relu_max_pool2d": (
         lambda F, x, w, b: F.conv2d_relu_max_pool2d(x, w, b, **GEOMETRY),
         ((2, 4, 7, 6), (6, 2, 3, 2), (6,)),

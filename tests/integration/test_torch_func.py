@@ -19,10 +19,15 @@ pytestmark = [
 ]
 B = 3
 CONVOLUTION = {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 2}
+TRANSPOSED = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 3), "groups": 2}
 CLASSES = torch.tensor([[1, 3], [-100, 0], [2, 2]])
 CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "conv2d": (lambda x, w, b: F.conv2d(x, w, b, **CONVOLUTION), ((2, 4, 4, 4), (4, 2, 3, 2), (4,))),
     "conv2d_unbatched": (F.conv2d, ((2, 5, 4), (3, 2, 3, 2), (3,))),
+    "conv_transpose2d": (
+        lambda x, w, b: F.conv_transpose2d(x, w, b, output_padding=(1, 2), **TRANSPOSED),  # type: ignore[arg-type]
+        ((2, 4, 2, 3), (4, 2, 2, 2), (4,)),
+    ),
     "conv2d_relu_max_pool2d": (
         lambda x, w, b: F.conv2d_relu_max_pool2d(x, w, b, **CONVOLUTION),
         ((2, 4, 6, 4), (4, 2, 3, 2), (4,)),

@@ -51,19 +51,23 @@ def is_last(result: Tensor) -> bool:
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
 @pytest.mark.parametrize("weight_format", FORMATS)
 @pytest.mark.parametrize("input_format", FORMATS)
-def test_conv2d(input_format: str, weight_format: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ("conv2d", "conv_transpose2d"))
+def test_convolutions(name: str, input_format: str, weight_format: str, dtype: torch.dtype) -> None:
     """Where torch's result is in channels_last only because it has one channel or pixel, ours need not be."""
+    convolve, judge = getattr(ours, name), getattr(theirs, name)
     for shape, weight_shape, arguments in CONVOLUTIONS:
+        if name == "conv_transpose2d":
+            weight_shape = (shape[-3], weight_shape[0] // arguments.get("groups", 1), *weight_shape[2:])
         plain = torch.randn(shape, dtype=dtype), torch.randn(weight_shape, dtype=dtype)
         x, weight = FORMATS[input_format](plain[0]), FORMATS[weight_format](plain[1])
-        expected = is_last(theirs.conv2d(x, weight, **arguments))
-        by_chance = is_last(theirs.conv2d(*plain, **arguments))
-        y = ours.conv2d(x, weight, **arguments)
-        torch.testing.assert_close(y, theirs.conv2d(x, weight, **arguments))
+        expected = is_last(judge(x, weight, **arguments))
+        by_chance = is_last(judge(*plain, **arguments))
+        y = convolve(x, weight, **arguments)
+        torch.testing.assert_close(y, judge(x, weight, **arguments))
         if expected and not by_chance:
             assert is_last(y), (shape, weight_shape)
         if not expected:
-            assert y.stride() == ours.conv2d(*plain, **arguments).stride(), (shape, weight_shape)
+            assert y.stride() == convolve(*plain, **arguments).stride(), (shape, weight_shape)
 
 
 @pytest.mark.parametrize("input_format", FORMATS)

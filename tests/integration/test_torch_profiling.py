@@ -40,6 +40,15 @@ def test_the_flops_of_a_convolution(geometry: dict[str, Any]) -> None:
     assert flops(lambda x, w: F.conv2d(x, w, **geometry), x, w) == 3 * 2 * y.numel() * w[0].numel()
 
 
+def test_the_flops_of_a_transposed_convolution_are_torch_s() -> None:
+    x, w, b = (torch.randn(shape, requires_grad=True) for shape in ((2, 4, 5, 6), (4, 3, 3, 2), (3,)))
+    ours, theirs = (
+        flops(lambda *tensors, f=f: f(*tensors, stride=2, padding=1), x, w, b)
+        for f in (F.conv_transpose2d, torch.nn.functional.conv_transpose2d)
+    )
+    assert ours == theirs > 0
+
+
 def test_the_flops_of_a_second_derivative() -> None:
     def second(linear: Any) -> int:
         x, w = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)

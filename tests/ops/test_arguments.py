@@ -34,7 +34,17 @@ def linear_relu(*args: Any, **kwargs: Any) -> Tensor:
     return torch_functional.relu(torch_functional.linear(*args, **kwargs))
 
 
-NAMES = ("conv2d", "cross_entropy", "linear", "max_pool2d", "mse_loss", "relu", "sigmoid", "softmax")
+NAMES = (
+    "conv2d",
+    "conv_transpose2d",
+    "cross_entropy",
+    "linear",
+    "max_pool2d",
+    "mse_loss",
+    "relu",
+    "sigmoid",
+    "softmax",
+)
 OURS = SimpleNamespace(F=kernels.functional, nn=kernels.nn, optim=kernels.optim)
 TORCHS = SimpleNamespace(
     F=SimpleNamespace(
@@ -106,6 +116,12 @@ ARGUMENTS: dict[str, Callable[[Any, Any], Any]] = {
         )
         for name in ("conv2d", "conv2d_relu_max_pool2d")
         for argument in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    },
+    **{
+        f"conv_transpose2d {argument}": lambda library, value, argument=argument: library.F.conv_transpose2d(
+            **{"input": IMAGE, "weight": WEIGHT, "bias": BIAS, "stride": 3} | {argument: value}
+        )
+        for argument in ("input", "weight", "bias", "stride", "padding", "output_padding", "dilation", "groups")
     },
     **{
         f"max_pool2d {argument}": lambda library, value, argument=argument: library.F.max_pool2d(
@@ -271,6 +287,11 @@ def calls(draw: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         shapes: Any = ((n, groups * c, 5, 6), (groups * o, c, 2, 2), (groups * o,))
         kwargs = draw(st.fixed_dictionaries({}, optional={"stride": pairs, "padding": pairs, "dilation": pairs}))
         kwargs |= {"groups": groups} if groups > 1 else draw(st.fixed_dictionaries({}, optional={"groups": numbers}))
+    elif name == "conv_transpose2d":
+        shapes = ((n, groups * c, 5, 6), (groups * c, o, 2, 2), (groups * o,))
+        optional = {"stride": pairs, "padding": pairs, "output_padding": pairs, "dilation": pairs}
+        kwargs = draw(st.fixed_dictionaries({}, optional=optional))
+        kwargs |= {"groups": groups} if groups > 1 else draw(st.fixed_dictionaries({}, optional={"groups": numbers}))
     elif name.startswith("linear"):
         shapes = (draw(st.sampled_from(((n, c), (c,), (n, 3, c), (2, 0, c)))), (o, c), (o,))
     elif name == "cross_entropy":
@@ -283,7 +304,7 @@ def calls(draw: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
         kwargs = {"reduction": draw(st.sampled_from(("mean", "sum", "none", "all")))}
     else:
         shapes = ((n, o, 5, 6),)
-    if name.startswith(("conv2d", "linear")) and draw(st.booleans()):
+    if name.startswith(("conv", "linear")) and draw(st.booleans()):
         shapes = shapes[:2]
     args = tuple(draw(tensors_near(shape, dtype)) for shape in shapes)
     if name == "cross_entropy" and (args[0].shape != args[1].shape or draw(st.booleans())):
@@ -349,10 +370,13 @@ LIMITED = """
         y.append(F.conv2d(x, one, stride=2, dilation=d))
         return *y, *torch.autograd.grad(sum(r.sum() for r in y), x), *F.max_pool2d(x, 2, min(n, 2**31 - 1), 0, 1, True, True)
 
+    def transposed(x, w, **arguments):
+        return F.conv_transpose2d(x, w.transpose(0, 1), **arguments)
+
     for huge in HUGE:
         assert all(map(torch.equal, results(huge, huge), results(26, 1))), huge
         for arguments in {"padding": huge}, {"dilation": huge}, {"groups": huge}, {"padding": (huge, 0), "stride": huge}:
-            for function in F.conv2d, F.conv2d_relu_max_pool2d:
+            for function in F.conv2d, F.conv2d_relu_max_pool2d, transposed:
                 try:
                     function(x, w, **arguments)
                 except RuntimeError as error:

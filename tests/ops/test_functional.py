@@ -11,7 +11,7 @@ import kernels.functional as F
 OWN = {"conv2d_relu_max_pool2d", "linear_relu", "step"}
 
 
-@pytest.mark.parametrize("name", sorted(set(F.__all__) - OWN - {"conv2d", "linear", "max_pool2d"}))
+@pytest.mark.parametrize("name", sorted(set(F.__all__) - OWN - {"conv2d", "conv_transpose2d", "linear", "max_pool2d"}))
 def test_signatures_are_torch_s(name: str) -> None:
     ours, torchs = (inspect.signature(getattr(module, name)).parameters.values() for module in (F, theirs))
     assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in torchs]
@@ -21,6 +21,10 @@ def test_signatures_are_torch_s(name: str) -> None:
     ("name", "expected"),  # torch's are built in, or dispatched by a flag, and have no signature to look at
     (
         ("conv2d", {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}),
+        (
+            "conv_transpose2d",
+            {"bias": None, "stride": 1, "padding": 0, "output_padding": 0, "groups": 1, "dilation": 1},
+        ),
         ("linear", {"bias": None}),
         ("max_pool2d", {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}),
     ),
@@ -49,6 +53,7 @@ def arguments(name: str) -> tuple[object, ...]:
     image, weight = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 2, 2)
     each = {
         "conv2d": (image, weight),
+        "conv_transpose2d": (image, weight),
         "cross_entropy": (image, image),
         "linear": (image, torch.ones(3, 4)),
         "max_pool2d": (image, 2),

@@ -29,6 +29,8 @@ MODULES = (
         for m in ("reflect", "replicate", "circular")
     ),
     ("Conv2d", (4, 6, (3, 5)), {"padding": "same", "padding_mode": "circular"}, IMAGE),
+    ("ConvTranspose2d", (4, 6, 3), {}, IMAGE),
+    ("ConvTranspose2d", (4, 6, 2, 2), {"bias": False, "output_padding": 1, "groups": 2, "dtype": torch.float64}, IMAGE),
     ("Linear", (5, 7), {}, ROWS),
     ("Linear", (5, 7), {"bias": False, "dtype": torch.float64}, ROWS),
     ("MaxPool2d", (2,), {}, IMAGE),
@@ -189,6 +191,19 @@ def test_conv2d_with_epilogue(padding_mode: str) -> None:
     torch.testing.assert_close(
         module(x, epilogue="relu_max_pool2d"), torch.max_pool2d(torch.nn.Conv2d.forward(module, x).relu(), 2)
     )
+
+
+def test_conv_transpose2d_to_a_size() -> None:
+    ours, theirs = (build(library, "ConvTranspose2d", (4, 3, 3, 2, 1), {}) for library in (nn, torch.nn))
+    x = torch.randn(IMAGE)
+    for size in ((11, 12), IMAGE[:1] + (3, 12, 11)):
+        torch.testing.assert_close(ours(x, size), theirs(x, output_size=size))
+        torch.testing.assert_close(ours(x[0], output_size=size[-2:]), theirs(x[0], size[-2:]))
+    with pytest.raises(ValueError, match="valid sizes range"):
+        ours(x, (13, 12))
+    ours.padding_mode = "circular"
+    with pytest.raises(ValueError, match="ConvTranspose2d: expected padding_mode to be 'zeros', got 'circular'"):
+        ours(x)
 
 
 def test_step() -> None:

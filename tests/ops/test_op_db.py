@@ -3,9 +3,24 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import devices
 import pytest
 import torch
-from judge import CONV2D, CROSS_ENTROPY, LINEAR, MAX_POOL2D, MSE_LOSS, RELU, SIGMOID, SOFTMAX, Operation, check
+from judge import (
+    CONV2D,
+    CONV_TRANSPOSE2D,
+    CROSS_ENTROPY,
+    LINEAR,
+    MAX_POOL2D,
+    MSE_LOSS,
+    RELU,
+    SIGMOID,
+    SOFTMAX,
+    Operation,
+    check,
+)
+
+from kernels.backend import chosen
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
@@ -14,6 +29,7 @@ pytestmark = [
 
 OPERATIONS = {
     "conv2d": CONV2D,
+    "conv_transpose2d": CONV_TRANSPOSE2D._replace(has_formulas=False),
     "max_pool2d": MAX_POOL2D._replace(has_formulas=False),  # there are too many cases for slow formulas
     "linear": LINEAR,
     "cross_entropy": CROSS_ENTROPY,
@@ -51,6 +67,8 @@ def test_every_case_in_the_list_is_tested(infos: dict[str, Any]) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_samples(infos: dict[str, Any], name: str, dtype: torch.dtype) -> None:
+    if name == "conv_transpose2d" and chosen() != "numpy" and not devices.GPU:
+        pytest.skip("its primitives are conv2d's, whose samples are simulated")
     samples = infos[name].sample_inputs(str(torch.get_default_device()), dtype, requires_grad=True)
     judge_all(OPERATIONS[name], samples)
 
