@@ -61,6 +61,9 @@ DIFFERENCES = (
         NotImplementedError,
         None,
     ),
+    Difference(
+        "as above", ones("conv_transpose2d", torch.int64, (1, 1, 3, 3), (1, 1, 2, 2)), NotImplementedError, None
+    ),
     Difference("as above", ones("linear", torch.complex64, (2, 3), (4, 3)), NotImplementedError, None),
     Difference("as above", ones("sigmoid", torch.complex64, (2,)), NotImplementedError, None),
     Difference(
@@ -95,6 +98,12 @@ DIFFERENCES = (
     Difference(
         "as above: nor the dilation",
         lambda F: F.conv2d(torch.ones(0, 1, 4, 4), torch.ones(1, 1, 2, 2), dilation=0),
+        RuntimeError,
+        None,
+    ),
+    Difference(
+        "as above: nor the output_padding",
+        ones("conv_transpose2d", torch.float32, (0, 1, 3, 3), (1, 1, 2, 2), output_padding=1),
         RuntimeError,
         None,
     ),
