@@ -114,7 +114,7 @@ def apply_of(function: type[Function]) -> Any:
 
 
 def traced(function: type[Function], *arguments: Any) -> Any:
-    """What torch.jit.trace records: the operator, which can be saved, and has no derivatives.
+    """What torch.jit.trace records: the operator, which can be saved, and has no derivatives; the sizes it is given are fixed.
 
     RuntimeError where torch's older ONNX exporter traces, which knows torch's own operators alone.
     """
@@ -123,7 +123,7 @@ def traced(function: type[Function], *arguments: Any) -> Any:
             "torch.onnx.export: dynamo=False does not know the operators of this model; pass dynamo=True and"
             " custom_translation_table=kernels.onnx.TRANSLATIONS, or give the model torch's modules back: kernels.unswap(model)"
         )
-    return function.forward(*arguments)
+    return function.forward(*(tuple(map(int, a)) if isinstance(a, tuple) else a for a in arguments))
 
 
 def total(*terms: Any) -> Any:

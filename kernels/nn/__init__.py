@@ -70,6 +70,8 @@ class ConvTranspose2d(_torch.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """conv_transpose2d of input, by the output_padding with which the result has the size (H, W), where one is given."""
+        if isinstance(input, Proxy):  # torch.fx keeps torch's as one node
+            return _as_one_node(self, input, output_size)
         if self.padding_mode != "zeros":
             raise ValueError(f"ConvTranspose2d: expected padding_mode to be 'zeros', got {self.padding_mode!r}")
         windows: Any = self.stride, self.padding, self.kernel_size, 2, self.dilation
@@ -88,7 +90,7 @@ class BatchNorm2d(_torch.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):  # torch.fx keeps torch's as one node
-            return input.tracer.create_proxy("call_module", input.tracer.path_of_module(self), (input,), {})
+            return _as_one_node(self, input)
         if input.dim() == 4 and is_batch_innermost(input):
             return from_channels(super().forward(by_channel(input)), input.shape[0])
         return super().forward(input)
@@ -217,6 +219,11 @@ class Sequential(_torch.Sequential):
 
 ACTIVATION_OF: dict[type[_torch.Module], str] = {ReLU: "relu", Sigmoid: "sigmoid", Step: "step"}
 HALVES = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
+
+
+def _as_one_node(module: _torch.Module, input: Any, *arguments: Any) -> Any:
+    """What a trace of torch.fx goes on with: a call of the module."""
+    return input.tracer.create_proxy("call_module", input.tracer.path_of_module(module), (input, *arguments), {})
 
 
 def _passes(modules: list[_torch.Module]) -> Iterator[tuple[_torch.Module, dict[str, str]]]:

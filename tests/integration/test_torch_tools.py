@@ -118,6 +118,21 @@ def test_fx_traces_a_swapped_model() -> None:
     assert isinstance(traced.get_submodule("1"), nn.BatchNorm2d)
 
 
+def test_fx_keeps_a_transposed_convolution_whose_size_is_computed() -> None:
+    class Up(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(1, 2, 3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.up(self.up(x)[:, :1], output_size=(4 * x.shape[2] + 4, 4 * x.shape[3] + 3))
+
+    net = Up()
+    traced = torch.fx.symbolic_trace(net)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["up", "up"]
+    torch.testing.assert_close(traced(IMAGES), net(IMAGES), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ("MSELoss", "CrossEntropyLoss", "Step"))
 def test_fx_traces_the_other_modules(name: str) -> None:
     module: Any = getattr(nn, name)()
@@ -141,6 +156,14 @@ def test_a_traced_model_is_saved_and_computes_other_batches() -> None:
     y = loaded(x)
     torch.testing.assert_close(y, net(x), rtol=0, atol=0)
     assert not y.requires_grad  # the table of differences says so
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # that the size of the images is fixed
+def test_a_traced_transposed_convolution_computes_other_batches() -> None:
+    layer = nn.ConvTranspose2d(1, 2, 3, 2, output_padding=1)
+    traced = torch.jit.trace(layer, images())
+    x = images(5)
+    torch.testing.assert_close(traced(x), layer(x), rtol=0, atol=0)
 
 
 def test_the_older_onnx_exporter_says_what_to_do() -> None:
