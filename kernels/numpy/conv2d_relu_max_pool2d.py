@@ -80,14 +80,14 @@ def conv2d_relu_max_pool2d_backward(
 def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
     """function(images) for each tile of a batch (N, ...)."""
     n = len(batch)
-    filtered = is_filtered(g, n)  # in blocks, which stay in the cache however many images there are
+    filtered = is_filtered(g, n, pooled=True)  # in blocks, which stay in the cache however many images there are
     bytes_per_image = 0 if filtered else g.values(g.out[0]) * batch.itemsize
     return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)
 
 
 def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[WinogradTileOfWindows]:
     """How n images are convolved."""
-    return WinogradTileOfWindows if is_filtered(g, n) else Tile
+    return WinogradTileOfWindows if is_filtered(g, n, pooled=True) else Tile
 
 
 class PooledTile:

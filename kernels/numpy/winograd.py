@@ -25,8 +25,9 @@ from kernels.numpy.threads import even_slices, for_each
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair, cdiv, even
 
-LEAST_WORK = 400_000  # multiplications of a row of quads, from which the transforms take less than is saved
-LONG_RUN = 512  # quads of a row: longer ones save no more
+LEAST_MAPS = 31  # in harmonic mean, halved, of x and y: from there on the transforms take less than is saved
+POOLED_MAPS = 15  # the same before pooling, which finds its windows in quads, and for which `Tile` has no bands
+SHORT_ROW = 200  # quads in which one map more would make up for the calls of NumPy that a row of them takes
 QUADS = 1024  # of a block, those of all its images: columns of the products, at most
 BLOCK = 1 << 18  # numbers of a block's work array for an entry of the squares, at most
 SPLITS = 8  # of a weight gradient, at most: so many threads have work
@@ -139,14 +140,16 @@ class WinogradTileOfWindows(WinogradTile):
         return tile
 
 
-def is_filtered(g: Geometry, n: int) -> bool:
-    """Whether a convolution of n images is computed with fewer multiplications."""
+def is_filtered(g: Geometry, n: int, pooled: bool = False) -> bool:
+    """Whether a convolution of n images, perhaps before pooling, is computed with fewer multiplications."""
+    quads = cdiv(g.out[1], 2) * n
+    least = (POOLED_MAPS if pooled else LEAST_MAPS) + SHORT_ROW / max(1, quads)
     return (
         g.kernel == (3, 3)
         and g.stride == g.dilation == (1, 1)
         and g.groups == 1
         and max(g.padding) <= 2
-        and g.channels * g.features * min(cdiv(g.out[1], 2) * n, LONG_RUN) >= LEAST_WORK
+        and g.channels * g.features >= least * (g.channels + g.features)
     )
 
 

@@ -12,9 +12,7 @@ from kernels.numpy.lowering import Tile, geometry
 from kernels.numpy.winograd import WinogradTile, WinogradTileOfWindows
 
 BOTH = pytest.mark.parametrize("operation", (CONV2D, CONV2D_RELU_MAX_POOL2D), ids=("conv2d", "conv2d_relu_max_pool2d"))
-
-
-LEAST_WORK = winograd.LEAST_WORK
+LEAST = winograd.LEAST_MAPS, winograd.POOLED_MAPS, winograd.SHORT_ROW
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +20,12 @@ def everywhere(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy alone, where every convolution that can be is filtered."""
     if backend != "numpy":
         pytest.skip("a way of NumPy's alone")
-    monkeypatch.setattr(winograd, "LEAST_WORK", 0)
+    set_least(monkeypatch, 0, 0, 0)
+
+
+def set_least(monkeypatch: pytest.MonkeyPatch, *numbers: int) -> None:
+    for name, number in zip(("LEAST_MAPS", "POOLED_MAPS", "SHORT_ROW"), numbers, strict=True):
+        monkeypatch.setattr(winograd, name, number)
 
 
 def whole(*shape: int) -> torch.Tensor:
@@ -73,7 +76,7 @@ def test_what_is_not_finite(monkeypatch: pytest.MonkeyPatch, operation: Any, whi
         return [y, *torch.autograd.grad(y, (x, weight, bias), dy)]
 
     found = results()
-    monkeypatch.setattr(winograd, "LEAST_WORK", 1 << 60)
+    set_least(monkeypatch, 1 << 60, 1 << 60, 0)
     for one, other in zip(found, results(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
@@ -97,24 +100,31 @@ def test_threads_change_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "size", "weight", "options", "filtered"),
+    ("n", "size", "weight", "options", "filtered", "pooled"),
     (
-        (32, (16, 16), (64, 64, 3, 3), {}, True),
-        (1, (14, 14), (256, 256, 3, 3), {}, True),
-        (1, (16, 16), (64, 64, 3, 3), {}, False),
-        (64, (28, 28), (16, 16, 3, 3), {}, False),
-        (64, (28, 28), (64, 64, 5, 5), {}, False),
-        (64, (28, 28), (64, 64, 3, 3), {"stride": (1, 2)}, False),
-        (64, (28, 28), (64, 64, 3, 3), {"dilation": (2, 1)}, False),
-        (64, (28, 28), (64, 32, 3, 3), {"groups": 2}, False),
-        (64, (28, 28), (64, 64, 3, 3), {"padding": (1, 3)}, False),
+        (32, (16, 16), (64, 64, 3, 3), {}, True, True),
+        (1, (14, 14), (256, 256, 3, 3), {}, True, True),
+        (1, (16, 16), (64, 64, 3, 3), {}, False, False),
+        (32, (32, 32), (32, 32, 3, 3), {}, False, True),
+        (64, (28, 28), (16, 16, 3, 3), {}, False, False),
+        (64, (28, 28), (64, 64, 5, 5), {}, False, False),
+        (64, (28, 28), (64, 64, 3, 3), {"stride": (1, 2)}, False, False),
+        (64, (28, 28), (64, 64, 3, 3), {"dilation": (2, 1)}, False, False),
+        (64, (28, 28), (64, 32, 3, 3), {"groups": 2}, False, False),
+        (64, (28, 28), (64, 64, 3, 3), {"padding": (1, 3)}, False, False),
     ),
 )
 def test_which_way_is_taken(
-    monkeypatch: pytest.MonkeyPatch, n: int, size: Any, weight: Any, options: dict[str, Any], filtered: bool
+    monkeypatch: pytest.MonkeyPatch,
+    n: int,
+    size: Any,
+    weight: Any,
+    options: dict[str, Any],
+    filtered: bool,
+    pooled: bool,
 ) -> None:
-    monkeypatch.setattr(winograd, "LEAST_WORK", LEAST_WORK)
+    set_least(monkeypatch, *LEAST)
     given = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1} | options
     g = geometry(size, weight, **given)
     assert conv2d.kind_of_tile(g, n) is (WinogradTile if filtered else Tile)
-    assert conv2d_relu_max_pool2d.kind_of_tile(g, n) is (WinogradTileOfWindows if filtered else Tile)
+    assert conv2d_relu_max_pool2d.kind_of_tile(g, n) is (WinogradTileOfWindows if pooled else Tile)
