@@ -9,6 +9,7 @@ dy's rows, and adding KW shifted columns folds its result (H, C KW, OW N) back.
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from kernels.sizes import Pair, Share, output_size, shares
 
 RUN = 128  # rows that are summed one by one
 SHORTEST_PIECE = 64  # columns of a product that is cut into small ones
+NARROW = 48  # columns of products, that are too few to read many weights for
+MANY_WEIGHTS = 1 << 15
+MOST_TOGETHER = 1 << 20  # numbers under all windows, which are copied where products are narrow
 WIDE = 16  # rows to transpose, at least
 
 
@@ -103,18 +107,25 @@ class Tile:
     """
 
     def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
-        oh, ow = g.out
-        self.g = g
-        pieces = pieces_of(ow * n, g.multiplications_per_row // ow)
-        self._lowering = Lowering(g, n, dtype, pieces)
+        (oh, ow), self.g = g.out, g
+        together = are_together(g, n)
+        pieces = 1 if together else pieces_of(ow * n, g.multiplications_per_row // ow)
+        self._lowering = Lowering(g, n, dtype, pieces, together)
         y = scratch("y", (g.groups, g.features, oh, ow * n), dtype)
-        self._y_pieces, self.y = in_pieces(y.transpose(0, 2, 1, 3), pieces), y.reshape(-1, oh, ow, n)
+        self._y_pieces = side_by_side(y) if together else in_pieces(y.transpose(0, 2, 1, 3), pieces)
+        self.y = y.reshape(-1, oh, ow, n)
         self.dy = scratch("dy", (g.groups, oh, g.features, ow, n), dtype)
-        self._dy_columns = in_pieces(self.dy.reshape(g.groups, oh, g.features, ow * n), pieces).swapaxes(3, 4)
-        self._transposed = None
-        if g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT * pieces:
-            self._transposed = scratch("dy transposed", self._dy_columns.shape, dtype)
-        self._folding = Folding(g, n, dtype, self.dy.reshape(g.groups, oh, g.features, ow * n), pieces)
+        dy_rows = self.dy.reshape(g.groups, oh, g.features, ow * n)
+        self._folding = Folding(g, n, dtype, dy_rows, pieces, together)
+        # What of dy is multiplied, and the view of it that is copied there before, if one is
+        self._dy_columns, self._dy_copied = in_pieces(dy_rows, pieces).swapaxes(3, 4), None
+        if together:
+            self._dy_copied = dy_rows.swapaxes(1, 2)
+            self._copy_of_dy = scratch("dy together", self._dy_copied.shape, dtype)
+            self._dy_columns = side_by_side(self._copy_of_dy).swapaxes(3, 4)
+        elif g.features >= WIDE and g.multiplications_per_row * n <= SMALL_PRODUCT * pieces:
+            self._dy_copied = self._dy_columns
+            self._dy_columns = self._copy_of_dy = scratch("dy transposed", self._dy_columns.shape, dtype)
 
     @staticmethod
     def matrix(weight: Array, g: Geometry) -> Array:
@@ -165,17 +176,29 @@ class Tile:
         """These images' split of dweight (O, C/groups, KH, KW), of `dy`."""
         g = self.g
         self._lowering.fill(images)
-        columns = self._dy_columns
-        if self._transposed is not None:
-            np.copyto(self._transposed, columns)
-            columns = self._transposed
-        matrix = np.add.reduce(np.matmul(self._lowering.windows(), columns), axis=(1, 2))
+        if self._dy_copied is not None:
+            np.copyto(self._copy_of_dy, self._dy_copied)
+        matrix = np.add.reduce(np.matmul(self._lowering.windows(), self._dy_columns), axis=(1, 2))
         split = matrix.reshape(g.groups, g.kernel[0], g.channels, g.kernel[1], g.features).transpose(0, 4, 2, 1, 3)
         return split.reshape(g.groups * g.features, g.channels, *g.kernel)
 
     def bias_split(self) -> Array:
         """These images' split of dbias (O), of `dy`."""
         return sum_of_pixels(self.dy)
+
+
+def are_together(g: Geometry, n: int) -> bool:
+    """Whether all rows of windows make one product, for which what lies under them is copied: one of each row would be narrow."""
+    columns, window = g.out[1] * n, g.channels * math.prod(g.kernel)
+    if columns >= NARROW or g.features * window < MANY_WEIGHTS:
+        return False
+    return g.groups * window * g.out[0] * columns <= MOST_TOGETHER
+
+
+def side_by_side(rows: Array) -> Array:
+    """A view of (groups, k, H, m) as one matrix (groups, 1, 1, k, H m)."""
+    groups, k, h, m = rows.shape
+    return rows.reshape(groups, 1, 1, k, h * m)
 
 
 def sum_of_pixels(dy: Array) -> Array:
@@ -189,7 +212,7 @@ def sum_of_pixels(dy: Array) -> Array:
 class Lowering:
     """The rows (groups, H, C KW, OW n) of n images, and the windows over them."""
 
-    def __init__(self, g: Geometry, n: int, dtype: Any, pieces: int) -> None:
+    def __init__(self, g: Geometry, n: int, dtype: Any, pieces: int, together: bool) -> None:
         (h, w), (kh, kw), (sh, sw), (ph, pw), (dh, dw), (oh, ow) = (
             g.size, g.kernel, g.stride, g.padding, g.dilation, g.out
         )  # fmt: skip
@@ -202,7 +225,8 @@ class Lowering:
         channel, row, column, item = self._padded.strides
         strides = (g.channels * channel, row, channel, dw * column, sw * column, item)
         self._columns = view(self._padded, 0, self._rows.shape, strides)
-        self.windows = Windows(self._rows.reshape(g.groups, height, g.channels * kw, ow * n), 0, kh, sh, dh, oh, pieces)
+        rows = self._rows.reshape(g.groups, height, g.channels * kw, ow * n)
+        self.windows = Windows(rows, 0, kh, sh, dh, oh, pieces, "windows of x" if together else None)
 
     def fill(self, images: Array) -> None:
         """Fills the rows with what lies under the windows of images (C, H, W, n)."""
@@ -231,7 +255,7 @@ class Folding:
     columns shifts each to the columns of dx to which it belongs, and the sum over the share is every SW-th column of dx.
     """
 
-    def __init__(self, g: Geometry, n: int, dtype: Any, dy_rows: Array, pieces: int) -> None:
+    def __init__(self, g: Geometry, n: int, dtype: Any, dy_rows: Array, pieces: int, together: bool) -> None:
         h, kw, (sh, sw), (oh, ow), columns = g.size[0], g.kernel[1], g.stride, g.out, g.shares(1)
         before = max(0, *(-share.top for share in columns))
         pitch = max(ow + before, *(share.bottom + share.length for share in columns))
@@ -243,11 +267,12 @@ class Folding:
         for share in g.shares(0):
             product = rows[:, share.first :: sh, :, : ow * n]
             for i, count, first, last in runs(share, oh):
-                windows = Windows(
-                    dy_rows, share.top + i + first * share.dilation, last - first, 1, share.dilation, count, pieces
-                )
-                matrix = slice(offset + first * g.features, offset + last * g.features)
-                self._products.append((matrix, windows, in_pieces(product[:, i : i + count], pieces)))
+                k, row = last - first, share.top + i + first * share.dilation
+                name = "windows of dy" if together else None
+                windows = Windows(dy_rows, row, k, 1, share.dilation, count, pieces, name)
+                matrix, out = slice(offset + first * g.features, offset + last * g.features), product[:, i : i + count]
+                whole = scratch("product", (g.groups, g.channels * kw, count, ow * n), dtype) if together else None
+                self._products.append((matrix, windows, in_pieces(out, pieces) if whole is None else out, whole))
             offset += len(share.places) * g.features
             reached.add(share.first)
         self._zeros += [rows[:, i::sh] for i in range(sh) if i not in reached]
@@ -266,8 +291,12 @@ class Folding:
         """Fills dx (groups, H, C, W, n) by the flipped weight matrix."""
         for zeros in self._zeros:
             zeros.fill(0)
-        for columns, windows, product in self._products:
-            np.matmul(matrix[..., columns], windows(), out=product)
+        for columns, windows, product, whole in self._products:
+            if whole is None:
+                np.matmul(matrix[..., columns], windows(), out=product)
+            else:
+                np.matmul(matrix[..., columns], windows(), out=side_by_side(whole))
+                np.copyto(product, whole.swapaxes(1, 2))
         for shifted, columns in self._shifted:
             np.add.reduce(shifted, axis=3, out=dx[..., columns, :])
         for columns in self._unreached:
@@ -284,22 +313,30 @@ class Windows:
     """Windows of k rows over rows (groups, H, C, m): window i has rows first + i stride + 0, dilation, 2 dilation...
 
     A call gives them as (groups, count, pieces, k C, m / pieces): overlapping in memory where their rows follow each
-    other, else copied.
+    other, else copied. With the name of a work array they are copied there, as one matrix (groups, 1, 1, k C, count m).
     """
 
-    def __init__(self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int, pieces: int) -> None:
+    def __init__(
+        self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int, pieces: int, name: str | None
+    ) -> None:
         groups, _, c, m = rows.shape
         self._rows, self._shape, self._pieces = rows, (groups, count, k * c, m), pieces
         self._places = first + np.arange(count)[:, None] * stride + np.arange(k) * dilation
-        self._view = None
+        self._view = self._together = None
         if k and (dilation == 1 or k == 1):  # no rows, k = 0, may lie beyond the array
             group, row, *inner = rows.strides
             self._view = in_pieces(view(rows, first * row, self._shape, (group, row * stride, *inner)), pieces)
+        if name is not None:
+            self._together = scratch(name, (groups, k * c, count, m), rows.dtype)
 
     def __call__(self) -> Array:
-        if self._view is not None:
-            return self._view
-        return in_pieces(self._rows[:, self._places].reshape(self._shape), self._pieces)
+        windows = self._view
+        if windows is None:
+            windows = in_pieces(self._rows[:, self._places].reshape(self._shape), self._pieces)
+        if self._together is None:
+            return windows
+        np.copyto(self._together, windows[:, :, 0].swapaxes(1, 2))
+        return side_by_side(self._together)
 
 
 @functools.lru_cache(maxsize=256)

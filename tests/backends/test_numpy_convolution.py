@@ -110,6 +110,25 @@ def test_pieces_and_transposing(monkeypatch: pytest.MonkeyPatch) -> None:
     check_exactly((32, 16, 8, 32), (16, 16, 3, 3), padding=1)
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("batch", (1, 3))
+@pytest.mark.usefixtures("poisoned")
+def test_narrow_rows_of_windows_together(monkeypatch: pytest.MonkeyPatch, batch: int, geometry: dict[str, Any]) -> None:
+    monkeypatch.setattr(lowering, "MANY_WEIGHTS", 1)
+    check_exactly((batch, 4, 12, 13), (6, 2, 3, 2), groups=2, **geometry)
+
+
+def test_which_rows_of_windows_are_together() -> None:
+    def are_together(n: int, size: int, maps: int) -> bool:
+        g = lowering.geometry((size, size), (maps, maps, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+        return lowering.are_together(g, n)
+
+    assert are_together(1, 14, 256) and are_together(3, 14, 128)
+    assert not are_together(4, 14, 256)  # a row has 56 columns
+    assert not are_together(1, 14, 16)  # few weights
+    assert not are_together(1, 47, 512)  # more than a cache holds
+
+
 def test_patches_lie_as_in_torch() -> None:
     """Those of 4 x 4 pixels or more; other results have the batch innermost."""
     x = torch.randn(2, 3, 8, 8)
