@@ -33,7 +33,8 @@ def to_channels_last(images: Tensor) -> Tensor:
 
 def is_batch_innermost(images: Tensor) -> bool:
     """Whether (N, C, H, W) images lie as (C, H, W, N) in memory, without gaps, and in no other order."""
-    return images.stride(0) == 1 and images.permute(1, 2, 3, 0).is_contiguous() and not images.is_contiguous()
+    n, c, h, w = images.shape
+    return n > 1 and c * h * w > 1 and images.stride() == (1, h * w * n, w * n, n)
 
 
 def by_channel(images: Tensor) -> Tensor:

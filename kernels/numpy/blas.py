@@ -24,22 +24,22 @@ class _OneBlasThread:
 
     def __init__(self) -> None:
         self._users = 0
-        self._before: list[int] = []
+        self._before: list[tuple[Any, int]] = []  # the libraries that have not one, and how many
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         with self._lock:
             self._users += 1
             if self._users == 1:
-                self._before = [library.get_num_threads() for library in _libraries]
-                for library in _libraries:
+                self._before = [(library, count) for library in _libraries if (count := library.get_num_threads()) != 1]
+                for library, _ in self._before:
                     _set_threads(library, 1)
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._users -= 1
             if self._users == 0:
-                for library, count in zip(_libraries, self._before, strict=True):
+                for library, count in self._before:
                     _set_threads(library, count)
 
     def forget_users(self) -> None:

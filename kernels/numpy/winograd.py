@@ -142,15 +142,10 @@ class WinogradTileOfWindows(WinogradTile):
 
 def is_filtered(g: Geometry, n: int, pooled: bool = False) -> bool:
     """Whether a convolution of n images, perhaps before pooling, is computed with fewer multiplications."""
-    quads = cdiv(g.out[1], 2) * n
-    least = (POOLED_MAPS if pooled else LEAST_MAPS) + SHORT_ROW / max(1, quads)
-    return (
-        g.kernel == (3, 3)
-        and g.stride == g.dilation == (1, 1)
-        and g.groups == 1
-        and max(g.padding) <= 2
-        and g.channels * g.features >= least * (g.channels + g.features)
-    )
+    if g.kernel != (3, 3) or g.stride != (1, 1) or g.dilation != (1, 1) or g.groups != 1 or max(g.padding) > 2:
+        return False
+    least = (POOLED_MAPS if pooled else LEAST_MAPS) + SHORT_ROW / max(1, cdiv(g.out[1], 2) * n)
+    return g.channels * g.features >= least * (g.channels + g.features)
 
 
 def transformed(weight: Array, matrix: Array) -> Array:
