@@ -105,6 +105,13 @@ def copy_innermost(images: Array, memory: Array) -> Array:
     return memory
 
 
+def innermost(images: Array, name: str) -> Array:
+    """The images (C, H, W, n), copied to a work array of this name where a batch is not innermost in memory."""
+    if images.shape[3] == 1 or images.strides[3] == images.itemsize:
+        return images
+    return copy_innermost(images, scratch(name, images.shape, images.dtype))
+
+
 def drop(values: Array, mask: Array, out: Array) -> Array:
     """out = 0 where mask (booleans, overwritten), else values: bit by bit, so that an infinity or NaN is dropped too."""
     bits = mask.view(np.int8)

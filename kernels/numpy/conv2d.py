@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from kernels.numpy.arrays import batch_innermost
-from kernels.numpy.bands import Band, Part, bands_of_x, bands_of_y, parts, whole
+from kernels.numpy.arrays import batch_innermost, innermost
+from kernels.numpy.bands import BYTES, Band, Part, bands_of_x, bands_of_y, parts, whole
 from kernels.numpy.lowering import Geometry, Tile, geometry
 from kernels.numpy.pointwise import is_pointwise, pointwise_forward, pointwise_input_grad, pointwise_weight_grad
 from kernels.numpy.threads import TILE, for_each_product, tiles
 from kernels.numpy.winograd import WinogradTile, is_filtered
-from kernels.numpy.workspaces import Array, workspace
+from kernels.numpy.workspaces import KEPT_BYTES, Array, workspace
 from kernels.sizes import Pair
 
 EMPTY = np.empty(0)
@@ -28,7 +28,7 @@ def conv2d_forward(
     if is_pointwise(g):
         return pointwise_forward(input, weight, bias, g)
     memory, y = batch_innermost((input.shape[0], weight.shape[0], *g.out), input.dtype)
-    images = input.transpose(1, 2, 3, 0)
+    images = by_channel(input, "images")
 
     def convolve_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
         tile = workspace(kind, band.g, at.stop - at.start, input.dtype)
@@ -54,7 +54,7 @@ def conv2d_input_grad(
         turned = np.ascontiguousarray(turned.reshape(groups * g.channels, g.features, *g.kernel))  # else no BLAS
         return conv2d_forward(dy, turned, None, stride, g.padding_of_gradient, dilation, groups)
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
-    dimages = dy.transpose(1, 2, 3, 0)
+    dimages = by_channel(dy, "gradient")
 
     def write_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
         tile = workspace(kind, band.g, at.stop - at.start, dy.dtype)
@@ -83,7 +83,7 @@ def conv2d_weight_grad(
     g = geometry(input.shape[2:], shape, stride, padding, dilation, groups)
     if is_pointwise(g):
         return pointwise_weight_grad(dy, input, with_bias, g)
-    images, dimages = input.transpose(1, 2, 3, 0), dy.transpose(1, 2, 3, 0)
+    images, dimages = by_channel(input, "images"), by_channel(dy, "gradient")
 
     def sum_tile(part: Part, kind: Any, band: Band, at: slice) -> tuple[Array, Array]:
         tile = workspace(kind, band.g, at.stop - at.start, dy.dtype)
@@ -102,6 +102,12 @@ def conv2d_weight_grad(
         return sums_of_parts[0]
     dweights, dbiases = zip(*sums_of_parts, strict=True)
     return np.concatenate(dweights), np.concatenate(dbiases)
+
+
+def by_channel(batch: Array, name: str) -> Array:
+    """A batch (N, C, H, W) as images (C, H, W, N); with the batch innermost where bands would each copy what they need."""
+    images = batch.transpose(1, 2, 3, 0)
+    return innermost(images, name) if BYTES < batch.nbytes <= KEPT_BYTES else images
 
 
 def is_quicker_as_forward(g: Geometry, n: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels.numpy.arrays import copy_innermost
+from kernels.numpy.arrays import innermost
 from kernels.numpy.blas import SUMS_OF_TRANSPOSED
 from kernels.numpy.lowering import Geometry, Tile, by_window, edges, in_pieces, pieces_of, sum_of_pixels
 from kernels.numpy.threads import even_slices, for_each
@@ -154,13 +154,6 @@ def transformed(weight: Array, matrix: Array) -> Array:
     transforms = scratch("filters", (16, maps * channels), weight.dtype)
     np.matmul(matrix.astype(weight.dtype), weight.reshape(-1, 9).T, out=transforms)
     return transforms.reshape(4, 4, 1, maps, channels)
-
-
-def innermost(images: Array, name: str) -> Array:
-    """The images (C, H, W, n), copied where a batch is not innermost in memory."""
-    if images.shape[3] == 1 or images.strides[3] == images.itemsize:
-        return images
-    return copy_innermost(images, scratch(name, images.shape, images.dtype))
 
 
 def quads_of(images: Array) -> Quads:
