@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -256,51 +256,69 @@ class Folding:
     """
 
     def __init__(self, g: Geometry, n: int, dtype: Any, dy_rows: Array, pieces: int, together: bool) -> None:
-        h, kw, (sh, sw), (oh, ow), columns = g.size[0], g.kernel[1], g.stride, g.out, g.shares(1)
+        (h, w), kw, ow, columns = g.size, g.kernel[1], g.out[1], g.shares(1)
         before = max(0, *(-share.top for share in columns))
         pitch = max(ow + before, *(share.bottom + share.length for share in columns))
         memory = scratch("wide rows", ((before + g.groups * h * g.channels * kw * pitch) * n,), dtype)
         rows = memory[before * n :].reshape(g.groups, h, g.channels * kw, pitch * n)
-        self._zeros = [memory[: before * n], rows[..., ow * n :]]
-        self._products, offset = [], 0
-        reached = set()
-        for share in g.shares(0):
-            product = rows[:, share.first :: sh, :, : ow * n]
-            for i, count, first, last in runs(share, oh):
-                k, row = last - first, share.top + i + first * share.dilation
-                name = "windows of dy" if together else None
-                windows = Windows(dy_rows, row, k, 1, share.dilation, count, pieces, name)
-                matrix, out = slice(offset + first * g.features, offset + last * g.features), product[:, i : i + count]
-                whole = scratch("product", (g.groups, g.channels * kw, count, ow * n), dtype) if together else None
-                self._products.append((matrix, windows, in_pieces(out, pieces) if whole is None else out, whole))
-            offset += len(share.places) * g.features
-            reached.add(share.first)
-        self._zeros += [rows[:, i::sh] for i in range(sh) if i not in reached]
+        self._products = [*products(g, dy_rows, rows[..., : ow * n], pieces, together)]
+        self._sums = []
         group, row, line, item = rows.strides
-        self._shifted = []
         for share in columns:
             last, *others = share.places
             between = (others[0] - last) * line if others else 0
             strides = (group, row, kw * line, share.dilation * n * item + between, n * item, item)
             shape = (g.groups, h, g.channels, len(share.places), share.length, n)
             shifted = view(memory, (before + share.top) * n * item + last * line, shape, strides)
-            self._shifted.append((shifted, slice(share.first, None, sw)))
-        self._unreached = [slice(j, None, sw) for j in range(sw) if all(j != share.first for share in columns)]
+            self._sums.append((shifted, slice(share.first, None, g.stride[1])))
+        all_rows, self._all_columns = (sum(share.length for share in g.shares(i)) == (h, w)[i] for i in range(2))
+        self._zeros = [memory[: before * n], rows[..., ow * n :]] if all_rows else [memory]
 
     def fold(self, matrix: Array, dx: Array) -> None:
         """Fills dx (groups, H, C, W, n) by the flipped weight matrix."""
         for zeros in self._zeros:
             zeros.fill(0)
-        for columns, windows, product, whole in self._products:
-            if whole is None:
-                np.matmul(matrix[..., columns], windows(), out=product)
-            else:
-                np.matmul(matrix[..., columns], windows(), out=side_by_side(whole))
-                np.copyto(product, whole.swapaxes(1, 2))
-        for shifted, columns in self._shifted:
+        for product in self._products:
+            product.multiply(matrix)
+        if not self._all_columns:
+            dx.fill(0)
+        for shifted, columns in self._sums:
             np.add.reduce(shifted, axis=3, out=dx[..., columns, :])
-        for columns in self._unreached:
-            dx[..., columns, :] = 0
+
+
+class Product(NamedTuple):
+    """Some rows of the products of a Folding: the weights in these columns of the matrix times these windows of dy."""
+
+    columns: slice
+    windows: "Windows"
+    out: Array
+    copied: Array | None  # where a product of all rows together is copied to from `out`
+
+    def multiply(self, matrix: Array) -> None:
+        np.matmul(matrix[..., self.columns], self.windows(), out=self.out)
+        if self.copied is not None:
+            groups, count, k, m = self.copied.shape
+            np.copyto(self.copied, self.out.reshape(groups, k, count, m).swapaxes(1, 2))
+
+
+def products(g: Geometry, dy_rows: Array, rows: Array, pieces: int, together: bool) -> Iterator[Product]:
+    """Those that fill `rows` (groups, H, C KW, OW n), where windows reach."""
+    offset = 0
+    for share in g.shares(0):
+        of_share = rows[:, share.first :: g.stride[0]]
+        for i, count, first, last in runs(share, dy_rows.shape[1]):
+            row, out = share.top + i + first * share.dilation, of_share[:, i : i + count]
+            columns = slice(offset + first * g.features, offset + last * g.features)
+            name = "windows of dy" if together else None
+            windows = Windows(dy_rows, row, last - first, 1, share.dilation, count, pieces, name)
+            if together:
+                groups, _, k, m = out.shape
+                yield Product(
+                    columns, windows, side_by_side(scratch("product", (groups, k, count, m), rows.dtype)), out
+                )
+            else:
+                yield Product(columns, windows, in_pieces(out, pieces), None)
+        offset += len(share.places) * g.features
 
 
 def inside(row: int, dilation: int, k: int, rows: int) -> Pair:
