@@ -93,7 +93,7 @@ def exactly(tensor: Tensor) -> Tensor:
 
 def run(name: str, inputs: tuple[Any, ...]) -> list[Tensor]:
     """The outputs of the primitive that judges."""
-    if name == "sgd":  # changes its inputs
+    if name in WRITING:
         inputs = tree_map_only(Tensor, torch.clone, inputs)
     return outputs_of(name, inputs, judging(name)(*map(as_tuple, inputs)))
 
@@ -106,9 +106,11 @@ def judging(name: str) -> Callable[..., Any]:
 
 
 def outputs_of(name: str, inputs: tuple[Any, ...], results: Any) -> list[Tensor]:
-    """What a primitive gave, as a list: sgd has written it into its parameters and momentum buffers."""
+    """What a primitive gave, as a list: sgd has written it into its parameters and momentum buffers, relu_ into its input."""
     if name == "sgd":
         return [*inputs[0], *inputs[2]]
+    if name == "relu_":
+        return [inputs[0]]
     return list(results) if isinstance(results, tuple) else [results]
 
 
@@ -234,7 +236,8 @@ def sgd(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
     return [(4, magnitude) for magnitude in run(name, (*tensors, -lr, None, *rule, nesterov, False, first))]
 
 
-EXACT = {"relu_forward", "relu_backward", "step_forward", "max_pool2d_forward", "max_pool2d_gather"}
+WRITING = {"relu_", "sgd"}  # to their inputs
+EXACT = {"relu_", "relu_forward", "relu_backward", "step_forward", "max_pool2d_forward", "max_pool2d_gather"}
 SIZES: dict[str, Callable[[str, tuple[Any, ...], torch.dtype], Sizes]] = {
     "conv2d_forward": multilinear,
     "conv2d_input_grad": multilinear,

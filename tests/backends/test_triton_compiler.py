@@ -89,7 +89,7 @@ def test_no_loop_of_products_has_spills(
     target: str, precision: str, memory_format: torch.memory_format, channels: int, features: int, size: int,
     kernel: int, stride: int, padding: int, dilation: int, pooled: bool,
 ) -> None:  # fmt: skip
-    """Whatever shape a user brings: the planes of large images lie far apart, a stride spreads the rows of a gradient."""
+    """Whatever shape a user brings: the planes of large images lie far apart, a stride cuts a gradient into parts."""
     from benchmarks.compile.triton import PRECISIONS, build
 
     function = F.conv2d_relu_max_pool2d if pooled else F.conv2d

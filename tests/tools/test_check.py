@@ -79,8 +79,9 @@ def test_a_backend_is_right(backend: str, name: str) -> None:
 def slightly_wrong(name: str) -> Callable[..., Any]:
     def function(*inputs: Any) -> Any:
         results = getattr(kernels.numpy, name)(*inputs)
-        if name == "sgd":
-            inputs[0][2].detach().mul_(1 + 1e-5)
+        if name in ("sgd", "relu_"):
+            written = inputs[0][2] if name == "sgd" else inputs[0]
+            written.detach().mul_(1 + 1e-5)
             return None
         results = results if isinstance(results, tuple) else (results,)
         changed = [r * (1 + 1e-5) if r.is_floating_point() else r for r in results]
