@@ -34,7 +34,7 @@ class Band(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def parts(g: Geometry, bytes_per_number: int) -> tuple[Part, ...]:
     """The parts of a convolution, where a tile takes so many bytes for each number of an image."""
-    most = max(1, g.groups * BYTES // max(1, g.values(g.out[0]) * bytes_per_number))
+    most = max(1, g.groups * BYTES // max(1, g.values_per_image * bytes_per_number))
     if most >= g.groups:
         return (Part(g, slice(None), slice(None)),)
     return tuple(

@@ -81,7 +81,7 @@ def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -
     """function(images) for each tile of a batch (N, ...)."""
     n = len(batch)
     filtered = is_filtered(g, n, pooled=True)  # in blocks, which stay in the cache however many images there are
-    bytes_per_image = 0 if filtered else g.values(g.out[0]) * batch.itemsize
+    bytes_per_image = 0 if filtered else g.values_per_image * batch.itemsize
     return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)
 
 

@@ -66,6 +66,11 @@ class Geometry:
         """Of the windows' rows (axis 0) or columns (1)."""
         return shares(*(pair[axis] for pair in (self.size, self.kernel, self.stride, self.padding, self.dilation)))
 
+    @functools.cached_property
+    def values_per_image(self) -> int:
+        """What work arrays hold for one image."""
+        return self.values(self.out[0])
+
     def values(self, rows: int) -> int:
         """What work arrays hold for so many rows of one image's y."""
         lowered = self.channels * (self.size[1] + 2 * self.padding[1] + self.kernel[1] * self.out[1])
@@ -278,8 +283,10 @@ class Folding:
         """Fills dx (groups, H, C, W, n) by the flipped weight matrix."""
         for zeros in self._zeros:
             zeros.fill(0)
-        for product in self._products:
-            product.multiply(matrix)
+        for columns, windows, out, copied in self._products:
+            np.matmul(matrix[..., columns], windows(), out=out)
+            if copied is not None:
+                np.copyto(copied, out.reshape(copied.swapaxes(1, 2).shape).swapaxes(1, 2))
         if not self._all_columns:
             dx.fill(0)
         for shifted, columns in self._sums:
@@ -293,12 +300,6 @@ class Product(NamedTuple):
     windows: "Windows"
     out: Array
     copied: Array | None  # where a product of all rows together is copied to from `out`
-
-    def multiply(self, matrix: Array) -> None:
-        np.matmul(matrix[..., self.columns], self.windows(), out=self.out)
-        if self.copied is not None:
-            groups, count, k, m = self.copied.shape
-            np.copyto(self.copied, self.out.reshape(groups, k, count, m).swapaxes(1, 2))
 
 
 def products(g: Geometry, dy_rows: Array, rows: Array, pieces: int, together: bool) -> Iterator[Product]:
