@@ -71,12 +71,12 @@ def swap(model: torch.nn.Module) -> SwapReport:
     want `unswap` first, and `torch.onnx.export(dynamo=True)` our table, `kernels.onnx.TRANSLATIONS`.
 
     On a CPU a LeNet with a batch of some dozen images gains, and a wider network of that form takes about torch's time. Most
-    others get slower: do not swap for speed what has narrow or strided convolutions, attention, torch's operations between
-    ours, or few images in a batch. Time over torch's at batch 32 (LeNet 64), one thread, AVX2, forward and backward / forward
+    others get slower: do not swap for speed what has narrow convolutions, attention, torch's operations between ours, or
+    few images in a batch. Time over torch's at batch 32 (LeNet 64), one thread, AVX2, forward and backward / forward
     alone:
 
-    LeNet 0.77 / 0.63, MLP 0.96 / 1.01, VGG 0.98 / 0.88, ResNet 1.37 / 1.39, MobileNet 1.15 / 1.12,
-    UNet 1.51 / 1.39, DCGAN 1.21 / 1.18, ViT 1.18 / 1.37; with AVX-512 0.1 more or less.
+    LeNet 0.73 / 0.64, MLP 1.07 / 1.18, VGG 1.05 / 0.97, ResNet 1.17 / 1.33, MobileNet 1.06 / 1.19,
+    UNet 1.38 / 1.28, DCGAN 1.10 / 1.01, ViT 1.25 / 1.42; from run to run 0.2 more or less.
 
     docs/drop-in.md has the measurement, and when not to swap.
     """
