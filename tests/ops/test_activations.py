@@ -79,8 +79,13 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("mode", (torch.no_grad, torch.inference_mode, torch.enable_grad))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.int32), ids=str)
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    (
+        *((mode, torch.float32) for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad)),
+        *((torch.no_grad, dtype) for dtype in (torch.bfloat16, torch.int32)),
+    ),
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_relu_in_place(layout: str, dtype: torch.dtype, mode: Any) -> None:
     with mode():
