@@ -1,7 +1,6 @@
 """`lenet predict` and the preparation of its images."""
 
 import json
-import re
 from collections.abc import Callable
 from colorsys import hsv_to_rgb
 from pathlib import Path
@@ -24,7 +23,7 @@ Cli = Callable[..., Outcome]
 STROKES = {
     0: [[(50, 10), (30, 20), (22, 50), (30, 80), (50, 90), (70, 80), (78, 50), (70, 20), (50, 10)]],
     1: [[(50, 10), (50, 90)]],
-    7: [[(20, 10), (80, 10), (45, 90)]],
+    7: [[(20, 10), (75, 10), (35, 90)], [(28, 50), (70, 50)]],  # with a bar: few networks are sure of one without
 }
 
 
@@ -87,10 +86,7 @@ def test_kinds_of_image(cli: Cli, tmp_path: Path, trained: Path, digit: int) -> 
     status, out, err = cli("predict", *paths, "--checkpoint", trained / "checkpoint.pt")
     assert (status, err) == (0, "")
     lines = out.splitlines()
-    for line, path in zip(
-        lines[::2], paths, strict=True
-    ):  # one pixel off a network may be less sure, by how it was trained
-        assert re.fullmatch(rf"{re.escape(str(path))}: ({digit}|not sure, {digit} or \d)", line)
+    assert lines[::2] == [f"{path}: {digit}" for path in paths]
     for line in lines[1::2]:
         names, shares = line.split()[::2], [float(share.rstrip("%")) for share in line.split()[1::2]]
         assert names == [str(n) for n in range(10)] and abs(sum(shares) - 100) < 1
