@@ -28,7 +28,7 @@ def conv2d_forward(
     if is_pointwise(g):
         return pointwise_forward(input, weight, bias, g)
     memory, y = batch_innermost((input.shape[0], weight.shape[0], *g.out), input.dtype)
-    images = by_channel(input, "images")
+    images = images_of(input, "images")
 
     def convolve_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
         tile = workspace(kind, band.g, at.stop - at.start, input.dtype)
@@ -38,7 +38,7 @@ def conv2d_forward(
     for part in parts(g, min(TILE, len(input)) * input.itemsize):
         kind = kind_of_tile(part.g, len(input))
         matrix = kind.matrix(weight[part.outputs], part.g)
-        for_each_tile(part.g, bands_of_y, input, functools.partial(convolve_tile, part, kind, matrix))
+        for_each_tile(kind, part.g, bands_of_y, input, functools.partial(convolve_tile, part, kind, matrix))
     return y
 
 
@@ -54,7 +54,7 @@ def conv2d_input_grad(
         turned = np.ascontiguousarray(turned.reshape(groups * g.channels, g.features, *g.kernel))  # else no BLAS
         return conv2d_forward(dy, turned, None, stride, g.padding_of_gradient, dilation, groups)
     memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
-    dimages = by_channel(dy, "gradient")
+    dimages = images_of(dy, "gradient")
 
     def write_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
         tile = workspace(kind, band.g, at.stop - at.start, dy.dtype)
@@ -64,7 +64,7 @@ def conv2d_input_grad(
     for part in parts(g, min(TILE, len(dy)) * dy.itemsize):
         kind = kind_of_tile(part.g, len(dy))
         matrix = kind.flipped_matrix(weight[part.outputs], part.g)
-        for_each_tile(part.g, bands_of_x, dy, functools.partial(write_tile, part, kind, matrix))
+        for_each_tile(kind, part.g, bands_of_x, dy, functools.partial(write_tile, part, kind, matrix))
     return dx
 
 
@@ -83,7 +83,7 @@ def conv2d_weight_grad(
     g = geometry(input.shape[2:], shape, stride, padding, dilation, groups)
     if is_pointwise(g):
         return pointwise_weight_grad(dy, input, with_bias, g)
-    images, dimages = by_channel(input, "images"), by_channel(dy, "gradient")
+    images, dimages = images_of(input, "images"), images_of(dy, "gradient")
 
     def sum_tile(part: Part, kind: Any, band: Band, at: slice) -> tuple[Array, Array]:
         tile = workspace(kind, band.g, at.stop - at.start, dy.dtype)
@@ -92,7 +92,7 @@ def conv2d_weight_grad(
 
     def sums(part: Part) -> tuple[Array, Array]:
         kind = kind_of_tile(part.g, len(dy))
-        splits = for_each_tile(part.g, bands_of_y, dy, functools.partial(sum_tile, part, kind))
+        splits = for_each_tile(kind, part.g, bands_of_y, dy, functools.partial(sum_tile, part, kind))
         count = part.g.groups * part.g.features
         dweight = sum_of_splits([split for split, _ in splits], (count, *shape[1:]), dy.dtype)
         return dweight, sum_of_splits([split for _, split in splits], (count if with_bias else 0,), dy.dtype)
@@ -104,7 +104,7 @@ def conv2d_weight_grad(
     return np.concatenate(dweights), np.concatenate(dbiases)
 
 
-def by_channel(batch: Array, name: str) -> Array:
+def images_of(batch: Array, name: str) -> Array:
     """A batch (N, C, H, W) as images (C, H, W, N); with the batch innermost where bands would each copy what they need."""
     images = batch.transpose(1, 2, 3, 0)
     return innermost(images, name) if BYTES < batch.nbytes <= KEPT_BYTES else images
@@ -130,14 +130,18 @@ def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[WinogradTile]:
 
 
 def for_each_tile(
-    g: Geometry, cut: Callable[[Geometry, int], tuple[Band, ...]], batch: Array, function: Callable[[Band, slice], Any]
+    kind: type[Tile] | type[WinogradTile],
+    g: Geometry,
+    cut: Callable[[Geometry, int], tuple[Band, ...]],
+    batch: Array,
+    function: Callable[[Band, slice], Any],
 ) -> list[Any]:
     """function(band, images) for each band that `cut` makes of each tile of a batch (N, ...)."""
     n = len(batch)
-    if is_filtered(g, n):  # in blocks, which stay in the cache however many images and rows there are
-        of_batch, bands = tiles(n, 0), whole(g)
-    else:
+    if kind is Tile:
         of_batch = tiles(n, g.values(1) * batch.itemsize)
         bands = cut(g, max((at.stop - at.start for at in of_batch), default=1) * batch.itemsize)
+    else:  # it goes by blocks, which stay in the cache however many images and rows there are
+        of_batch, bands = tiles(n, 0), whole(g)
     items = [(band, at) for at in of_batch for band in bands]
     return for_each_product(items, lambda item: function(*item), n * g.multiplications_per_row)

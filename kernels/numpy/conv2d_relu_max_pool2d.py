@@ -37,7 +37,7 @@ def conv2d_relu_max_pool2d_forward(
         tile = workspace(PooledTile, kind, g, at.stop - at.start, input.dtype)
         tile.pool(images[..., at], matrix, bias, memory[..., at], memory_positions[..., at])
 
-    for_each_tile(g, input, convolve_and_pool_tile)
+    for_each_tile(kind, g, input, convolve_and_pool_tile)
     return y, positions
 
 
@@ -71,23 +71,21 @@ def conv2d_relu_max_pool2d_backward(
         )
         return weight_split, tile.bias_split() if need_bias else EMPTY
 
-    splits = for_each_tile(g, dy, differentiate_tile)
+    splits = for_each_tile(kind, g, dy, differentiate_tile)
     dweight = sum_of_splits([split for split, _ in splits], weight.shape if need_weight else (0,), dy.dtype)
     dbias = sum_of_splits([split for _, split in splits], weight.shape[:1] if need_bias else (0,), dy.dtype)
     return dinput, dweight, dbias
 
 
-def for_each_tile(g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
-    """function(images) for each tile of a batch (N, ...)."""
-    n = len(batch)
-    filtered = is_filtered(g, n, pooled=True)  # in blocks, which stay in the cache however many images there are
-    bytes_per_image = 0 if filtered else g.values_per_image * batch.itemsize
-    return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)
-
-
 def kind_of_tile(g: Geometry, n: int) -> type[Tile] | type[WinogradTileOfWindows]:
     """How n images are convolved."""
     return WinogradTileOfWindows if is_filtered(g, n, pooled=True) else Tile
+
+
+def for_each_tile(kind: Any, g: Geometry, batch: Array, function: Callable[[slice], Any]) -> list[Any]:
+    """function(images) for each tile of a batch (N, ...), whose rows are not cut: they are pooled."""
+    n, bytes_per_image = len(batch), g.values_per_image * batch.itemsize if kind is Tile else 0
+    return for_each_product(tiles(n, bytes_per_image), function, n * g.multiplications_per_row)
 
 
 class PooledTile:

@@ -231,7 +231,8 @@ class Lowering:
         strides = (g.channels * channel, row, channel, dw * column, sw * column, item)
         self._columns = view(self._padded, 0, self._rows.shape, strides)
         rows = self._rows.reshape(g.groups, height, g.channels * kw, ow * n)
-        self.windows = Windows(rows, 0, kh, sh, dh, oh, pieces, "windows of x" if together else None)
+        windows = Windows(rows, 0, kh, sh, dh, oh, pieces)
+        self.windows = Together(windows, "windows of x") if together else windows
 
     def fill(self, images: Array) -> None:
         """Fills the rows with what lies under the windows of images (C, H, W, n)."""
@@ -297,7 +298,7 @@ class Product(NamedTuple):
     """Some rows of the products of a Folding: the weights in these columns of the matrix times these windows of dy."""
 
     columns: slice
-    windows: "Windows"
+    windows: "Windows | Together"
     out: Array
     copied: Array | None  # where a product of all rows together is copied to from `out`
 
@@ -310,13 +311,11 @@ def products(g: Geometry, dy_rows: Array, rows: Array, pieces: int, together: bo
         for i, count, first, last in runs(share, dy_rows.shape[1]):
             row, out = share.top + i + first * share.dilation, of_share[:, i : i + count]
             columns = slice(offset + first * g.features, offset + last * g.features)
-            name = "windows of dy" if together else None
-            windows = Windows(dy_rows, row, last - first, 1, share.dilation, count, pieces, name)
+            windows = Windows(dy_rows, row, last - first, 1, share.dilation, count, pieces)
             if together:
                 groups, _, k, m = out.shape
-                yield Product(
-                    columns, windows, side_by_side(scratch("product", (groups, k, count, m), rows.dtype)), out
-                )
+                whole = side_by_side(scratch("product", (groups, k, count, m), rows.dtype))
+                yield Product(columns, Together(windows, "windows of dy"), whole, out)
             else:
                 yield Product(columns, windows, in_pieces(out, pieces), None)
         offset += len(share.places) * g.features
@@ -332,30 +331,36 @@ class Windows:
     """Windows of k rows over rows (groups, H, C, m): window i has rows first + i stride + 0, dilation, 2 dilation...
 
     A call gives them as (groups, count, pieces, k C, m / pieces): overlapping in memory where their rows follow each
-    other, else copied. With the name of a work array they are copied there, as one matrix (groups, 1, 1, k C, count m).
+    other, else copied.
     """
 
-    def __init__(
-        self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int, pieces: int, name: str | None
-    ) -> None:
+    def __init__(self, rows: Array, first: int, k: int, stride: int, dilation: int, count: int, pieces: int) -> None:
         groups, _, c, m = rows.shape
-        self._rows, self._shape, self._pieces = rows, (groups, count, k * c, m), pieces
+        self.shape, self.dtype = (groups, count, k * c, m), rows.dtype
+        self._rows, self._pieces = rows, pieces
         self._places = first + np.arange(count)[:, None] * stride + np.arange(k) * dilation
-        self._view = self._together = None
+        self._view = None
         if k and (dilation == 1 or k == 1):  # no rows, k = 0, may lie beyond the array
             group, row, *inner = rows.strides
-            self._view = in_pieces(view(rows, first * row, self._shape, (group, row * stride, *inner)), pieces)
-        if name is not None:
-            self._together = scratch(name, (groups, k * c, count, m), rows.dtype)
+            self._view = in_pieces(view(rows, first * row, self.shape, (group, row * stride, *inner)), pieces)
 
     def __call__(self) -> Array:
-        windows = self._view
-        if windows is None:
-            windows = in_pieces(self._rows[:, self._places].reshape(self._shape), self._pieces)
-        if self._together is None:
-            return windows
-        np.copyto(self._together, windows[:, :, 0].swapaxes(1, 2))
-        return side_by_side(self._together)
+        if self._view is not None:
+            return self._view
+        return in_pieces(self._rows[:, self._places].reshape(self.shape), self._pieces)
+
+
+class Together:
+    """Windows in one piece, which a call copies to a work array of this name as one matrix (groups, 1, 1, k C, count m)."""
+
+    def __init__(self, windows: Windows, name: str) -> None:
+        groups, count, k, m = windows.shape
+        self._windows, self._copy = windows, scratch(name, (groups, k, count, m), windows.dtype)
+        self._matrix = side_by_side(self._copy)
+
+    def __call__(self) -> Array:
+        np.copyto(self._copy, self._windows()[:, :, 0].swapaxes(1, 2))
+        return self._matrix
 
 
 @functools.lru_cache(maxsize=256)
