@@ -50,7 +50,10 @@ def primitive(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             except (RuntimeError, TypeError):  # which torch raises where there is no memory to look at
                 if has_plain_memory(flat(arguments) if has_lists else arguments):
                     raise
-            return operator(*arguments)
+            try:
+                return operator(*arguments)
+            except NotImplementedError as error:  # torch's goes on for a page, on how an operator is registered
+                raise NotImplementedError(str(error).partition(". ")[0]) from None
 
         @functools.wraps(fake)  # torch.compile counts the arguments
         @shown_as(name)

@@ -224,7 +224,7 @@ def is_overwritable(input: Tensor) -> bool:
     """
     if is_compiling() or tangent_may_come() or input._is_view() or (input.requires_grad and input.is_leaf):
         return False
-    if input.is_inference() and not torch.is_inference_mode_enabled():
+    if input.layout != torch.strided or (input.is_inference() and not torch.is_inference_mode_enabled()):
         return False
     return input.is_contiguous() or (input.dim() == 4 and is_batch_innermost(input))
 
