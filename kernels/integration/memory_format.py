@@ -37,6 +37,16 @@ def is_batch_innermost(images: Tensor) -> bool:
     return n > 1 and c * h * w > 1 and images.stride() == (1, h * w * n, w * n, n)
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor's elements lie in memory without gaps, each in a place of its own, in whatever order."""
+    distance = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != distance:
+            return False
+        distance *= size
+    return True
+
+
 def by_channel(images: Tensor) -> Tensor:
     """(N, C, H, W) images as one contiguous image (1, C, H, W N): a view of those that lie with the batch innermost."""
     n, c, h, w = images.shape

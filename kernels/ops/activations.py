@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from kernels.backend import chosen
 from kernels.integration.autograd import Function, constant_in, differentiable, tangent_may_come, total
-from kernels.integration.memory_format import is_batch_innermost
+from kernels.integration.memory_format import is_dense
 from kernels.integration.primitive import primitive
 from kernels.ops.arguments import check_tensors
 
@@ -226,7 +226,7 @@ def is_overwritable(input: Tensor) -> bool:
         return False
     if input.layout != torch.strided or (input.is_inference() and not torch.is_inference_mode_enabled()):
         return False
-    return input.is_contiguous() or (input.dim() == 4 and is_batch_innermost(input))
+    return input.is_contiguous() or is_dense(input)
 
 
 def sigmoid(input: Tensor) -> Tensor:

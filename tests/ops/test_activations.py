@@ -74,6 +74,7 @@ def test_derivatives(function: Any) -> None:
 LAYOUTS = {
     "contiguous": lambda x: x,
     "batch innermost": lambda x: x.permute(1, 2, 3, 0).clone(memory_format=torch.contiguous_format).permute(3, 0, 1, 2),
+    "channels_last": lambda x: x.clone(memory_format=torch.channels_last),
     "with gaps": lambda x: x.repeat(1, 1, 1, 2)[..., ::2],
     "empty": lambda x: x[:0].clone(),
 }
@@ -96,6 +97,13 @@ def test_relu_in_place(layout: str, dtype: torch.dtype, mode: Any) -> None:
         assert F.relu(ours, inplace=True) is ours
         assert torch.equal(ours.nan_to_num(7), torch.relu_(theirs).nan_to_num(7)) and ours.data_ptr() == address
         assert mode is torch.inference_mode or ours._version > version
+
+
+def test_autograd_sees_relu_in_place_as_one_operation_in_any_dense_order() -> None:
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    for layout in ("contiguous", "batch innermost", "channels_last"):
+        y = F.relu(LAYOUTS[layout](x) * 2, inplace=True)
+        assert type(y.grad_fn).__name__ == "ReluInPlaceBackward"
 
 
 def test_relu_in_place_is_refused_where_torch_refuses_it() -> None:
