@@ -46,6 +46,8 @@ def test_sizes(shape: tuple[int, ...], dim: int) -> None:
         [math.inf, 0.0, 1.0],
         [math.nan, 0.0, 1.0],
         [6e4, 6e4, 6e4],
+        [-200.0, -200.0, -201.0],  # all exponentials vanish, in float32
+        [95.0, 94.0, 95.0],  # they are infinite
     ),
     ids=str,
 )
