@@ -18,6 +18,7 @@ from kernels.numpy.workspaces import KEPT_BYTES, Array, workspace
 from kernels.sizes import Pair
 
 EMPTY = np.empty(0)
+LONG_ROW = 256  # numbers, for which NumPy's loops take as long to add as to copy; it is slow to begin one
 
 
 def conv2d_forward(
@@ -27,6 +28,25 @@ def conv2d_forward(
     g = geometry(input.shape[2:], weight.shape, stride, padding, dilation, groups)
     if is_pointwise(g):
         return pointwise_forward(input, weight, bias, g)
+    if has_mirror(g) and is_folded(g, len(input)):
+        return folded(input, turned(weight, g), bias, mirrored(g))
+    return lowered(input, weight, bias, g)
+
+
+def conv2d_input_grad(
+    dy: Array, weight: Array, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
+    """dx (N, C, H, W) of dy (N, O, OH, OW)."""
+    g = geometry(input_size, weight.shape, stride, padding, dilation, groups)
+    if is_pointwise(g):
+        return pointwise_input_grad(dy, weight, g)
+    if has_mirror(g) and not is_folded(mirrored(g), len(dy)):
+        return lowered(dy, turned(weight, g), None, mirrored(g))
+    return folded(dy, weight, None, g)
+
+
+def lowered(input: Array, weight: Array, bias: Array | None, g: Geometry) -> Array:
+    """y (N, O, OH, OW) of input (N, C, H, W), which is lowered."""
     memory, y = batch_innermost((input.shape[0], weight.shape[0], *g.out), input.dtype)
     images = images_of(input, "images")
 
@@ -42,24 +62,18 @@ def conv2d_forward(
     return y
 
 
-def conv2d_input_grad(
-    dy: Array, weight: Array, input_size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Array:
-    """dx (N, C, H, W) of dy (N, O, OH, OW)."""
-    g = geometry(input_size, weight.shape, stride, padding, dilation, groups)
-    if is_pointwise(g):
-        return pointwise_input_grad(dy, weight, g)
-    if is_quicker_as_forward(g, len(dy)):  # of dy with each window turned around
-        turned = weight.reshape(groups, g.features, g.channels, *g.kernel)[..., ::-1, ::-1].swapaxes(1, 2)
-        turned = np.ascontiguousarray(turned.reshape(groups * g.channels, g.features, *g.kernel))  # else no BLAS
-        return conv2d_forward(dy, turned, None, stride, g.padding_of_gradient, dilation, groups)
-    memory, dx = batch_innermost((dy.shape[0], groups * g.channels, *g.size), dy.dtype)
+def folded(dy: Array, weight: Array, bias: Array | None, g: Geometry) -> Array:
+    """dx (N, C, H, W) of dy (N, O, OH, OW), folded from products of dy; a bias (C) is added."""
+    memory, dx = batch_innermost((dy.shape[0], g.groups * g.channels, *g.size), dy.dtype)
     dimages = images_of(dy, "gradient")
 
     def write_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
         tile = workspace(kind, band.g, at.stop - at.start, dy.dtype)
         tile.take_dy(dimages[part.outputs, band.y, :, at])
-        tile.write_input_grad(matrix, memory[part.inputs, band.x, :, at])
+        dx_of_band = memory[part.inputs, band.x, :, at]
+        tile.write_input_grad(matrix, dx_of_band)
+        if bias is not None:
+            np.add(dx_of_band, bias[part.inputs, None, None, None], out=dx_of_band)
 
     for part in parts(g, min(TILE, len(dy)) * dy.itemsize):
         kind = kind_of_tile(part.g, len(dy))
@@ -110,11 +124,27 @@ def images_of(batch: Array, name: str) -> Array:
     return innermost(images, name) if BYTES < batch.nbytes <= KEPT_BYTES else images
 
 
-def is_quicker_as_forward(g: Geometry, n: int) -> bool:
-    """Whether lowering dy is quicker than folding dx: dy has fewer maps, and no rows or columns of zeros around it."""
-    if g.stride != (1, 1) or min(g.padding_of_gradient) < 0 or is_filtered(g, n):
+def has_mirror(g: Geometry) -> bool:
+    """Whether y is also an input gradient, and dx a convolution of dy, without rows and columns of zeros around them."""
+    return g.stride == (1, 1) and g.out == g.size
+
+
+def mirrored(g: Geometry) -> Geometry:
+    """The convolution of dy whose result is dx, and whose input gradient is y; its weights are those of `turned`."""
+    return geometry(g.size, (g.groups * g.channels, g.features, *g.kernel), g.stride, g.padding, g.dilation, g.groups)
+
+
+def turned(weight: Array, g: Geometry) -> Array:
+    """Each window turned around, from maps of y to maps of x."""
+    windows = weight.reshape(g.groups, g.features, g.channels, *g.kernel)[..., ::-1, ::-1].swapaxes(1, 2)
+    return np.ascontiguousarray(windows.reshape(g.groups * g.channels, g.features, *g.kernel))  # else no BLAS
+
+
+def is_folded(g: Geometry, n: int) -> bool:
+    """Whether folding y is quicker than lowering x: for KW columns of a window, one adds maps of y, the other copies maps of x."""
+    if is_filtered(g, n) or g.channels == g.features == 1:
         return False
-    return g.channels == g.features == 1 or (g.channels > g.features and g.out == g.size)
+    return g.features * max(1, LONG_ROW // max(1, g.out[1] * n)) <= g.channels
 
 
 def sum_of_splits(splits: list[Array], shape: tuple[int, ...], dtype: Any) -> Array:

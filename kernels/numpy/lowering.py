@@ -26,6 +26,7 @@ SHORTEST_PIECE = 64  # columns of a product that is cut into small ones
 NARROW = 48  # columns of products, that are too few to read many weights for
 MANY_WEIGHTS = 1 << 15
 MOST_TOGETHER = 1 << 20  # numbers under all windows, which are copied where products are narrow
+COPIED = 1 << 15  # numbers of y, that are copied in less time than it takes to make a view of the result
 WIDE = 16  # rows to transpose, at least
 
 
@@ -113,12 +114,11 @@ class Tile:
 
     def __init__(self, g: Geometry, n: int, dtype: Any) -> None:
         (oh, ow), self.g = g.out, g
-        together = are_together(g, n)
-        pieces = 1 if together else pieces_of(ow * n, g.multiplications_per_row // ow)
+        self._together = together = are_together(g, n)
+        self._pieces = pieces = 1 if together else pieces_of(ow * n, g.multiplications_per_row // ow)
         self._lowering = Lowering(g, n, dtype, pieces, together)
-        y = scratch("y", (g.groups, g.features, oh, ow * n), dtype)
-        self._y_pieces = side_by_side(y) if together else in_pieces(y.transpose(0, 2, 1, 3), pieces)
-        self.y = y.reshape(-1, oh, ow, n)
+        self.y = scratch("y", (g.groups * g.features, oh, ow, n), dtype)
+        self._y_pieces = self._in_pieces(self.y)
         self.dy = scratch("dy", (g.groups, oh, g.features, ow, n), dtype)
         dy_rows = self.dy.reshape(g.groups, oh, g.features, ow * n)
         self._folding = Folding(g, n, dtype, dy_rows, pieces, together)
@@ -160,14 +160,28 @@ class Tile:
         return by_window(self.dy.swapaxes(1, 2))
 
     def convolve(self, images: Array, matrix: Array) -> Array:
-        """y (O, OH, OW, n) of images (C, H, W, n)."""
-        self._lowering.fill(images)
-        np.matmul(matrix, self._lowering.windows(), out=self._y_pieces)
+        """`y` (O, OH, OW, n) of images (C, H, W, n)."""
+        self._multiply(images, matrix, self._y_pieces)
         return self.y
 
     def write_y(self, images: Array, matrix: Array, bias: Array | None, out: Array) -> None:
         """Writes y (O, OH, OW, n) of images (C, H, W, n), with its bias (O), to `out`."""
-        np.add(self.convolve(images, matrix), ZERO if bias is None else bias[:, None, None, None], out=out)
+        if out.size > COPIED and out.strides[2] == out.shape[3] * out.itemsize:  # rows follow each other, of all images
+            self._multiply(images, matrix, self._in_pieces(out))
+            if bias is not None:
+                np.add(out, bias[:, None, None, None], out=out)
+        else:
+            np.add(self.convolve(images, matrix), ZERO if bias is None else bias[:, None, None, None], out=out)
+
+    def _multiply(self, images: Array, matrix: Array, y_pieces: Array) -> None:
+        self._lowering.fill(images)
+        np.matmul(matrix, self._lowering.windows(), out=y_pieces)
+
+    def _in_pieces(self, y: Array) -> Array:
+        """A view of y (O, OH, OW, n), whose rows follow each other, as the products that fill it."""
+        _, oh, ow, n = y.shape
+        rows = y.reshape(self.g.groups, self.g.features, oh, ow * n)
+        return side_by_side(rows) if self._together else in_pieces(rows.transpose(0, 2, 1, 3), self._pieces)
 
     def take_dy(self, dimages: Array) -> None:
         """Fills `dy` from the gradient (O, OH, OW, n)."""

@@ -8,7 +8,7 @@ import torch
 from judge import CONV2D, check, exact
 
 import kernels.functional as F
-from kernels.numpy import bands, lowering, workspaces
+from kernels.numpy import bands, conv2d, lowering, workspaces
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +52,23 @@ GEOMETRIES = (
 )
 
 
-@pytest.mark.parametrize("of_a_band", (1, 1 << 14))
+@pytest.mark.parametrize(("of_a_band", "copied"), ((1, 0), (1 << 14, 0), (1 << 14, 1 << 20)))
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize(("maps", "weight"), ((6, (6, 1, 3, 2)), (6, (12, 2, 2, 3)), (3, (4, 3, 3, 3))), ids=str)
 @pytest.mark.parametrize("batch", (1, 70))
 @pytest.mark.usefixtures("poisoned")
 def test_parts_of_the_groups_and_bands_of_the_rows(
-    monkeypatch: pytest.MonkeyPatch, batch: int, maps: int, weight: Any, geometry: dict[str, Any], of_a_band: int
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    maps: int,
+    weight: Any,
+    geometry: dict[str, Any],
+    of_a_band: int,
+    copied: int,
 ) -> None:
     """Some rows of x are in no window, some windows in the padding alone."""
     monkeypatch.setattr(bands, "BYTES", of_a_band)
+    monkeypatch.setattr(lowering, "COPIED", copied)
     check_exactly((batch, maps, 12, 13), weight, groups=maps // weight[1], **geometry)
 
 
@@ -75,19 +82,45 @@ def test_bands_cover_all_rows_once(cut: Any) -> None:
     assert len({band.g for band in found}) < len(found)
 
 
+@pytest.mark.parametrize("long_row", (1, 1 << 20), ids=("folded", "lowered"))
+@pytest.mark.parametrize("of_a_band", (1, 1 << 20))
 @pytest.mark.parametrize(
     ("maps", "weight", "geometry"),
     (
         (6, (2, 6, 3, 3), {"padding": 1}),
-        (6, (4, 3, 3, 5), {"padding": (1, 2), "groups": 2}),
-        (4, (3, 4, 5, 3), {"padding": (4, 1), "dilation": (2, 1)}),
+        (4, (4, 2, 3, 5), {"padding": (1, 2), "groups": 2}),
+        (3, (4, 3, 5, 3), {"padding": (4, 1), "dilation": (2, 1)}),
+        (2, (2, 1, 3, 3), {"padding": 1, "groups": 2}),
     ),
     ids=str,
 )
+@pytest.mark.parametrize("batch", (9, 70))
 @pytest.mark.usefixtures("poisoned")
-def test_input_gradient_as_a_convolution_of_dy(maps: int, weight: tuple[int, ...], geometry: dict[str, Any]) -> None:
-    """Where y has fewer maps, and the size of the image."""
-    check_exactly((9, maps, 7, 8), weight, **geometry)
+def test_images_that_keep_their_size(
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    maps: int,
+    weight: Any,
+    geometry: dict[str, Any],
+    of_a_band: int,
+    long_row: int,
+) -> None:
+    """Their convolution is an input gradient, and their input gradient a convolution, with as many, more or fewer maps."""
+    monkeypatch.setattr(bands, "BYTES", of_a_band)
+    monkeypatch.setattr(conv2d, "LONG_ROW", long_row)
+    monkeypatch.setattr(lowering, "COPIED", 0)
+    check_exactly((batch, maps, 7, 8), weight, **geometry)
+
+
+def test_which_convolutions_are_folded() -> None:
+    def is_folded(maps: int, of_y: int, columns: int, groups: int = 1) -> bool:
+        weight = (of_y, maps // groups, 3, 3)
+        return conv2d.is_folded(lowering.geometry((columns, columns), weight, (1, 1), (1, 1), (1, 1), groups), 32)
+
+    assert is_folded(16, 16, 32) and is_folded(32, 16, 32) and not is_folded(16, 32, 32)
+    assert is_folded(16, 8, 4) and not is_folded(16, 16, 4)  # rows of 128
+    assert not is_folded(64, 64, 32)  # filtered
+    assert not is_folded(8, 8, 32, groups=8)
 
 
 def test_how_many_parts() -> None:
@@ -111,10 +144,13 @@ def test_pieces_and_transposing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("batch", (1, 3))
+@pytest.mark.parametrize(("batch", "copied"), ((1, 0), (3, 1 << 20)))
 @pytest.mark.usefixtures("poisoned")
-def test_narrow_rows_of_windows_together(monkeypatch: pytest.MonkeyPatch, batch: int, geometry: dict[str, Any]) -> None:
+def test_narrow_rows_of_windows_together(
+    monkeypatch: pytest.MonkeyPatch, batch: int, copied: int, geometry: dict[str, Any]
+) -> None:
     monkeypatch.setattr(lowering, "MANY_WEIGHTS", 1)
+    monkeypatch.setattr(lowering, "COPIED", copied)
     check_exactly((batch, 4, 12, 13), (6, 2, 3, 2), groups=2, **geometry)
 
 
