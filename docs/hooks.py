@@ -1,7 +1,7 @@
 """MkDocs hook: quotes source and results, so that no page holds a copy of them, makes a page of each linked file, and
 turns formulas into MathML, which a browser shows without a script.
 
-A line `[source: Folding.fold](../kernels/numpy/lowering.py)` in a page becomes that object's code, also that of a function or
+A line `[source: Folding.fold](../kernels/numpy/folding.py)` in a page becomes that object's code, also that of a function or
 struct in a .cu or .cuh file; `[table: caption](../benchmarks/results/FILE.csv)` becomes a table. The same lines are working
 links where the page is read in the repository.
 """

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from typing import NamedTuple
 
-from kernels.numpy.lowering import Geometry, geometry
+from kernels.numpy.geometry import Geometry, geometry
 from kernels.numpy.threads import even_slices
 from kernels.sizes import cdiv, even
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from kernels.numpy.arrays import batch_innermost, innermost
 from kernels.numpy.bands import BYTES, Band, Part, bands_of_x, bands_of_y, parts, whole
-from kernels.numpy.lowering import Geometry, Tile, geometry
+from kernels.numpy.geometry import Geometry, geometry
 from kernels.numpy.pointwise import is_pointwise, pointwise_forward, pointwise_input_grad, pointwise_weight_grad
 from kernels.numpy.threads import TILE, for_each_product, tiles
+from kernels.numpy.tile import Tile
 from kernels.numpy.winograd import WinogradTile, is_filtered
 from kernels.numpy.workspaces import KEPT_BYTES, Array, workspace
 from kernels.sizes import Pair

@@ -12,8 +12,9 @@ import numpy as np
 from kernels.numpy import max_pool2d
 from kernels.numpy.arrays import BITS, ZERO, batch_innermost, staged
 from kernels.numpy.conv2d import EMPTY, sum_of_splits
-from kernels.numpy.lowering import Geometry, Tile, geometry
+from kernels.numpy.geometry import Geometry, geometry
 from kernels.numpy.threads import both, for_each_product, tiles
+from kernels.numpy.tile import Tile
 from kernels.numpy.winograd import WinogradTileOfWindows, is_filtered
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair

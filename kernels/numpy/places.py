@@ -7,7 +7,7 @@ longer: the products are of larger matrices, and pooling compares whole arrays. 
 So an infinity may make NaN here where it should not: whoever finds NaN asks the operations' own functions.
 
 Images are (C, H, W, n), with the batch innermost; PH = OH // 2, PW = OW // 2. Work arrays and views are made once.
-Products are cut into pieces, and the gradient transposed, for OpenBLAS's code for small matrices, as in lowering.py.
+Products are cut into pieces, and the gradient transposed, for OpenBLAS's code for small matrices, as in tile.py.
 """
 
 import itertools
@@ -18,7 +18,8 @@ import numpy as np
 
 from kernels.numpy.arrays import ZERO
 from kernels.numpy.blas import SMALL_PRODUCT
-from kernels.numpy.lowering import in_pieces, inside, pieces_of, view
+from kernels.numpy.folding import inside
+from kernels.numpy.lowering import in_pieces, pieces_of, view
 from kernels.numpy.workspaces import Array, scratch
 from kernels.sizes import Pair, cdiv
 

@@ -6,8 +6,8 @@ With a stride only every so many pixels count; the gradient of the others is zer
 import numpy as np
 
 from kernels.numpy.arrays import batch_innermost, copy_innermost
+from kernels.numpy.geometry import Geometry
 from kernels.numpy.linear import linear_forward, linear_input_grad, linear_weight_grad
-from kernels.numpy.lowering import Geometry
 from kernels.numpy.workspaces import Array
 from kernels.sizes import Pair
 

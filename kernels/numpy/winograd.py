@@ -20,8 +20,10 @@ import numpy as np
 
 from kernels.numpy.arrays import innermost
 from kernels.numpy.blas import SUMS_OF_TRANSPOSED
-from kernels.numpy.lowering import Geometry, Tile, by_window, edges, in_pieces, pieces_of, sum_of_pixels
+from kernels.numpy.geometry import Geometry
+from kernels.numpy.lowering import edges, in_pieces, pieces_of
 from kernels.numpy.threads import even_slices, for_each
+from kernels.numpy.tile import Tile, by_window, sum_of_pixels
 from kernels.numpy.workspaces import Array, scratch, workspace
 from kernels.sizes import Pair, cdiv, even
 

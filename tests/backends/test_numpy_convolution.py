@@ -8,7 +8,8 @@ import torch
 from judge import CONV2D, check, exact
 
 import kernels.functional as F
-from kernels.numpy import bands, conv2d, lowering, workspaces
+from kernels.numpy import bands, conv2d, lowering, tile, workspaces
+from kernels.numpy.geometry import geometry as sizes
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +69,13 @@ def test_parts_of_the_groups_and_bands_of_the_rows(
 ) -> None:
     """Some rows of x are in no window, some windows in the padding alone."""
     monkeypatch.setattr(bands, "BYTES", of_a_band)
-    monkeypatch.setattr(lowering, "COPIED", copied)
+    monkeypatch.setattr(tile, "COPIED", copied)
     check_exactly((batch, maps, 12, 13), weight, groups=maps // weight[1], **geometry)
 
 
 @pytest.mark.parametrize("cut", (bands.bands_of_x, bands.bands_of_y))
 def test_bands_cover_all_rows_once(cut: Any) -> None:
-    g = lowering.geometry((32, 32), (16, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+    g = sizes((32, 32), (16, 16, 3, 3), (1, 1), (1, 1), (1, 1), 1)
     found = cut(g, 4 * 32)
     rows = [band.x if cut is bands.bands_of_x else band.y for band in found]
     assert 2 < len(found) < 32 and rows[0].start == 0 and rows[-1].stop == 32
@@ -108,14 +109,14 @@ def test_images_that_keep_their_size(
     """Their convolution is an input gradient, and their input gradient a convolution, with as many, more or fewer maps."""
     monkeypatch.setattr(bands, "BYTES", of_a_band)
     monkeypatch.setattr(conv2d, "LONG_ROW", long_row)
-    monkeypatch.setattr(lowering, "COPIED", 0)
+    monkeypatch.setattr(tile, "COPIED", 0)
     check_exactly((batch, maps, 7, 8), weight, **geometry)
 
 
 def test_which_convolutions_are_folded() -> None:
     def is_folded(maps: int, of_y: int, columns: int, groups: int = 1) -> bool:
         weight = (of_y, maps // groups, 3, 3)
-        return conv2d.is_folded(lowering.geometry((columns, columns), weight, (1, 1), (1, 1), (1, 1), groups), 32)
+        return conv2d.is_folded(sizes((columns, columns), weight, (1, 1), (1, 1), (1, 1), groups), 32)
 
     assert is_folded(16, 16, 32) and is_folded(32, 16, 32) and not is_folded(16, 32, 32)
     assert is_folded(16, 8, 4) and not is_folded(16, 16, 4)  # rows of 128
@@ -125,7 +126,7 @@ def test_which_convolutions_are_folded() -> None:
 
 def test_how_many_parts() -> None:
     def groups(maps: int, size: int, bytes_per_number: int) -> list[int]:
-        g = lowering.geometry((size, size), (maps, 1, 3, 3), (1, 1), (1, 1), (1, 1), maps)
+        g = sizes((size, size), (maps, 1, 3, 3), (1, 1), (1, 1), (1, 1), maps)
         cut = bands.parts(g, bytes_per_number)
         assert [part.inputs.start for part in cut[1:]] == [part.inputs.stop for part in cut[:-1]]
         return [part.g.groups for part in cut]
@@ -138,7 +139,8 @@ def test_how_many_parts() -> None:
 @pytest.mark.usefixtures("poisoned")
 def test_pieces_and_transposing(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pays where OpenBLAS has code for small matrices is right elsewhere, too."""
-    monkeypatch.setattr(lowering, "SMALL_PRODUCT", 10**6)
+    for module in (lowering, tile):
+        monkeypatch.setattr(module, "SMALL_PRODUCT", 10**6)
     assert lowering.pieces_of(1024, 2304) == 4
     check_exactly((32, 16, 8, 32), (16, 16, 3, 3), padding=1)
 
@@ -149,15 +151,15 @@ def test_pieces_and_transposing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_narrow_rows_of_windows_together(
     monkeypatch: pytest.MonkeyPatch, batch: int, copied: int, geometry: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(lowering, "MANY_WEIGHTS", 1)
-    monkeypatch.setattr(lowering, "COPIED", copied)
+    monkeypatch.setattr(tile, "MANY_WEIGHTS", 1)
+    monkeypatch.setattr(tile, "COPIED", copied)
     check_exactly((batch, 4, 12, 13), (6, 2, 3, 2), groups=2, **geometry)
 
 
 def test_which_rows_of_windows_are_together() -> None:
     def are_together(n: int, size: int, maps: int) -> bool:
-        g = lowering.geometry((size, size), (maps, maps, 3, 3), (1, 1), (1, 1), (1, 1), 1)
-        return lowering.are_together(g, n)
+        g = sizes((size, size), (maps, maps, 3, 3), (1, 1), (1, 1), (1, 1), 1)
+        return tile.are_together(g, n)
 
     assert are_together(1, 14, 256) and are_together(3, 14, 128)
     assert not are_together(4, 14, 256)  # a row has 56 columns

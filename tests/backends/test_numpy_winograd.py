@@ -8,7 +8,8 @@ from judge import CONV2D, CONV2D_RELU_MAX_POOL2D, check, exact
 
 import kernels.functional as F
 from kernels.numpy import conv2d, conv2d_relu_max_pool2d, winograd
-from kernels.numpy.lowering import Tile, geometry
+from kernels.numpy.geometry import geometry
+from kernels.numpy.tile import Tile
 from kernels.numpy.winograd import WinogradTile, WinogradTileOfWindows
 
 BOTH = pytest.mark.parametrize("operation", (CONV2D, CONV2D_RELU_MAX_POOL2D), ids=("conv2d", "conv2d_relu_max_pool2d"))

@@ -22,7 +22,7 @@ import kernels.nn
 import kernels.ops
 from kernels.backend import NAMES
 from kernels.check.operations import LAYOUTS
-from kernels.numpy.lowering import Tile
+from kernels.numpy.tile import Tile
 
 OPERATORS = {
     name.removeprefix("lenet_kernels::"): getattr(torch.ops.lenet_kernels, name.removeprefix("lenet_kernels::")).default
