@@ -18,7 +18,7 @@ Shape = Sequence[int]
 operators = torch.ops.lenet_kernels
 
 
-@register_flop_formula(operators.conv2d_forward)
+@register_flop_formula([operators.conv2d_forward, operators.conv2d_relu_forward])
 def conv2d_forward(input: Shape, weight: Shape, *_: Any, out_shape: Shape) -> int:
     return 2 * prod(out_shape) * prod(weight[1:])
 

@@ -7,6 +7,7 @@ import torch.nn.functional as _torch
 from kernels.integration.mirror import torch_attribute
 from kernels.ops.activations import relu, sigmoid, step
 from kernels.ops.conv2d import conv2d
+from kernels.ops.conv2d_relu import conv2d_relu
 from kernels.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d
 from kernels.ops.conv_transpose2d import conv_transpose2d
 from kernels.ops.cross_entropy import cross_entropy
@@ -17,6 +18,7 @@ from kernels.ops.softmax import softmax
 
 __all__ = [
     "conv2d",
+    "conv2d_relu",
     "conv2d_relu_max_pool2d",
     "conv_transpose2d",
     "cross_entropy",

@@ -67,10 +67,16 @@ def ceil_padding(size: Any, kernel_size: Any, stride: Any, padding: Any, dilatio
     return [max((o - 1) * s + d * (k - 1) + 1 - n - p, 0) for n, o, k, s, p, d in lengths]
 
 
+def conv2d_relu_forward(
+    input: Any, weight: Any, bias: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int, backend: str
+) -> Any:
+    return op.Relu(conv2d_forward(input, weight, bias, stride, padding, dilation, groups, backend))
+
+
 def conv2d_relu_max_pool2d_forward(
     input: Any, weight: Any, bias: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int, backend: str
 ) -> Any:
-    y = op.Relu(conv2d_forward(input, weight, bias, stride, padding, dilation, groups, backend))
+    y = conv2d_relu_forward(input, weight, bias, stride, padding, dilation, groups, backend)
     pooled, positions = max_pool2d_forward(y, False, *WINDOWS, backend)
     return pooled, op.Where(op.Greater(pooled, op.CastLike(0, pooled)), positions, op.CastLike(255, positions))
 
@@ -154,6 +160,7 @@ TRANSLATIONS = {
         conv2d_forward,
         conv2d_input_grad,
         max_pool2d_forward,
+        conv2d_relu_forward,
         conv2d_relu_max_pool2d_forward,
         linear_forward,
         relu_forward,

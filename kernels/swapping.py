@@ -64,8 +64,8 @@ def swap(model: torch.nn.Module) -> SwapReport:
 
     A replaced module stays the same object: its parameters, buffers, hooks and training mode are untouched, and
     optimisers keep working. A subclass is replaced where it computes by torch's forward, and stays an instance of its class.
-    An nn.Sequential becomes ours too, which joins Conv2d, ReLU and MaxPool2d(2), and Linear and an activation; like all
-    containers it is not listed. Raises TypeError for what is no Module.
+    An nn.Sequential becomes ours too, which joins Conv2d and ReLU, with MaxPool2d(2) or without, and Linear and an
+    activation; like all containers it is not listed. Raises TypeError for what is no Module.
 
     Tools that look for torch's own classes do not find them: quantization, `fuse_modules` and `torch.onnx.export(dynamo=False)`
     want `unswap` first, and `torch.onnx.export(dynamo=True)` our table, `kernels.onnx.TRANSLATIONS`.

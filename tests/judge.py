@@ -261,18 +261,23 @@ def _then_sum_pool2d(*args: Any, **kwargs: Any) -> Tensor:
     return theirs.avg_pool2d(theirs.conv2d(*args, **kwargs), 2, divisor_override=1)
 
 
-def _then_relu(*args: Any, **kwargs: Any) -> Tensor:
+def then_relu(*args: Any, **kwargs: Any) -> Tensor:
+    return theirs.relu(theirs.conv2d(*args, **kwargs))
+
+
+def _linear_then_relu(*args: Any, **kwargs: Any) -> Tensor:
     return theirs.relu(theirs.linear(*args, **kwargs))
 
 
 CONV2D = Operation(ours.conv2d, theirs.conv2d, multilinear, has_formulas=True)
+CONV2D_RELU = Operation(ours.conv2d_relu, then_relu, bounded_by(theirs.conv2d), has_formulas=True)
 CONV2D_RELU_MAX_POOL2D = Operation(
     ours.conv2d_relu_max_pool2d, then_relu_max_pool2d, bounded_by(_then_sum_pool2d), has_formulas=True
 )
 CONV_TRANSPOSE2D = Operation(ours.conv_transpose2d, theirs.conv_transpose2d, _conv_transpose2d_sizes, has_formulas=True)
 MAX_POOL2D = Operation(ours.max_pool2d, theirs.max_pool2d, routed, has_formulas=True)
 LINEAR = Operation(ours.linear, theirs.linear, multilinear)
-LINEAR_RELU = Operation(ours.linear_relu, _then_relu, bounded_by(theirs.linear))
+LINEAR_RELU = Operation(ours.linear_relu, _linear_then_relu, bounded_by(theirs.linear))
 RELU = Operation(ours.relu, theirs.relu, routed)
 SIGMOID = Operation(ours.sigmoid, torch.sigmoid, _sigmoid_sizes)
 SOFTMAX = Operation(ours.softmax, theirs.softmax, _softmax_sizes)

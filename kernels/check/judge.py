@@ -143,6 +143,11 @@ def linear_backward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> S
     return [(terms, rounded * total) for terms, total in zip(run(name, (*ones, needed, None)), sums, strict=True)]
 
 
+def conv2d_relu_forward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
+    """ReLU takes no sum further off."""
+    return multilinear("conv2d_forward", inputs, dtype)
+
+
 def conv2d_relu_max_pool2d_forward(name: str, inputs: tuple[Any, ...], dtype: torch.dtype) -> Sizes:
     """A maximum is as far off as the sum of its window that is furthest off."""
     ((terms, magnitude),) = multilinear("conv2d_forward", inputs, dtype)
@@ -242,6 +247,7 @@ SIZES: dict[str, Callable[[str, tuple[Any, ...], torch.dtype], Sizes]] = {
     "conv2d_forward": multilinear,
     "conv2d_input_grad": multilinear,
     "conv2d_weight_grad": multilinear,
+    "conv2d_relu_forward": conv2d_relu_forward,
     "conv2d_relu_max_pool2d_forward": conv2d_relu_max_pool2d_forward,
     "conv2d_relu_max_pool2d_backward": multilinear,
     "max_pool2d_input_grad": multilinear,

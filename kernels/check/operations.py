@@ -61,6 +61,10 @@ def conv2d(tensor: Inputs) -> list[Tensor]:
     return tensor.differentiated(F.conv2d, *inputs, dy="expanded") + convolutions(tensor, F.conv2d)
 
 
+def conv2d_relu(tensor: Inputs) -> list[Tensor]:
+    return convolutions(tensor, F.conv2d_relu)
+
+
 def conv2d_relu_max_pool2d(tensor: Inputs) -> list[Tensor]:
     return convolutions(tensor, F.conv2d_relu_max_pool2d)
 
@@ -285,6 +289,7 @@ class Operation(NamedTuple):
 
 OPERATIONS = {
     "conv2d": Operation(conv2d, exact=True, tf32=True),
+    "conv2d_relu": Operation(conv2d_relu, exact=True, tf32=True),
     "conv2d_relu_max_pool2d": Operation(conv2d_relu_max_pool2d, exact=True, tf32=True),
     "conv_transpose2d": Operation(conv_transpose2d, exact=True, tf32=True),
     "max_pool2d": Operation(max_pool2d, exact=True),

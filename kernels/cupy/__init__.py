@@ -6,7 +6,7 @@ except ImportError as error:
     raise ImportError(f"CuPy is missing: install lenet-kernels[cuda13] or lenet-kernels[cuda12] ({error})") from error
 
 from kernels.cupy.activations import relu_, relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
-from kernels.cupy.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
+from kernels.cupy.conv2d import conv2d_forward, conv2d_input_grad, conv2d_relu_forward, conv2d_weight_grad
 from kernels.cupy.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
 from kernels.cupy.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from kernels.cupy.launch import missing, repeated
@@ -19,6 +19,7 @@ from kernels.cupy.softmax import softmax_backward, softmax_forward
 __all__ = [
     "conv2d_forward",
     "conv2d_input_grad",
+    "conv2d_relu_forward",
     "conv2d_relu_max_pool2d_backward",
     "conv2d_relu_max_pool2d_forward",
     "conv2d_weight_grad",

@@ -65,6 +65,8 @@ using accum = widened<scalar>::type;
 
 __device__ __forceinline__ scalar narrow(accum x) { return narrowing<scalar>::round(x); }
 
+__device__ __forceinline__ accum relu(accum x) { return x <= 0 ? accum(0) : x; }  // NaN stays NaN
+
 // Where the elements of up to five tensors of one shape lie, whatever their strides: dimensions in the memory order of
 // tensor 0, the fastest last, and merged where every tensor allows it. elementwise.py makes it.
 struct Layout {

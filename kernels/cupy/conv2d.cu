@@ -4,7 +4,7 @@
 #include "pixels.cuh"
 #include "convolve.cuh"
 
-// y (N, groups * maps, OH, OW) of x (N, groups * channels, H, W)
+// y, with WITH_RELU relu(y), (N, groups * maps, OH, OW) of x (N, groups * channels, H, W)
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, RESIDENT) conv2d_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y,
     Sizes sizes, Tiling tiling, Strides of_x, WeightStrides of_weight, int64 of_bias
@@ -20,6 +20,13 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, RESIDENT) conv2d_forw
         for (int m = 0; m < MAPS; m++, b += of_bias) {
             const accum value = widen(*b);
             sums[0][0][m] += value, sums[0][1][m] += value, sums[1][0][m] += value, sums[1][1][m] += value;
+        }
+    }
+    if (WITH_RELU) {
+#pragma unroll
+        for (int k = 0; k < 4 * MAPS; k++) {
+            accum& sum = sums[k / 2 % 2][k % 2][k / 4];
+            sum = relu(sum);
         }
     }
     store(y, sums, s, at);

@@ -17,15 +17,31 @@ def conv2d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
+    return convolve(input, weight, bias, False, stride, padding, dilation, groups)
+
+
+def conv2d_relu_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    """relu(y) of the same."""
+    return convolve(input, weight, bias, True, stride, padding, dilation, groups)
+
+
+def convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, with_relu: bool, stride: Pair, padding: Pair, dilation: Pair,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """y (N, O, OH, OW), or relu(y), of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
     geometry = *sizes(input.shape, weight.shape, stride, padding, dilation), groups
     plan = route("forward", *geometry, input.element_size(), has_tensor_cores(input))
     if isinstance(plan, Product):
-        return conv2d_product.forward(plan, input, weight, bias)
+        return conv2d_product.forward(plan, input, weight, bias, with_relu)
     if isinstance(plan, Depthwise):
-        return conv2d_depthwise.forward(plan, input, weight, bias)
+        return conv2d_depthwise.forward(plan, input, weight, bias, with_relu)
     y = input.new_empty(plan.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
-    start(plan, "conv2d", "conv2d_forward", (input, weight, bias, y), [input], weight_strides(weight, groups), of_bias)
+    strides = weight_strides(weight, groups), of_bias
+    start(plan, "conv2d", "conv2d_forward", (input, weight, bias, y), [input], *strides, WITH_RELU=int(with_relu))
     return y
 
 
@@ -79,13 +95,14 @@ def weight_grad(
 
 
 def start(
-    plan: Plan, file: str, kernel: str, arguments: tuple[Any, ...], images: list[Tensor], *strides: Structure | int
-) -> None:
+    plan: Plan, file: str, kernel: str, arguments: tuple[Any, ...], images: list[Tensor], *strides: Structure | int,
+    **constants: Any,
+) -> None:  # fmt: skip
     """Launches a kernel on its pointers, the plan's structures, the strides of its images, and other strides."""
     of_images = [structure(image.stride()) for image in images]
     launch(
         images[0], file, kernel, plan.grid, plan.block, *arguments, plan.sizes, plan.tiling, *of_images, *strides,
-        shared=plan.shared, **plan.constants,
+        shared=plan.shared, **plan.constants, **constants,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 #include "divisor.cuh"
 #include "depthwise.cuh"
 
-// y (N, maps, OH, OW), contiguous, of x (N, channels, H, W).
+// y, with WITH_RELU relu(y), (N, maps, OH, OW), contiguous, of x (N, channels, H, W).
 extern "C" __global__ void __launch_bounds__(BLOCK) conv2d_depthwise_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y, Sizes s, Strides of_x, Strides of_weight, int64 of_bias
 ) {
@@ -19,6 +19,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK) conv2d_depthwise_forward(
     const scalar* plane = x + n * of_x.n + o / M * of_x.c;
     const Source<false> source(plane, of_x, at, s.source_height, s.source_width);
     correlate(sums, source, weight + o * of_weight.n, of_weight.h, of_weight.w);
+    if (WITH_RELU) {
+#pragma unroll
+        for (int r = 0; r < ROWS * COLUMNS; r++) sums[r / COLUMNS][r % COLUMNS] = relu(sums[r / COLUMNS][r % COLUMNS]);
+    }
     store(y, sums, at, s);
 }
 

@@ -9,12 +9,12 @@ from kernels.cupy.launch import launch, structure
 from kernels.cupy.splits import add_splits, partial_sums
 
 
-def forward(plan: Depthwise, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y (N, O, OH, OW)."""
+def forward(plan: Depthwise, input: Tensor, weight: Tensor, bias: Tensor | None, with_relu: bool) -> Tensor:
+    """y (N, O, OH, OW), or relu(y)."""
     y = input.new_empty(plan.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
     operands = input, weight, bias, y, plan.sizes, *strides(input, weight), of_bias
-    start(plan, "conv2d_depthwise", "conv2d_depthwise_forward", input, *operands)
+    start(plan, "conv2d_depthwise", "conv2d_depthwise_forward", input, *operands, WITH_RELU=int(with_relu))
     return y
 
 
@@ -37,10 +37,12 @@ def weight_grad(plan: Depthwise, dy: Tensor, input: Tensor, with_bias: bool) -> 
     return dweight, dbias
 
 
-def start(plan: Depthwise, file: str, kernel: str, source: Tensor, *arguments: Any) -> None:
+def start(plan: Depthwise, file: str, kernel: str, source: Tensor, *arguments: Any, **constants: Any) -> None:
     """Launches a kernel; `source` is the image whose rows a thread goes down."""
     dense = int(source.stride(3) == 1)
-    launch(source, file, kernel, plan.grid, (DEPTHWISE_THREADS,), *arguments, **plan.constants, DENSE=dense)
+    launch(
+        source, file, kernel, plan.grid, (DEPTHWISE_THREADS,), *arguments, **plan.constants, DENSE=dense, **constants
+    )
 
 
 def strides(*tensors: Tensor) -> list[Any]:

@@ -21,7 +21,7 @@ template <typename Place> __device__ __forceinline__ void store_pixels(scalar* t
     }
 }
 
-// y (N, groups * maps, OH, OW), contiguous, of x (N, groups * channels, H, W). Blocks of a pixel's maps follow each other.
+// y, with WITH_RELU relu(y), (N, groups * maps, OH, OW), contiguous, of x (N, groups * channels, H, W). Blocks of a pixel's maps follow each other.
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y, Sizes s, Strides of_x, WeightStrides of_weight,
     int64 of_bias
@@ -49,6 +49,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_for
             const accum value = widen(bias[map * of_bias]);
 #pragma unroll
             for (int e = 0; e < 4; e++) sums.at[e] += value;
+        }
+        if (WITH_RELU) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) sums.at[e] = relu(sums.at[e]);
         }
         store_pixels(y + map * s.plane.divisor, n0 + n, sums, [&](int64 pixel) {
             const int64 image = s.plane.quotient(unsigned(pixel));

@@ -11,13 +11,13 @@ from kernels.cupy.linear import WARPS
 from kernels.cupy.splits import add_splits, partial_sums
 
 
-def forward(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y (N, O, OH, OW)."""
+def forward(product: Product, input: Tensor, weight: Tensor, bias: Tensor | None, with_relu: bool) -> Tensor:
+    """y (N, O, OH, OW), or relu(y)."""
     y = input.new_empty(product.out_shape)
     of_bias = 0 if bias is None else bias.stride(0)
     widths = width_of_windows(weight), width_of_planes(input) if product.pointwise else 1
     operands = input, weight, bias, y, product.sizes, strides(input), strides(weight), of_bias
-    start(product, "conv2d_product", "conv2d_product_forward", widths, *operands)
+    start(product, "conv2d_product", "conv2d_product_forward", widths, *operands, WITH_RELU=int(with_relu))
     return y
 
 
@@ -42,13 +42,13 @@ def weight_grad(product: Product, dy: Tensor, input: Tensor, with_bias: bool) ->
     return dweight, dbias
 
 
-def start(product: Product, file: str, kernel: str, widths: tuple[int, int], *arguments: Any) -> None:
+def start(product: Product, file: str, kernel: str, widths: tuple[int, int], *arguments: Any, **constants: Any) -> None:
     """Launches a kernel; the first two arguments are the operands, and `widths` how many values of them can be read at once."""
     index = "int" if max(span(operand) for operand in arguments[:2]) < 1 << 30 else "int64"
     launch(
         arguments[0], file, kernel, product.grid,
         (32 * WARPS[product.tile] * product.warp_splits,), *arguments, INDEX=index, PADDED=int(product.padded),
-        TILE=product.tile, WARP_SPLITS=product.warp_splits, WIDTH_A=widths[0], WIDTH_B=widths[1], WIDTH_C=product.stored,
+        TILE=product.tile, WARP_SPLITS=product.warp_splits, WIDTH_A=widths[0], WIDTH_B=widths[1], WIDTH_C=product.stored, **constants,
     )  # fmt: skip
 
 

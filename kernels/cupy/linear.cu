@@ -12,7 +12,7 @@
 constexpr int NONE = 0, RELU = 1, SIGMOID = 2, STEP = 3;
 
 __device__ __forceinline__ accum phi(accum z) {
-    if (ACTIVATION == RELU) return z <= 0 ? accum(0) : z;
+    if (ACTIVATION == RELU) return relu(z);
     if (ACTIVATION == SIGMOID) return 1 / (1 + exp(-z));
     if (ACTIVATION == STEP) return accum(z > 0);
     return z;

@@ -15,6 +15,7 @@ from kernels._ops import add_op_namespace_prefix
 from kernels.integration.primitive import library
 from kernels.ops.activations import relu_backward, relu_forward, sigmoid_backward, sigmoid_forward, step_forward
 from kernels.ops.conv2d import conv2d_forward, conv2d_input_grad, conv2d_weight_grad
+from kernels.ops.conv2d_relu import conv2d_relu_forward
 from kernels.ops.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward, conv2d_relu_max_pool2d_forward
 from kernels.ops.cross_entropy import coefficients, cross_entropy_backward, cross_entropy_forward
 from kernels.ops.linear import (
@@ -253,14 +254,19 @@ def pool_gather(samples: int, mapped: list[bool], input: Tensor, positions: Tens
 # --- Convolution: more images where all share the weights, else more groups.
 
 
-@rule(conv2d_forward)
-def convolve(
-    samples: int, mapped: list[bool], input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
-) -> Tensor:
-    if not (mapped[1] or mapped[2]):
-        return out_of_batch(samples, conv2d_forward(*into_batch(input), weight, bias, *geometry))
-    operands = grouped(samples, mapped, input, weight, bias)
-    return out_of_channels(samples, conv2d_forward(*operands, *in_groups(samples, *geometry)))
+def convolution(primitive: Callable[..., Any]) -> None:
+    @rule(primitive)
+    def convolve(
+        samples: int, mapped: list[bool], input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
+    ) -> Tensor:
+        if not (mapped[1] or mapped[2]):
+            return out_of_batch(samples, primitive(*into_batch(input), weight, bias, *geometry))
+        operands = grouped(samples, mapped, input, weight, bias)
+        return out_of_channels(samples, primitive(*operands, *in_groups(samples, *geometry)))
+
+
+for primitive in (conv2d_forward, conv2d_relu_forward):
+    convolution(primitive)
 
 
 @rule(conv2d_input_grad)

@@ -50,18 +50,25 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *dir(_torch)})
 
 
+CONVOLUTIONS = {  # by the epilogue
+    None: functional.conv2d,
+    "relu": functional.conv2d_relu,
+    "relu_max_pool2d": functional.conv2d_relu_max_pool2d,
+}
+
+
 class Conv2d(_torch.Conv2d):
     """torch.nn.Conv2d on our kernels."""
 
     def forward(self, input: Tensor, *, epilogue: str | None = None) -> Tensor:
-        """conv2d of input; epilogue="relu_max_pool2d" applies ReLU and 2x2 max-pooling in the same pass."""
-        if epilogue not in (None, "relu_max_pool2d"):
-            raise ValueError(f"Conv2d: expected epilogue to be None or 'relu_max_pool2d', got {epilogue!r}")
-        convolve = functional.conv2d if epilogue is None else functional.conv2d_relu_max_pool2d
+        """conv2d of input; epilogue="relu" applies ReLU in the same pass, "relu_max_pool2d" also 2x2 max-pooling."""
+        if epilogue not in CONVOLUTIONS:
+            raise ValueError(f"Conv2d: expected epilogue to be None, 'relu' or 'relu_max_pool2d', got {epilogue!r}")
         padding: Any = self.padding
         if self.padding_mode != "zeros":
             input = _torch.functional.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
+        convolve = CONVOLUTIONS[epilogue]
         return convolve(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
@@ -206,7 +213,7 @@ class CrossEntropyLoss(_torch.CrossEntropyLoss):
 
 
 class Sequential(_torch.Sequential):
-    """torch.nn.Sequential that takes Conv2d, ReLU and MaxPool2d(2), or Linear and an activation, in one pass.
+    """torch.nn.Sequential that takes Conv2d and ReLU, with MaxPool2d(2) or without, or Linear and an activation, in one pass.
 
     Only modules of exactly these classes of ours are joined, and none that has hooks or a forward of its own.
     """
@@ -235,6 +242,8 @@ def _passes(modules: list[_torch.Module]) -> Iterator[tuple[_torch.Module, dict[
         kinds = [None if alone or has_hooks(m) or has_own_forward(m) else type(m) for m in modules[:3]]
         if kinds == [Conv2d, ReLU, MaxPool2d] and _halves(modules[2]):
             options, count = {"epilogue": "relu_max_pool2d"}, 3
+        elif kinds[:2] == [Conv2d, ReLU]:
+            options, count = {"epilogue": "relu"}, 2
         elif kinds[0] is Linear and kinds[1:] and kinds[1] in ACTIVATION_OF and modules[0].activation is None:
             options, count = {"activation": ACTIVATION_OF[kinds[1]]}, 2
         yield modules[0], options

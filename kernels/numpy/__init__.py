@@ -19,6 +19,7 @@ from kernels.numpy.elementwise import elementwise
 from kernels.numpy.sgd import sgd as sgd
 
 conv2d_forward = on_arrays(conv2d.conv2d_forward)
+conv2d_relu_forward = on_arrays(conv2d.conv2d_relu_forward)
 conv2d_input_grad = on_arrays(conv2d.conv2d_input_grad)
 conv2d_weight_grad = on_arrays(conv2d.conv2d_weight_grad)
 conv2d_relu_max_pool2d_forward = on_arrays(conv2d_relu_max_pool2d.conv2d_relu_max_pool2d_forward)

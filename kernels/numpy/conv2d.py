@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.numpy.activations import relu_forward
 from kernels.numpy.arrays import batch_innermost, innermost
 from kernels.numpy.bands import BYTES, Band, Part, bands_of_x, bands_of_y, parts, whole
 from kernels.numpy.geometry import Geometry, geometry
@@ -26,12 +27,24 @@ def conv2d_forward(
     input: Array, weight: Array, bias: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Array:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
-    g = geometry(input.shape[2:], weight.shape, stride, padding, dilation, groups)
+    return convolve(input, weight, bias, False, stride, padding, dilation, groups)
+
+
+def conv2d_relu_forward(
+    input: Array, weight: Array, bias: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
+    """relu(y) of the same; a band of y is still in the cache."""
+    return convolve(input, weight, bias, True, stride, padding, dilation, groups)
+
+
+def convolve(input: Array, weight: Array, bias: Array | None, with_relu: bool, *settings: Any) -> Array:
+    """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O), or relu(y)."""
+    g = geometry(input.shape[2:], weight.shape, *settings)
     if is_pointwise(g):
-        return pointwise_forward(input, weight, bias, g)
+        return pointwise_forward(input, weight, bias, with_relu, g)
     if has_mirror(g) and is_folded(g, len(input)):
-        return folded(input, turned(weight, g), bias, mirrored(g))
-    return lowered(input, weight, bias, g)
+        return folded(input, turned(weight, g), bias, with_relu, mirrored(g))
+    return lowered(input, weight, bias, with_relu, g)
 
 
 def conv2d_input_grad(
@@ -42,19 +55,21 @@ def conv2d_input_grad(
     if is_pointwise(g):
         return pointwise_input_grad(dy, weight, g)
     if has_mirror(g) and not is_folded(mirrored(g), len(dy)):
-        return lowered(dy, turned(weight, g), None, mirrored(g))
-    return folded(dy, weight, None, g)
+        return lowered(dy, turned(weight, g), None, False, mirrored(g))
+    return folded(dy, weight, None, False, g)
 
 
-def lowered(input: Array, weight: Array, bias: Array | None, g: Geometry) -> Array:
-    """y (N, O, OH, OW) of input (N, C, H, W), which is lowered."""
+def lowered(input: Array, weight: Array, bias: Array | None, with_relu: bool, g: Geometry) -> Array:
+    """y (N, O, OH, OW), or relu(y), of input (N, C, H, W), which is lowered."""
     memory, y = batch_innermost((input.shape[0], weight.shape[0], *g.out), input.dtype)
     images = images_of(input, "images")
 
     def convolve_tile(part: Part, kind: Any, matrix: Any, band: Band, at: slice) -> None:
         tile = workspace(kind, band.g, at.stop - at.start, input.dtype)
-        part_of_bias = None if bias is None else bias[part.outputs]
-        tile.write_y(images[part.inputs, band.x, :, at], matrix, part_of_bias, memory[part.outputs, band.y, :, at])
+        part_of_bias, y_of_band = None if bias is None else bias[part.outputs], memory[part.outputs, band.y, :, at]
+        tile.write_y(images[part.inputs, band.x, :, at], matrix, part_of_bias, y_of_band)
+        if with_relu:
+            relu_forward(y_of_band, y_of_band)
 
     for part in parts(g, min(TILE, len(input)) * input.itemsize):
         kind = kind_of_tile(part.g, len(input))
@@ -63,8 +78,8 @@ def lowered(input: Array, weight: Array, bias: Array | None, g: Geometry) -> Arr
     return y
 
 
-def folded(dy: Array, weight: Array, bias: Array | None, g: Geometry) -> Array:
-    """dx (N, C, H, W) of dy (N, O, OH, OW), folded from products of dy; a bias (C) is added."""
+def folded(dy: Array, weight: Array, bias: Array | None, with_relu: bool, g: Geometry) -> Array:
+    """dx (N, C, H, W) of dy (N, O, OH, OW), folded from products of dy; plus a bias (C), or relu of that."""
     memory, dx = batch_innermost((dy.shape[0], g.groups * g.channels, *g.size), dy.dtype)
     dimages = images_of(dy, "gradient")
 
@@ -75,6 +90,8 @@ def folded(dy: Array, weight: Array, bias: Array | None, g: Geometry) -> Array:
         tile.write_input_grad(matrix, dx_of_band)
         if bias is not None:
             np.add(dx_of_band, bias[part.inputs, None, None, None], out=dx_of_band)
+        if with_relu:
+            relu_forward(dx_of_band, dx_of_band)
 
     for part in parts(g, min(TILE, len(dy)) * dy.itemsize):
         kind = kind_of_tile(part.g, len(dy))

@@ -17,9 +17,9 @@ def is_pointwise(g: Geometry) -> bool:
     return g.kernel == (1, 1) and g.padding == (0, 0) and g.groups == 1
 
 
-def pointwise_forward(input: Array, weight: Array, bias: Array | None, g: Geometry) -> Array:
-    """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C, 1, 1) and bias (O)."""
-    y = linear_forward(pixels(input, g.stride), weight.reshape(weight.shape[:2]), bias, None)
+def pointwise_forward(input: Array, weight: Array, bias: Array | None, with_relu: bool, g: Geometry) -> Array:
+    """y (N, O, OH, OW), or relu(y), of input (N, C, H, W), weight (O, C, 1, 1) and bias (O)."""
+    y = linear_forward(pixels(input, g.stride), weight.reshape(weight.shape[:2]), bias, "relu" if with_relu else None)
     return images(y, len(input), g.out)
 
 

@@ -94,6 +94,13 @@ def max_pool2d_gather(
     return np.sum(found, axis=0)
 
 
+def conv2d_relu_forward(
+    input: Array, weight: Array, bias: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Array:
+    """The two one after the other."""
+    return np.maximum(conv2d_forward(input, weight, bias, stride, padding, dilation, groups), 0)
+
+
 def conv2d_relu_max_pool2d_forward(
     input: Array, weight: Array, bias: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> tuple[Array, Array]:

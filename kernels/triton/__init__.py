@@ -11,6 +11,7 @@ from kernels.triton.activations import sigmoid_forward as sigmoid_forward
 from kernels.triton.activations import step_forward as step_forward
 from kernels.triton.conv2d import conv2d_forward as conv2d_forward
 from kernels.triton.conv2d import conv2d_input_grad as conv2d_input_grad
+from kernels.triton.conv2d import conv2d_relu_forward as conv2d_relu_forward
 from kernels.triton.conv2d import conv2d_weight_grad as conv2d_weight_grad
 from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_backward as conv2d_relu_max_pool2d_backward
 from kernels.triton.conv2d_relu_max_pool2d import conv2d_relu_max_pool2d_forward as conv2d_relu_max_pool2d_forward

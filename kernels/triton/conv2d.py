@@ -10,7 +10,7 @@ A program of the forward pass computes a tile of y: some places, which are a few
         values = input[c] at column kw under the windows of the place, each row once
         for output, map, kh:
             sums[output, map] += weight[map, c, kh, kw] values[row of output at kh]
-    y = sums + bias
+    y = phi(sums + bias)
 
 The input gradient is the same function, in which dy is the source, and C and O change places. With a stride it has parts, each of the
 pixels that meet the same rows and columns of the windows. A program of the weight gradient computes a tile of dweight, some maps and taps. The places of the whole batch are
@@ -28,6 +28,7 @@ maps use what is gathered for them. The sums of forward are in windows.py, what 
 """
 
 import math
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -35,6 +36,7 @@ from torch import Tensor
 
 from kernels.sizes import Pair
 from kernels.triton import tiles
+from kernels.triton.activations import relu
 from kernels.triton.launch import launch
 from kernels.triton.splits import add_splits, partial_sums
 from kernels.triton.tiles import Geometry
@@ -56,18 +58,20 @@ from kernels.triton.windows import (
 @triton.jit(do_not_specialize=["n"])
 def conv2d_forward_kernel(  # type: ignore[no-untyped-def]
     input_ptr, weight_ptr, bias_ptr, y_ptr, n, input_strides, bias_stride,
-    G: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    G: tl.constexpr, T: tl.constexpr, W: tl.constexpr, PHI: tl.constexpr,
 ):  # fmt: skip
-    """y (N, groups features, *out) of input (N, groups channels, *size)."""
-    convolve(input_ptr, None, input_strides, weight_ptr, bias_ptr, y_ptr, n, tl.program_id(0), bias_stride, G, T, W)
+    """phi(y) (N, groups features, *out) of input (N, groups channels, *size)."""
+    convolve(
+        input_ptr, None, input_strides, weight_ptr, bias_ptr, y_ptr, n, tl.program_id(0), bias_stride, G, T, W, PHI
+    )
 
 
 @triton.jit
 def convolve(  # type: ignore[no-untyped-def]
     src_ptr, positions_ptr, strides, weight_ptr, bias_ptr, out_ptr, n, program, bias_stride,
-    G: tl.constexpr, T: tl.constexpr, W: tl.constexpr,
+    G: tl.constexpr, T: tl.constexpr, W: tl.constexpr, PHI: tl.constexpr,
 ):  # fmt: skip
-    """A program's tile of out (N, groups features, *out), of src (N, groups channels, *size)."""
+    """A program's tile of out (N, groups features, *out), of src (N, groups channels, *size); PHI may be None."""
     sums, image, row, column, mask_m, group, first_o = tile_sums(
         src_ptr, positions_ptr, strides, weight_ptr, n, program, G, T, W
     )
@@ -77,7 +81,10 @@ def convolve(  # type: ignore[no-untyped-def]
         plane = image * (G.groups * G.features) + group * G.features + o
         out = out_ptr + plane * G.steps[0] + row * G.steps[1] + column * G.steps[2]
         for i in tl.static_range(ROWS):
-            tl.store(out + i * G.steps[1], (sums[i][m] + bias).to(out_ptr.dtype.element_ty), mask=mask)
+            y = sums[i][m] + bias
+            if PHI is not None:
+                y = PHI(y)
+            tl.store(out + i * G.steps[1], y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["n", "chunks", "weight_programs"], do_not_specialize_on_alignment=["dbias_ptr"])
@@ -112,7 +119,9 @@ def gradients_tile(  # type: ignore[no-untyped-def]
             )  # fmt: skip
     elif INPUT_T is not None:
         program -= weight_programs
-        convolve(dy_ptr, positions_ptr, dy_strides, weight_ptr, None, dinput_ptr, n, program, 0, INPUT_G, INPUT_T, W)
+        convolve(
+            dy_ptr, positions_ptr, dy_strides, weight_ptr, None, dinput_ptr, n, program, 0, INPUT_G, INPUT_T, W, None
+        )
 
 
 @triton.jit
@@ -309,6 +318,20 @@ def conv2d_forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
     """y (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O)."""
+    return forward(input, weight, bias, None, stride, padding, dilation, groups)
+
+
+def conv2d_relu_forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    """relu(y) of the same."""
+    return forward(input, weight, bias, relu, stride, padding, dilation, groups)
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, phi: Any, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:  # fmt: skip
+    """phi(y) (N, O, OH, OW) of input (N, C, H, W), weight (O, C/groups, KH, KW) and bias (O); without phi y."""
     n = input.shape[0]
     g = tiles.conv2d_geometry(weight.shape, input.shape[2:], tuple(stride), tuple(padding), tuple(dilation), groups)
     dot = tiles.dot_precision(g, input.dtype, tiles.GATHERING)
@@ -318,7 +341,7 @@ def conv2d_forward(
     if n:
         launch(
             conv2d_forward_kernel, tiles.conv2d_programs(n, g, t), input, weight, bias, y, n, input.stride(),
-            0 if bias is None else bias.stride(0), g, t, weight_strides(weight, g), num_warps=tiles.warps(dot), num_stages=1,
+            0 if bias is None else bias.stride(0), g, t, weight_strides(weight, g), phi, num_warps=tiles.warps(dot), num_stages=1,
         )  # fmt: skip
     return y
 

@@ -84,7 +84,7 @@ def test_a_kernel_is_compiled_without_the_others_of_its_file(file: str) -> None:
 )
 def test_convolutions_keep_their_sums_in_registers(plan: Any, file: str, batch: int, architecture: int) -> None:
     constants = plan((batch, 6, 14, 14), (16, 6, 5, 5), ((1, 1), (0, 0), (1, 1)), 1, 4).constants
-    no_spills(file, torch.float32, architecture, constants)
+    no_spills(file, torch.float32, architecture, constants | {"WITH_RELU": 1})
 
 
 def no_spills(file: str, dtype: torch.dtype, architecture: int, constants: dict[str, Any]) -> str:
@@ -114,7 +114,7 @@ def test_cross_entropy_keeps_its_registers(probabilities: int, architecture: int
 def test_products_keep_their_sums_in_registers(file: str, tile: int, dtype: torch.dtype, architecture: int) -> None:
     """With what takes the most registers: offsets of 64 bits, padding, and nothing read or stored together."""
     constants = {"TILE": tile, "WARP_SPLITS": WARP_SPLITS[tile][-1], "WIDTH_A": 1, "WIDTH_B": 1, "WIDTH_C": 1}
-    no_spills(file, dtype, architecture, constants | {"INDEX": "int64", "PADDED": 1})
+    no_spills(file, dtype, architecture, constants | {"INDEX": "int64", "PADDED": 1, "WITH_RELU": 1})
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_products_in_half_precision_run_on_tensor_cores(
     """From sm_80 on, as launchers believe, and with their sums in registers."""
     monkeypatch.setattr(launch, "limits", lambda like: launch.Limits(architecture, 1, 48 << 10, 48 << 10))
     constants = {"TILE": tile, "WARP_SPLITS": WARP_SPLITS[tile][-1], "WIDTH_A": width, "WIDTH_B": width}
-    of_convolutions = constants | {"WIDTH_C": width, "INDEX": "int64", "PADDED": int(width == 1)}
+    of_convolutions = constants | {"WIDTH_C": width, "INDEX": "int64", "PADDED": int(width == 1), "WITH_RELU": 1}
     for file, each in (
         ("linear", constants | {"ACTIVATION": ACTIVATIONS["sigmoid"]}),
         ("conv2d_product", of_convolutions),
@@ -154,7 +154,7 @@ def test_depthwise_convolutions_keep_their_sums_in_registers(
     plan = route(kind, (64, 64, 28, 28), (64, 1, window, window), windows, 64, dtype.itemsize, tensor_cores=False)
     assert isinstance(plan, Depthwise)
     file = "conv2d_depthwise" if kind == "forward" else "conv2d_depthwise_input_grad"
-    no_spills(file, dtype, 90, plan.constants | {"DENSE": 1})
+    no_spills(file, dtype, 90, plan.constants | {"DENSE": 1, "WITH_RELU": 1})
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_large_tiles_keep_their_sums_in_registers(dtype: torch.dtype, architectu
     constants = {"TILE": 128, "WARP_SPLITS": 1}
     copied = constants | {"WIDTH_A": linear.COPIED, "WIDTH_B": linear.COPIED, "ACTIVATION": ACTIVATIONS["sigmoid"]}
     assert "cp.async.cg" in no_spills("linear", dtype, architecture, copied)
-    gathered = constants | {"WIDTH_A": 1, "WIDTH_B": 1, "WIDTH_C": 1, "INDEX": "int64", "PADDED": 1}
+    gathered = constants | {"WIDTH_A": 1, "WIDTH_B": 1, "WIDTH_C": 1, "INDEX": "int64", "PADDED": 1, "WITH_RELU": 1}
     assert TENSOR_CORES.search(no_spills(file, dtype, architecture, gathered))
 
 

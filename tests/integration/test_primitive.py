@@ -54,6 +54,7 @@ def arguments(n: int) -> dict[str, list[dict[str, Any]]]:
         "conv2d_weight_grad": [
             {"dy": dy, "input": image, "kernel_size": (3, 2), "with_bias": bias} | CONVOLUTION for bias in (False, True)
         ],
+        "conv2d_relu_forward": [convolution | {"bias": torch.randn(6)}],
         "conv2d_relu_max_pool2d_forward": [convolution | {"bias": bias} for bias in (None, torch.randn(6))],
         "conv2d_relu_max_pool2d_backward": [
             convolution | backward | {"needed": needed}
@@ -264,6 +265,7 @@ EXOTIC = {
 }
 CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
     "conv2d": (F.conv2d, ((1, 2, 4, 4), (3, 2, 2, 2), (3,))),
+    "conv2d_relu": (F.conv2d_relu, ((1, 2, 4, 4), (3, 2, 2, 2), (3,))),
     "conv2d_relu_max_pool2d": (F.conv2d_relu_max_pool2d, ((1, 2, 4, 4), (3, 2, 2, 2), (3,))),
     "conv_transpose2d": (F.conv_transpose2d, ((1, 2, 4, 4), (2, 3, 2, 2))),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2), ((1, 2, 4, 4),)),

@@ -31,6 +31,7 @@ def weight(requires_grad: bool = False) -> Tensor:
         (lambda: F.conv2d(image(True), weight()), ["conv2d_input_grad"]),
         (lambda: F.conv2d(image(), weight(True)), ["conv2d_weight_grad"]),
         (lambda: F.conv2d(image(True), weight(True)), ["conv2d_input_grad", "conv2d_weight_grad"]),
+        (lambda: F.conv2d_relu(image(True), weight()), ["conv2d_input_grad", "relu_backward"]),
         (lambda: F.conv2d_relu_max_pool2d(image(True), weight()), ["conv2d_relu_max_pool2d_backward"]),
         (lambda: F.linear(torch.randn(2, 3), torch.randn(4, 3, requires_grad=True)), ["linear_backward"]),
         (lambda: F.mse_loss(image(True), image()), ["mse_loss_backward"]),

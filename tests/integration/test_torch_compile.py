@@ -105,6 +105,7 @@ OPERATIONS = {
     "cross_entropy": lambda x: nn.functional.cross_entropy(x, torch.ones_like(x)),
     "cross_entropy of classes": lambda x: nn.functional.cross_entropy(x, x[:, 0].gt(0).long(), label_smoothing=0.1),
     "linear": lambda x: nn.functional.linear(x, torch.ones(4, 6)),
+    "conv2d_relu": lambda x: nn.functional.conv2d_relu(x, torch.ones(3, 2, 3, 3), padding="same"),
     "conv2d_relu_max_pool2d": lambda x: nn.functional.conv2d_relu_max_pool2d(x, torch.ones(3, 2, 3, 3), padding="same"),
 }
 

@@ -28,6 +28,7 @@ GEOMETRY = {"stride": (1, 2), "padding": (1, 0), "dilation": (2, 1), "groups": 2
 theirs = SimpleNamespace(
     **vars(torch.nn.functional)
     | {
+        "conv2d_relu": lambda *args, **kwargs: torch.conv2d(*args, **kwargs).relu(),
         "conv2d_relu_max_pool2d": lambda *args, **kwargs: torch.max_pool2d(torch.conv2d(*args, **kwargs).relu(), 2),
         "linear_relu": lambda *args: torch.nn.functional.linear(*args).relu(),
         "step": lambda x: (x.sign() + 1) / 2,
@@ -40,6 +41,7 @@ OPERATIONS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
         lambda F, x, w, b: F.conv_transpose2d(x, w, b, **GEOMETRY),
         ((2, 4, 2, 3), (4, 2, 2, 2), (4,)),
     ),
+    "conv2d_relu": (lambda F, x, w, b: F.conv2d_relu(x, w, b, **GEOMETRY), ((2, 4, 6, 5), (6, 2, 3, 2), (6,))),
     "conv2d_relu_max_pool2d": (
         lambda F, x, w, b: F.conv2d_relu_max_pool2d(x, w, b, **GEOMETRY),
         ((2, 4, 7, 6), (6, 2, 3, 2), (6,)),

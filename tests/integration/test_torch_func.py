@@ -28,6 +28,7 @@ CALLS: dict[str, tuple[Any, tuple[tuple[int, ...], ...]]] = {
         lambda x, w, b: F.conv_transpose2d(x, w, b, output_padding=(1, 2), **TRANSPOSED),  # type: ignore[arg-type]
         ((2, 4, 2, 3), (4, 2, 2, 2), (4,)),
     ),
+    "conv2d_relu": (lambda x, w, b: F.conv2d_relu(x, w, b, **CONVOLUTION), ((2, 4, 4, 4), (4, 2, 3, 2), (4,))),
     "conv2d_relu_max_pool2d": (
         lambda x, w, b: F.conv2d_relu_max_pool2d(x, w, b, **CONVOLUTION),
         ((2, 4, 6, 4), (4, 2, 3, 2), (4,)),

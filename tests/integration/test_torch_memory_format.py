@@ -107,6 +107,7 @@ def test_modules() -> None:
 
 CALLS: dict[str, Callable[..., Tensor]] = {
     "conv2d": lambda x, weight: ours.conv2d(x, weight),
+    "conv2d_relu": lambda x, weight: ours.conv2d_relu(x, weight),
     "conv2d_relu_max_pool2d": lambda x, weight: ours.conv2d_relu_max_pool2d(x, weight),
     "max_pool2d": lambda x, weight: ours.max_pool2d(x, 2),
     "indices": lambda x, weight: ours.max_pool2d(x, 2, return_indices=True)[1],

@@ -52,6 +52,7 @@ ROWS, IMAGES, KERNEL = torch.randn(3, 4), torch.randn(2, 1, 6, 6), torch.randn(2
 BIAS = torch.randn(1)
 CALLS: dict[str, tuple[Callable[[Any], Any], torch.Tensor]] = {
     "conv2d": (lambda x: F.conv2d(x, KERNEL, None, 1, "same"), IMAGES),
+    "conv2d_relu": (lambda x: F.conv2d_relu(x, KERNEL, padding=1), IMAGES),
     "conv2d_relu_max_pool2d": (lambda x: F.conv2d_relu_max_pool2d(x, KERNEL, padding=1), IMAGES),
     "conv_transpose2d": (lambda x: F.conv_transpose2d(x, KERNEL[:1], BIAS, 2, 1, 1), IMAGES),
     "max_pool2d": (lambda x: F.max_pool2d(x, 2, 1, ceil_mode=True, return_indices=True), IMAGES),

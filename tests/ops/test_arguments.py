@@ -26,6 +26,10 @@ import kernels.optim
 from kernels.ops.conv2d import checked_geometry
 
 
+def conv2d_relu(*args: Any, **kwargs: Any) -> Tensor:
+    return torch_functional.relu(torch_functional.conv2d(*args, **kwargs))
+
+
 def conv2d_relu_max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
     return torch_functional.max_pool2d(torch_functional.relu(torch_functional.conv2d(*args, **kwargs)), 2)
 
@@ -49,6 +53,7 @@ OURS = SimpleNamespace(F=kernels.functional, nn=kernels.nn, optim=kernels.optim)
 TORCHS = SimpleNamespace(
     F=SimpleNamespace(
         **{name: getattr(torch_functional, name) for name in NAMES},
+        conv2d_relu=conv2d_relu,
         conv2d_relu_max_pool2d=conv2d_relu_max_pool2d,
         linear_relu=linear_relu,
     ),
@@ -114,7 +119,7 @@ ARGUMENTS: dict[str, Callable[[Any, Any], Any]] = {
         f"{name} {argument}": lambda library, value, name=name, argument=argument: getattr(library.F, name)(
             **{"input": IMAGE, "weight": WEIGHT, "bias": BIAS} | {argument: value}
         )
-        for name in ("conv2d", "conv2d_relu_max_pool2d")
+        for name in ("conv2d", "conv2d_relu", "conv2d_relu_max_pool2d")
         for argument in ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     },
     **{
@@ -278,7 +283,7 @@ pairs = st.one_of(numbers, st.tuples(numbers, numbers), st.tuples(numbers), st.s
 def calls(draw: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """A function, its arguments and keyword arguments; about one in two is wrong."""
     name, dtype = (
-        draw(st.sampled_from(NAMES + ("conv2d_relu_max_pool2d", "linear_relu"))),
+        draw(st.sampled_from(NAMES + ("conv2d_relu", "conv2d_relu_max_pool2d", "linear_relu"))),
         draw(st.sampled_from(DTYPES)),
     )
     n, c, o, groups = (draw(st.sampled_from(lengths)) for lengths in ((2, 1, 0), (1, 2, 0), (1, 2), (1, 1, 2)))

@@ -97,7 +97,7 @@ def test_third_derivative() -> None:
 
 @pytest.mark.parametrize("shape", ((4, 2, 3, 3), (4, 1, 3, 3), (4, 2, 1, 1), (1, 2, 1, 3)), ids=str)
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=str)
-@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu_max_pool2d), ids=("conv2d", "conv2d_relu_max_pool2d"))
+@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu, F.conv2d_relu_max_pool2d), ids=lambda f: f.__name__)
 def test_gradients_have_the_strides_of_parameters(function: Any, layout: torch.memory_format, shape: Any) -> None:
     input, bias = torch.randn(3, shape[1], 6, 6), torch.randn(shape[0], requires_grad=True)
     dense = torch.randn(shape, requires_grad=True)
@@ -252,7 +252,7 @@ def test_more_groups_than_a_grid_has_rows() -> None:
     ),
     ids=str,
 )
-@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu_max_pool2d), ids=("conv2d", "conv2d_relu_max_pool2d"))
+@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu, F.conv2d_relu_max_pool2d), ids=lambda f: f.__name__)
 def test_errors(function: Any, change: dict[str, Any], error: type[Exception], named: str) -> None:
     good = {"input": torch.zeros(1, 2, 4, 4), "weight": torch.zeros(3, 2, 2, 2), "bias": torch.zeros(3)}
     with pytest.raises(error) as theirs:
@@ -281,7 +281,7 @@ def test_no_channels(batch: Any, kernel: Any, with_bias: bool) -> None:
 
 
 @pytest.mark.parametrize("size", ((0, 5), (5, 0), (0, 0)), ids=str)
-@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu_max_pool2d), ids=("conv2d", "conv2d_relu_max_pool2d"))
+@pytest.mark.parametrize("function", (F.conv2d, F.conv2d_relu, F.conv2d_relu_max_pool2d), ids=lambda f: f.__name__)
 def test_images_without_pixels(function: Any, size: Any) -> None:
     """Padding does not help, but where there is no image."""
     weight = torch.ones(3, 2, 2, 2)

@@ -8,7 +8,7 @@ import torch.nn.functional as theirs
 
 import kernels.functional as F
 
-OWN = {"conv2d_relu_max_pool2d", "linear_relu", "step"}
+OWN = {"conv2d_relu", "conv2d_relu_max_pool2d", "linear_relu", "step"}
 
 
 @pytest.mark.parametrize("name", sorted(set(F.__all__) - OWN - {"conv2d", "conv_transpose2d", "linear", "max_pool2d"}))

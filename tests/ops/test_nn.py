@@ -180,8 +180,8 @@ def test_unknown_activation_and_epilogue() -> None:
         nn.Linear(1, 1, activation="tanh")
     with pytest.raises(ValueError, match="activation .*got 'tanh'"):
         nn.Linear(1, 1)(torch.ones(1), activation="tanh")
-    with pytest.raises(ValueError, match="epilogue .*'relu_max_pool2d', got 'relu'"):
-        nn.Conv2d(1, 1, 1)(torch.ones(1, 1, 1, 1), epilogue="relu")
+    with pytest.raises(ValueError, match="epilogue .*'relu_max_pool2d', got 'tanh'"):
+        nn.Conv2d(1, 1, 1)(torch.ones(1, 1, 1, 1), epilogue="tanh")
 
 
 @pytest.mark.parametrize("padding_mode", ("zeros", "reflect", "replicate", "circular"))
@@ -191,6 +191,7 @@ def test_conv2d_with_epilogue(padding_mode: str) -> None:
     torch.testing.assert_close(
         module(x, epilogue="relu_max_pool2d"), torch.max_pool2d(torch.nn.Conv2d.forward(module, x).relu(), 2)
     )
+    torch.testing.assert_close(module(x, epilogue="relu"), torch.nn.Conv2d.forward(module, x).relu())
 
 
 def test_conv_transpose2d_to_a_size() -> None:
