@@ -65,7 +65,7 @@ using accum = widened<scalar>::type;
 
 __device__ __forceinline__ scalar narrow(accum x) { return narrowing<scalar>::round(x); }
 
-__device__ __forceinline__ accum relu(accum x) { return x <= 0 ? accum(0) : x; }  // NaN stays NaN
+template <typename T> __device__ __forceinline__ T relu(T x) { return x <= 0 ? T(0) : x; }  // NaN is not <= 0, so it stays
 
 // Where the elements of up to five tensors of one shape lie, whatever their strides: dimensions in the memory order of
 // tensor 0, the fastest last, and merged where every tensor allows it. elementwise.py makes it.

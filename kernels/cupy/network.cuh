@@ -66,8 +66,6 @@ template <int LANES = 32, typename T> __device__ __forceinline__ T warp_sum(T su
     return sum;
 }
 
-__device__ __forceinline__ float relu(float x) { return x <= 0 ? 0 : x; }  // NaN is not <= 0, so it stays
-
 // N neighbours in one access; the place of the first is a multiple of N.
 template <int N> __device__ __forceinline__ pack<float, N> load(const float* from) {
     return *reinterpret_cast<const pack<float, N>*>(from);
