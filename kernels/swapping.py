@@ -75,8 +75,8 @@ def swap(model: torch.nn.Module) -> SwapReport:
     few images in a batch. Time over torch's at batch 32 (LeNet 64), one thread, AVX2, forward and backward / forward
     alone:
 
-    LeNet 0.73 / 0.64, MLP 1.07 / 1.18, VGG 1.05 / 0.97, ResNet 1.17 / 1.33, MobileNet 1.06 / 1.19,
-    UNet 1.38 / 1.28, DCGAN 1.10 / 1.01, ViT 1.25 / 1.42; from run to run 0.2 more or less.
+    LeNet 0.73 / 0.64, MLP 1.15 / 1.18, VGG 1.02 / 0.88, ResNet 1.23 / 1.25, MobileNet 1.15 / 1.13,
+    UNet 1.31 / 1.17, DCGAN 1.12 / 1.00, ViT 1.24 / 1.43; from run to run 0.2 more or less.
 
     docs/drop-in.md has the measurement, and when not to swap.
     """
