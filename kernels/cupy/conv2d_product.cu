@@ -21,7 +21,8 @@ template <typename Place> __device__ __forceinline__ void store_pixels(scalar* t
     }
 }
 
-// y, with WITH_RELU relu(y), (N, groups * maps, OH, OW), contiguous, of x (N, groups * channels, H, W). Blocks of a pixel's maps follow each other.
+// y, with WITH_RELU relu(y), (N, groups * maps, OH, OW), contiguous, of x (N, groups * channels, H, W). Blocks of a pixel's
+// maps follow each other.
 extern "C" __global__ void __launch_bounds__(BLOCK, RESIDENT) conv2d_product_forward(
     const scalar* x, const scalar* weight, const scalar* bias, scalar* y, Sizes s, Strides of_x, WeightStrides of_weight,
     int64 of_bias

@@ -2,7 +2,7 @@
 
     y = relu(conv2d(input, weight, bias))
 
-The convolution's output never reaches memory, and y is all that the gradient of ReLU needs.
+The convolution's output is not kept: y is all that the gradient of ReLU needs.
 """
 
 from collections.abc import Sequence
